@@ -1,0 +1,5 @@
+// Package platforms links in every backend of this architecture: import it for
+// its side effect, then use platform.Lookup.
+//
+// It must hold nothing but imports.
+package platforms
