@@ -128,6 +128,11 @@ type FileDescription struct {
 	flags atomic.Uint32
 	path  func() string
 
+	// watchMu protects watchers, which hear of the last DecRef: epoll instances
+	// forget a file when it is closed.
+	watchMu  sync.Mutex
+	watchers map[any]func()
+
 	offMu sync.Mutex // held during reads and writes at the offset, as Linux does
 	off   int64
 }
@@ -167,10 +172,34 @@ func (f *FileDescription) TryIncRef() bool {
 func (f *FileDescription) DecRef() {
 	switch n := f.refs.Add(-1); {
 	case n == 0:
+		f.watchMu.Lock()
+		watchers := f.watchers
+		f.watchers = nil
+		f.watchMu.Unlock()
+		for _, gone := range watchers {
+			gone()
+		}
 		f.impl.Release()
 	case n < 0:
 		panic("vfs: FileDescription.DecRef without a reference")
 	}
+}
+
+// watchRelease makes gone be called before the file is released, unless
+// unwatchRelease(key) comes first. The caller must hold a reference.
+func (f *FileDescription) watchRelease(key any, gone func()) {
+	f.watchMu.Lock()
+	defer f.watchMu.Unlock()
+	if f.watchers == nil {
+		f.watchers = make(map[any]func())
+	}
+	f.watchers[key] = gone
+}
+
+func (f *FileDescription) unwatchRelease(key any) {
+	f.watchMu.Lock()
+	delete(f.watchers, key)
+	f.watchMu.Unlock()
 }
 
 // StatusFlags returns the access mode and status flags (fcntl(F_GETFL)).
