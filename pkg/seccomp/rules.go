@@ -5,23 +5,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
-)
 
-// Data is struct seccomp_data of <linux/seccomp.h>: what a filter sees of a
-// system call.
-type Data struct {
-	// Nr is the system call number as the kernel sees it (int, kept
-	// unsigned because filters compare unsigned).
-	Nr uint32
-	// Arch is the AUDIT_ARCH_* value of the calling convention.
-	Arch uint32
-	// IP is the address of the instruction after the system call
-	// instruction.
-	IP uint64
-	// Args are the six argument registers, all 64 bits of each, whatever
-	// the C type of the argument.
-	Args [6]uint64
-}
+	"github.com/ringfence/ringfence/pkg/bpf"
+)
 
 // SyscallRule decides, from everything but its number, whether a system call
 // is matched. The implementations are MatchAll, PerArg, Or and And.
@@ -31,7 +17,7 @@ type SyscallRule interface {
 	// matches is the definition of the rule's meaning; compiled programs are
 	// tested against it. It also seals the interface: the compiler knows
 	// every rule type.
-	matches(d *Data) bool
+	matches(d *bpf.Data) bool
 }
 
 // MatchAll matches every call.
@@ -51,9 +37,9 @@ type Or []SyscallRule
 // And matches when all of its rules match. The empty And matches everything.
 type And []SyscallRule
 
-func (MatchAll) matches(*Data) bool { return true }
+func (MatchAll) matches(*bpf.Data) bool { return true }
 
-func (r PerArg) matches(d *Data) bool {
+func (r PerArg) matches(d *bpf.Data) bool {
 	for i, m := range r {
 		if m == nil {
 			continue
@@ -69,11 +55,11 @@ func (r PerArg) matches(d *Data) bool {
 	return true
 }
 
-func (r Or) matches(d *Data) bool {
+func (r Or) matches(d *bpf.Data) bool {
 	return slices.ContainsFunc(r, func(s SyscallRule) bool { return s.matches(d) })
 }
 
-func (r And) matches(d *Data) bool {
+func (r And) matches(d *bpf.Data) bool {
 	return !slices.ContainsFunc(r, func(s SyscallRule) bool { return !s.matches(d) })
 }
 
