@@ -92,7 +92,7 @@ func (s *source) program(n int) Program {
 			code, k := plainCodes[s.n(len(plainCodes))], s.constant()
 			switch code {
 			case Ld | W | Abs:
-				k = k % 3 * 4
+				k = []uint32{OffNr, OffArg(0), OffHigh(OffArg(0)), OffArg(5)}[k%4]
 			case Ld | Mem, Ldx | Mem, St, Stx:
 				k = k % 3 * 5
 			case Alu | Div | K:
