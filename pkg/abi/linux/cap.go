@@ -52,3 +52,46 @@ const (
 	LINUX_CAPABILITY_VERSION_2 = 0x20071026
 	LINUX_CAPABILITY_VERSION_3 = 0x20080522
 )
+
+// CapUserHeader is struct __user_cap_header_struct (capget(2)).
+type CapUserHeader struct {
+	Version uint32
+	PID     int32
+}
+
+func (s *CapUserHeader) fields(c *codec) {
+	c.u32(&s.Version)
+	c.i32(&s.PID)
+}
+
+// SizeBytes implements Struct.
+func (s *CapUserHeader) SizeBytes() int { return 8 }
+
+// MarshalBytes implements Struct.
+func (s *CapUserHeader) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *CapUserHeader) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// CapUserData is struct __user_cap_data_struct; versions 2 and 3 use two of them,
+// the low capabilities first.
+type CapUserData struct {
+	Effective   uint32
+	Permitted   uint32
+	Inheritable uint32
+}
+
+func (s *CapUserData) fields(c *codec) {
+	c.u32(&s.Effective)
+	c.u32(&s.Permitted)
+	c.u32(&s.Inheritable)
+}
+
+// SizeBytes implements Struct.
+func (s *CapUserData) SizeBytes() int { return 12 }
+
+// MarshalBytes implements Struct.
+func (s *CapUserData) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *CapUserData) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }

@@ -89,3 +89,79 @@ const (
 	NT_ARM_SVE         = 0x405
 	NT_ARM_PAC_MASK    = 0x406
 )
+
+// ELFHeader is Elf64_Ehdr (elf(5)).
+type ELFHeader struct {
+	Ident     [16]byte
+	Type      uint16
+	Machine   uint16
+	Version   uint32
+	Entry     uint64
+	Phoff     uint64
+	Shoff     uint64
+	Flags     uint32
+	Ehsize    uint16
+	Phentsize uint16
+	Phnum     uint16
+	Shentsize uint16
+	Shnum     uint16
+	Shstrndx  uint16
+}
+
+func (s *ELFHeader) fields(c *codec) {
+	c.raw(s.Ident[:])
+	c.u16(&s.Type)
+	c.u16(&s.Machine)
+	c.u32(&s.Version)
+	c.u64(&s.Entry)
+	c.u64(&s.Phoff)
+	c.u64(&s.Shoff)
+	c.u32(&s.Flags)
+	c.u16(&s.Ehsize)
+	c.u16(&s.Phentsize)
+	c.u16(&s.Phnum)
+	c.u16(&s.Shentsize)
+	c.u16(&s.Shnum)
+	c.u16(&s.Shstrndx)
+}
+
+// SizeBytes implements Struct.
+func (s *ELFHeader) SizeBytes() int { return 64 }
+
+// MarshalBytes implements Struct.
+func (s *ELFHeader) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *ELFHeader) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// ELFProgram is Elf64_Phdr (elf(5)).
+type ELFProgram struct {
+	Type   uint32
+	Flags  uint32
+	Off    uint64
+	Vaddr  uint64
+	Paddr  uint64
+	Filesz uint64
+	Memsz  uint64
+	Align  uint64
+}
+
+func (s *ELFProgram) fields(c *codec) {
+	c.u32(&s.Type)
+	c.u32(&s.Flags)
+	c.u64(&s.Off)
+	c.u64(&s.Vaddr)
+	c.u64(&s.Paddr)
+	c.u64(&s.Filesz)
+	c.u64(&s.Memsz)
+	c.u64(&s.Align)
+}
+
+// SizeBytes implements Struct.
+func (s *ELFProgram) SizeBytes() int { return 56 }
+
+// MarshalBytes implements Struct.
+func (s *ELFProgram) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *ELFProgram) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }

@@ -198,3 +198,95 @@ const (
 	SFD_CLOEXEC  = 0x80000
 	SFD_NONBLOCK = 0x800
 )
+
+// Flock is struct flock (fcntl(2)).
+type Flock struct {
+	Type   int16
+	Whence int16
+	_      [4]byte
+	Start  int64
+	Len    int64
+	PID    int32
+	_      [4]byte
+}
+
+func (s *Flock) fields(c *codec) {
+	c.i16(&s.Type)
+	c.i16(&s.Whence)
+	c.pad(4)
+	c.i64(&s.Start)
+	c.i64(&s.Len)
+	c.i32(&s.PID)
+	c.pad(4)
+}
+
+// SizeBytes implements Struct.
+func (s *Flock) SizeBytes() int { return 32 }
+
+// MarshalBytes implements Struct.
+func (s *Flock) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *Flock) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// FOwnerEx is struct f_owner_ex (F_SETOWN_EX).
+type FOwnerEx struct {
+	Type int32
+	PID  int32
+}
+
+func (s *FOwnerEx) fields(c *codec) {
+	c.i32(&s.Type)
+	c.i32(&s.PID)
+}
+
+// SizeBytes implements Struct.
+func (s *FOwnerEx) SizeBytes() int { return 8 }
+
+// MarshalBytes implements Struct.
+func (s *FOwnerEx) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *FOwnerEx) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// OpenHow is struct open_how (openat2(2)).
+type OpenHow struct {
+	Flags   uint64
+	Mode    uint64
+	Resolve uint64
+}
+
+func (s *OpenHow) fields(c *codec) {
+	c.u64(&s.Flags)
+	c.u64(&s.Mode)
+	c.u64(&s.Resolve)
+}
+
+// SizeBytes implements Struct.
+func (s *OpenHow) SizeBytes() int { return 24 }
+
+// MarshalBytes implements Struct.
+func (s *OpenHow) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *OpenHow) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// IOVec is struct iovec (readv(2)).
+type IOVec struct {
+	Base uint64
+	Len  uint64
+}
+
+func (s *IOVec) fields(c *codec) {
+	c.u64(&s.Base)
+	c.u64(&s.Len)
+}
+
+// SizeBytes implements Struct.
+func (s *IOVec) SizeBytes() int { return 16 }
+
+// MarshalBytes implements Struct.
+func (s *IOVec) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *IOVec) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }

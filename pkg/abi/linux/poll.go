@@ -74,3 +74,130 @@ const (
 const (
 	FD_SETSIZE = 1024
 )
+
+// PollFD is struct pollfd (poll(2)).
+type PollFD struct {
+	FD      int32
+	Events  int16
+	REvents int16
+}
+
+func (s *PollFD) fields(c *codec) {
+	c.i32(&s.FD)
+	c.i16(&s.Events)
+	c.i16(&s.REvents)
+}
+
+// SizeBytes implements Struct.
+func (s *PollFD) SizeBytes() int { return 8 }
+
+// MarshalBytes implements Struct.
+func (s *PollFD) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *PollFD) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// InotifyEvent is struct inotify_event (inotify(7)) without the name of Len bytes
+// that follows.
+type InotifyEvent struct {
+	WD     int32
+	Mask   uint32
+	Cookie uint32
+	Len    uint32
+}
+
+func (s *InotifyEvent) fields(c *codec) {
+	c.i32(&s.WD)
+	c.u32(&s.Mask)
+	c.u32(&s.Cookie)
+	c.u32(&s.Len)
+}
+
+// SizeBytes implements Struct.
+func (s *InotifyEvent) SizeBytes() int { return 16 }
+
+// MarshalBytes implements Struct.
+func (s *InotifyEvent) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *InotifyEvent) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// SignalfdSiginfo is struct signalfd_siginfo (signalfd(2)).
+type SignalfdSiginfo struct {
+	Signo    uint32
+	Errno    int32
+	Code     int32
+	PID      uint32
+	UID      uint32
+	FD       int32
+	TID      uint32
+	Band     uint32
+	Overrun  uint32
+	TrapNo   uint32
+	Status   int32
+	Int      int32
+	Ptr      uint64
+	Utime    uint64
+	Stime    uint64
+	Addr     uint64
+	AddrLSB  uint16
+	_        [2]byte
+	Syscall  int32
+	CallAddr uint64
+	Arch     uint32
+	_        [28]byte
+}
+
+func (s *SignalfdSiginfo) fields(c *codec) {
+	c.u32(&s.Signo)
+	c.i32(&s.Errno)
+	c.i32(&s.Code)
+	c.u32(&s.PID)
+	c.u32(&s.UID)
+	c.i32(&s.FD)
+	c.u32(&s.TID)
+	c.u32(&s.Band)
+	c.u32(&s.Overrun)
+	c.u32(&s.TrapNo)
+	c.i32(&s.Status)
+	c.i32(&s.Int)
+	c.u64(&s.Ptr)
+	c.u64(&s.Utime)
+	c.u64(&s.Stime)
+	c.u64(&s.Addr)
+	c.u16(&s.AddrLSB)
+	c.pad(2)
+	c.i32(&s.Syscall)
+	c.u64(&s.CallAddr)
+	c.u32(&s.Arch)
+	c.pad(28)
+}
+
+// SizeBytes implements Struct.
+func (s *SignalfdSiginfo) SizeBytes() int { return 128 }
+
+// MarshalBytes implements Struct.
+func (s *SignalfdSiginfo) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SignalfdSiginfo) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// SigsetArg is the last argument of pselect6(2): a signal set's address and size.
+type SigsetArg struct {
+	Addr uint64
+	Size uint64
+}
+
+func (s *SigsetArg) fields(c *codec) {
+	c.u64(&s.Addr)
+	c.u64(&s.Size)
+}
+
+// SizeBytes implements Struct.
+func (s *SigsetArg) SizeBytes() int { return 16 }
+
+// MarshalBytes implements Struct.
+func (s *SigsetArg) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SigsetArg) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }

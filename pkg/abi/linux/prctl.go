@@ -104,3 +104,51 @@ const (
 	LINUX_REBOOT_CMD_POWER_OFF = 0x4321fedc
 	LINUX_REBOOT_CMD_RESTART   = 0x1234567
 )
+
+// SeccompData is struct seccomp_data (seccomp(2)).
+type SeccompData struct {
+	Nr   int32
+	Arch uint32
+	IP   uint64
+	Args [6]uint64
+}
+
+func (s *SeccompData) fields(c *codec) {
+	c.i32(&s.Nr)
+	c.u32(&s.Arch)
+	c.u64(&s.IP)
+	for i := range s.Args {
+		c.u64(&s.Args[i])
+	}
+}
+
+// SizeBytes implements Struct.
+func (s *SeccompData) SizeBytes() int { return 64 }
+
+// MarshalBytes implements Struct.
+func (s *SeccompData) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SeccompData) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// SockFprog is struct sock_fprog, the program of a seccomp filter.
+type SockFprog struct {
+	Len    uint16
+	_      [6]byte
+	Filter uint64
+}
+
+func (s *SockFprog) fields(c *codec) {
+	c.u16(&s.Len)
+	c.pad(6)
+	c.u64(&s.Filter)
+}
+
+// SizeBytes implements Struct.
+func (s *SockFprog) SizeBytes() int { return 16 }
+
+// MarshalBytes implements Struct.
+func (s *SockFprog) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SockFprog) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }

@@ -132,3 +132,166 @@ const (
 	KCMP_FS      = 3
 	KCMP_SIGHAND = 4
 )
+
+// CloneArgs is struct clone_args (clone3(2)), version 2. Older versions end after
+// TLS and SetTidSize.
+type CloneArgs struct {
+	Flags      uint64
+	PidFD      uint64
+	ChildTID   uint64
+	ParentTID  uint64
+	ExitSignal uint64
+	Stack      uint64
+	StackSize  uint64
+	TLS        uint64
+	SetTid     uint64
+	SetTidSize uint64
+	Cgroup     uint64
+}
+
+func (s *CloneArgs) fields(c *codec) {
+	c.u64(&s.Flags)
+	c.u64(&s.PidFD)
+	c.u64(&s.ChildTID)
+	c.u64(&s.ParentTID)
+	c.u64(&s.ExitSignal)
+	c.u64(&s.Stack)
+	c.u64(&s.StackSize)
+	c.u64(&s.TLS)
+	c.u64(&s.SetTid)
+	c.u64(&s.SetTidSize)
+	c.u64(&s.Cgroup)
+}
+
+// SizeBytes implements Struct.
+func (s *CloneArgs) SizeBytes() int { return 88 }
+
+// MarshalBytes implements Struct.
+func (s *CloneArgs) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *CloneArgs) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// SchedParam is struct sched_param (sched_setparam(2)).
+type SchedParam struct {
+	Priority int32
+}
+
+func (s *SchedParam) fields(c *codec) {
+	c.i32(&s.Priority)
+}
+
+// SizeBytes implements Struct.
+func (s *SchedParam) SizeBytes() int { return 4 }
+
+// MarshalBytes implements Struct.
+func (s *SchedParam) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SchedParam) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// SchedAttr is struct sched_attr (sched_setattr(2)), with utilisation clamps.
+type SchedAttr struct {
+	Size     uint32
+	Policy   uint32
+	Flags    uint64
+	Nice     int32
+	Priority uint32
+	Runtime  uint64
+	Deadline uint64
+	Period   uint64
+	UtilMin  uint32
+	UtilMax  uint32
+}
+
+func (s *SchedAttr) fields(c *codec) {
+	c.u32(&s.Size)
+	c.u32(&s.Policy)
+	c.u64(&s.Flags)
+	c.i32(&s.Nice)
+	c.u32(&s.Priority)
+	c.u64(&s.Runtime)
+	c.u64(&s.Deadline)
+	c.u64(&s.Period)
+	c.u32(&s.UtilMin)
+	c.u32(&s.UtilMax)
+}
+
+// SizeBytes implements Struct.
+func (s *SchedAttr) SizeBytes() int { return 56 }
+
+// MarshalBytes implements Struct.
+func (s *SchedAttr) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SchedAttr) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// RobustListHead is struct robust_list_head (get_robust_list(2)).
+type RobustListHead struct {
+	List          uint64
+	FutexOffset   int64
+	ListOpPending uint64
+}
+
+func (s *RobustListHead) fields(c *codec) {
+	c.u64(&s.List)
+	c.i64(&s.FutexOffset)
+	c.u64(&s.ListOpPending)
+}
+
+// SizeBytes implements Struct.
+func (s *RobustListHead) SizeBytes() int { return 24 }
+
+// MarshalBytes implements Struct.
+func (s *RobustListHead) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *RobustListHead) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// Rseq is struct rseq (linux/rseq.h) as of its first version.
+type Rseq struct {
+	CPUIDStart uint32
+	CPUID      uint32
+	RseqCS     uint64
+	Flags      uint32
+	NodeID     uint32
+	MMCID      uint32
+	_          [4]byte
+}
+
+func (s *Rseq) fields(c *codec) {
+	c.u32(&s.CPUIDStart)
+	c.u32(&s.CPUID)
+	c.u64(&s.RseqCS)
+	c.u32(&s.Flags)
+	c.u32(&s.NodeID)
+	c.u32(&s.MMCID)
+	c.pad(4)
+}
+
+// SizeBytes implements Struct.
+func (s *Rseq) SizeBytes() int { return 32 }
+
+// MarshalBytes implements Struct.
+func (s *Rseq) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *Rseq) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// WaitStatusContinued is the status of a child that SIGCONT resumed.
+const WaitStatusContinued = 0xffff
+
+// WaitStatusExited returns wait4(2)'s status of a process that called exit(code).
+func WaitStatusExited(code int32) uint32 { return uint32(code) & 0xff << 8 }
+
+// WaitStatusKilled returns the status of a process that s ended.
+func WaitStatusKilled(s Signal, core bool) uint32 {
+	status := uint32(s) & 0x7f
+	if core {
+		status |= 0x80
+	}
+	return status
+}
+
+// WaitStatusStopped returns the status of a process that s stopped.
+func WaitStatusStopped(s Signal) uint32 { return uint32(s)&0xff<<8 | 0x7f }

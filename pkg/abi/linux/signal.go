@@ -222,24 +222,32 @@ func (s *SignalInfo) Arch() uint32 { return s.u32(12) }
 // SetArch sets si_arch.
 func (s *SignalInfo) SetArch(v uint32) { s.setU32(12, v) }
 
+func (s *SignalInfo) fields(c *codec) {
+	c.i32(&s.Signo)
+	c.i32(&s.Errno)
+	c.i32(&s.Code)
+	c.pad(4)
+	c.raw(s.Fields[:])
+}
+
+// SizeBytes implements Struct.
+func (s *SignalInfo) SizeBytes() int { return SignalInfoSize }
+
+// MarshalBytes implements Struct.
+func (s *SignalInfo) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SignalInfo) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
 // Bytes returns s as the ABI lays it out.
 func (s *SignalInfo) Bytes() []byte {
 	b := make([]byte, SignalInfoSize)
-	binary.LittleEndian.PutUint32(b[0:], uint32(s.Signo))
-	binary.LittleEndian.PutUint32(b[4:], uint32(s.Errno))
-	binary.LittleEndian.PutUint32(b[8:], uint32(s.Code))
-	copy(b[16:], s.Fields[:])
+	s.MarshalBytes(b)
 	return b
 }
 
-// SetBytes fills s from the ABI's layout; b holds at least SignalInfoSize bytes.
-func (s *SignalInfo) SetBytes(b []byte) {
-	_ = b[SignalInfoSize-1]
-	s.Signo = int32(binary.LittleEndian.Uint32(b[0:]))
-	s.Errno = int32(binary.LittleEndian.Uint32(b[4:]))
-	s.Code = int32(binary.LittleEndian.Uint32(b[8:]))
-	copy(s.Fields[:], b[16:SignalInfoSize])
-}
+// SetBytes is UnmarshalBytes.
+func (s *SignalInfo) SetBytes(b []byte) { s.UnmarshalBytes(b) }
 
 // String returns the parts of s that every signal has, and its address.
 func (s *SignalInfo) String() string {
@@ -290,7 +298,7 @@ type SignalStack struct {
 
 // Contains reports whether the stack pointer sp lies on s.
 func (s *SignalStack) Contains(sp uint64) bool {
-	return s.Flags&SS_DISABLE == 0 && s.Addr < sp && sp <= s.Addr+s.Size
+	return s.Flags&SS_DISABLE == 0 && s.Addr < sp && sp-s.Addr <= s.Size
 }
 
 // Values of rt_sigprocmask(2)'s how.
@@ -299,3 +307,35 @@ const (
 	SIG_UNBLOCK = 1
 	SIG_SETMASK = 2
 )
+
+func (s *SigAction) fields(c *codec) {
+	c.u64(&s.Handler)
+	c.u64(&s.Flags)
+	c.u64(&s.Restorer)
+	c.u64((*uint64)(&s.Mask))
+}
+
+// SizeBytes implements Struct.
+func (s *SigAction) SizeBytes() int { return 32 }
+
+// MarshalBytes implements Struct.
+func (s *SigAction) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SigAction) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+func (s *SignalStack) fields(c *codec) {
+	c.u64(&s.Addr)
+	c.u32(&s.Flags)
+	c.pad(4)
+	c.u64(&s.Size)
+}
+
+// SizeBytes implements Struct.
+func (s *SignalStack) SizeBytes() int { return 24 }
+
+// MarshalBytes implements Struct.
+func (s *SignalStack) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *SignalStack) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }

@@ -1,5 +1,7 @@
 package linux
 
+import "encoding/binary"
+
 // Parts of a file mode (inode(7)).
 const (
 	S_IFMT   = 0170000
@@ -106,3 +108,164 @@ const (
 	UTIME_NOW  = 0x3fffffff
 	UTIME_OMIT = 0x3ffffffe
 )
+
+// StatxTimestamp is struct statx_timestamp.
+type StatxTimestamp struct {
+	Sec  int64
+	Nsec uint32
+	_    [4]byte
+}
+
+func (s *StatxTimestamp) fields(c *codec) {
+	c.i64(&s.Sec)
+	c.u32(&s.Nsec)
+	c.pad(4)
+}
+
+// SizeBytes implements Struct.
+func (s *StatxTimestamp) SizeBytes() int { return 16 }
+
+// MarshalBytes implements Struct.
+func (s *StatxTimestamp) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *StatxTimestamp) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// Statx is struct statx (statx(2)).
+type Statx struct {
+	Mask           uint32
+	Blksize        uint32
+	Attributes     uint64
+	Nlink          uint32
+	UID            uint32
+	GID            uint32
+	Mode           uint16
+	_              [2]byte
+	Ino            uint64
+	Size           uint64
+	Blocks         uint64
+	AttributesMask uint64
+	Atime          StatxTimestamp
+	Btime          StatxTimestamp
+	Ctime          StatxTimestamp
+	Mtime          StatxTimestamp
+	RdevMajor      uint32
+	RdevMinor      uint32
+	DevMajor       uint32
+	DevMinor       uint32
+	MntID          uint64
+	DioMemAlign    uint32
+	DioOffsetAlign uint32
+	_              [96]byte
+}
+
+func (s *Statx) fields(c *codec) {
+	c.u32(&s.Mask)
+	c.u32(&s.Blksize)
+	c.u64(&s.Attributes)
+	c.u32(&s.Nlink)
+	c.u32(&s.UID)
+	c.u32(&s.GID)
+	c.u16(&s.Mode)
+	c.pad(2)
+	c.u64(&s.Ino)
+	c.u64(&s.Size)
+	c.u64(&s.Blocks)
+	c.u64(&s.AttributesMask)
+	s.Atime.fields(c)
+	s.Btime.fields(c)
+	s.Ctime.fields(c)
+	s.Mtime.fields(c)
+	c.u32(&s.RdevMajor)
+	c.u32(&s.RdevMinor)
+	c.u32(&s.DevMajor)
+	c.u32(&s.DevMinor)
+	c.u64(&s.MntID)
+	c.u32(&s.DioMemAlign)
+	c.u32(&s.DioOffsetAlign)
+	c.pad(96)
+}
+
+// SizeBytes implements Struct.
+func (s *Statx) SizeBytes() int { return 256 }
+
+// MarshalBytes implements Struct.
+func (s *Statx) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *Statx) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// Statfs is struct statfs (statfs(2)).
+type Statfs struct {
+	Type    int64
+	Bsize   int64
+	Blocks  uint64
+	Bfree   uint64
+	Bavail  uint64
+	Files   uint64
+	Ffree   uint64
+	Fsid    [2]int32
+	Namelen int64
+	Frsize  int64
+	Flags   int64
+	_       [32]byte
+}
+
+func (s *Statfs) fields(c *codec) {
+	c.i64(&s.Type)
+	c.i64(&s.Bsize)
+	c.u64(&s.Blocks)
+	c.u64(&s.Bfree)
+	c.u64(&s.Bavail)
+	c.u64(&s.Files)
+	c.u64(&s.Ffree)
+	for i := range s.Fsid {
+		c.i32(&s.Fsid[i])
+	}
+	c.i64(&s.Namelen)
+	c.i64(&s.Frsize)
+	c.i64(&s.Flags)
+	c.pad(32)
+}
+
+// SizeBytes implements Struct.
+func (s *Statfs) SizeBytes() int { return 120 }
+
+// MarshalBytes implements Struct.
+func (s *Statfs) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *Statfs) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// MakeDev returns the device number that stat(2) uses (makedev(3)).
+func MakeDev(major, minor uint32) uint64 {
+	ma, mi := uint64(major), uint64(minor)
+	return mi&0xff | ma&0xfff<<8 | mi&^0xff<<12 | ma&^0xfff<<32
+}
+
+// DevMajor returns the major number in dev.
+func DevMajor(dev uint64) uint32 { return uint32(dev>>8&0xfff | dev>>32&^0xfff) }
+
+// DevMinor returns the minor number in dev.
+func DevMinor(dev uint64) uint32 { return uint32(dev&0xff | dev>>12&^0xff) }
+
+// DirentType returns the DT_ value for a file of the given mode.
+func DirentType(mode uint32) uint8 { return uint8(mode & S_IFMT >> 12) }
+
+// direntHeader is the size of struct linux_dirent64 before the name.
+const direntHeader = 19
+
+// DirentSize returns the size in bytes of the directory entry for name.
+func DirentSize(name string) int { return (direntHeader + len(name) + 1 + 7) &^ 7 }
+
+// AppendDirent appends a struct linux_dirent64 (getdents64(2)) to b. off is the
+// position from which reading goes on after this entry, typ a DT_ value.
+func AppendDirent(b []byte, ino uint64, off int64, typ uint8, name string) []byte {
+	size := DirentSize(name)
+	b = binary.LittleEndian.AppendUint64(b, ino)
+	b = binary.LittleEndian.AppendUint64(b, uint64(off))
+	b = binary.LittleEndian.AppendUint16(b, uint16(size))
+	b = append(b, typ)
+	b = append(b, name...)
+	return append(b, make([]byte, size-direntHeader-len(name))...)
+}

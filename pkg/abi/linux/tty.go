@@ -132,3 +132,55 @@ const (
 const (
 	NumControlChars = 19
 )
+
+// Termios is the kernel's struct termios (TCGETS).
+type Termios struct {
+	InputFlags     uint32
+	OutputFlags    uint32
+	ControlFlags   uint32
+	LocalFlags     uint32
+	LineDiscipline uint8
+	ControlChars   [19]byte
+}
+
+func (s *Termios) fields(c *codec) {
+	c.u32(&s.InputFlags)
+	c.u32(&s.OutputFlags)
+	c.u32(&s.ControlFlags)
+	c.u32(&s.LocalFlags)
+	c.u8(&s.LineDiscipline)
+	c.raw(s.ControlChars[:])
+}
+
+// SizeBytes implements Struct.
+func (s *Termios) SizeBytes() int { return 36 }
+
+// MarshalBytes implements Struct.
+func (s *Termios) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *Termios) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
+
+// Winsize is struct winsize (TIOCGWINSZ).
+type Winsize struct {
+	Row    uint16
+	Col    uint16
+	Xpixel uint16
+	Ypixel uint16
+}
+
+func (s *Winsize) fields(c *codec) {
+	c.u16(&s.Row)
+	c.u16(&s.Col)
+	c.u16(&s.Xpixel)
+	c.u16(&s.Ypixel)
+}
+
+// SizeBytes implements Struct.
+func (s *Winsize) SizeBytes() int { return 8 }
+
+// MarshalBytes implements Struct.
+func (s *Winsize) MarshalBytes(dst []byte) { s.fields(&codec{dst, true}) }
+
+// UnmarshalBytes implements Struct.
+func (s *Winsize) UnmarshalBytes(src []byte) { s.fields(&codec{src, false}) }
