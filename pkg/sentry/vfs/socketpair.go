@@ -12,10 +12,11 @@ import (
 	"github.com/ringfence/ringfence/pkg/usermem"
 )
 
-// Limits of a Unix socket's receive queue. Linux's default buffer is 212,992
-// bytes, and the descriptors in flight are bounded by RLIMIT_NOFILE.
+// SocketBufferSize is how many bytes a Unix socket's receive queue holds:
+// Linux's default (net.core.rmem_default).
+const SocketBufferSize = 212992
+
 const (
-	socketBytes     = 212992
 	socketMessages  = 1024
 	maxRightsPerMsg = 253 // SCM_MAX_FD
 )
@@ -110,9 +111,9 @@ func (s *UnixSocket) Send(p []byte, rights []*FileDescription) (int, error) {
 		}
 		return 0, unix.EPIPE
 	}
-	room := socketBytes - q.bytes
+	room := SocketBufferSize - q.bytes
 	if s.typ != unix.SOCK_STREAM {
-		if len(p) > socketBytes {
+		if len(p) > SocketBufferSize {
 			return 0, unix.EMSGSIZE
 		}
 		if len(p) > room || len(q.msgs) >= socketMessages {
@@ -269,7 +270,7 @@ func (s *UnixSocket) Readiness(mask waiter.EventMask) waiter.EventMask {
 	s.in.mu.Unlock()
 	s.out.mu.Lock()
 	outDone := s.out.noWrites || s.out.noReads || s.out.closed
-	if outDone || (s.out.bytes < socketBytes && len(s.out.msgs) < socketMessages) {
+	if outDone || (s.out.bytes < SocketBufferSize && len(s.out.msgs) < socketMessages) {
 		ready |= waiter.WritableEvents
 	}
 	s.out.mu.Unlock()

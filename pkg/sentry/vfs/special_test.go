@@ -339,7 +339,7 @@ func TestSocketMessages(t *testing.T) {
 		t.Errorf("receive = %d, %d, %v", n, full, err)
 	}
 	mustRead(t, b, 10, "second", nil)
-	mustWrite(t, a, string(make([]byte, socketBytes+1)), 0, unix.EMSGSIZE)
+	mustWrite(t, a, string(make([]byte, SocketBufferSize+1)), 0, unix.EMSGSIZE)
 	b.DecRef()
 	mustWrite(t, a, "x", 0, unix.EPIPE)
 
