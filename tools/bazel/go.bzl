@@ -1,0 +1,64 @@
+"""Go rules of this workspace: go_test with needs, and binaries for both architectures.
+
+gazelle writes go_test from here by the map_kind directive in //:BUILD.bazel.
+"""
+
+load("@rules_go//go:def.bzl", "go_cross_binary", _go_test = "go_test")
+
+# Tags that say what a test needs of its host; test/README.md describes them.
+# They select tests (.bazelrc) and, as properties of the test action, the
+# workers of a remote-execution service.
+_NEEDS = [
+    "qemu",
+    "requires-kvm",
+    "requires-ptrace",
+    "requires-seccomp-notify",
+]
+
+_ARCH = {
+    "arch-amd64": "@platforms//cpu:x86_64",
+    "arch-arm64": "@platforms//cpu:aarch64",
+}
+
+def go_test(name, tags = [], exec_properties = {}, target_compatible_with = [], **kwargs):
+    """rules_go's go_test, which also turns tags into properties and constraints.
+
+    Args:
+      name: name of the test.
+      tags: the needs among them become exec_properties of the test action, the
+        architectures become constraints on the target platform.
+      exec_properties: more of them.
+      target_compatible_with: more of them.
+      **kwargs: passed on.
+    """
+    _go_test(
+        name = name,
+        exec_properties = {"test." + t: "true" for t in tags if t in _NEEDS} | exec_properties,
+        tags = tags,
+        target_compatible_with = [_ARCH[t] for t in tags if t in _ARCH] + target_compatible_with,
+        **kwargs
+    )
+
+def multiarch_go_binary(name, target, visibility = None):
+    """Builds a go_binary for every supported platform in one build.
+
+    Args:
+      name: name of the filegroup of all of them; each is NAME_linux_ARCH.
+      target: the go_binary.
+      visibility: of all of them.
+    """
+    binaries = []
+    for arch in ["amd64", "arm64"]:
+        binary = "{}_linux_{}".format(name, arch)
+        go_cross_binary(
+            name = binary,
+            platform = "//tools/platforms:linux_" + arch,
+            target = target,
+            visibility = visibility,
+        )
+        binaries.append(binary)
+    native.filegroup(
+        name = name + "_multiarch",
+        srcs = binaries,
+        visibility = visibility,
+    )
