@@ -60,7 +60,8 @@ func (b *Builder) JumpIf(code uint16, k uint32, jt, jf Label) {
 	b.items = append(b.items, item{in: Stmt(code, k), jt: jt, jf: jf})
 }
 
-// Build returns the program, which has passed Validate.
+// Build returns the program. If it does not pass Validate it is returned
+// together with that error.
 func (b *Builder) Build() (Program, error) {
 	if err := b.checkTargets(); err != nil {
 		return nil, err

@@ -15,16 +15,16 @@ import (
 // Arch is an architecture: its system call numbers and calling convention.
 type Arch uint8
 
-// The architectures.
+// The architectures. The zero Arch is none of them.
 const (
-	AMD64 Arch = iota
+	AMD64 Arch = 1 + iota
 	ARM64
 
 	numArches = iota
 )
 
 // arches has the facts about each Arch.
-var arches = [numArches]struct {
+var arches = [1 + numArches]struct {
 	name  string
 	audit uint32
 }{
@@ -51,14 +51,14 @@ func ParseArch(name string) (Arch, error) {
 
 // String returns the name that Go has for a.
 func (a Arch) String() string {
-	if a >= numArches {
+	if a < 1 || a > numArches {
 		return fmt.Sprintf("Arch(%d)", uint8(a))
 	}
 	return arches[a].name
 }
 
 // AuditArch returns the AUDIT_ARCH_* value that seccomp filters see for
-// 64-bit system calls of a.
+// 64-bit system calls of a, which must be one of Arches.
 func (a Arch) AuditArch() uint32 { return arches[a].audit }
 
 // Call is a system call, by name: its number depends on the architecture.
