@@ -127,6 +127,9 @@ type FileDescription struct {
 	refs  atomic.Int64
 	flags atomic.Uint32
 	path  func() string
+	// dentry is where the file was opened; nil if it has no place in a Namespace.
+	dentry *Dentry
+	fifo   *fifoWait
 
 	// watchMu protects watchers, which hear of the last DecRef: epoll instances
 	// forget a file when it is closed.
@@ -143,6 +146,14 @@ func NewFileDescription(impl Impl, flags uint32, path func() string) *FileDescri
 	f := &FileDescription{impl: impl, path: path}
 	f.flags.Store(flags)
 	f.refs.Store(1)
+	return f
+}
+
+// NewFileAt returns a FileDescription for impl, opened at d, which now belongs
+// to it.
+func NewFileAt(impl Impl, flags uint32, d *Dentry) *FileDescription {
+	f := NewFileDescription(impl, statusFlags(flags), d.String)
+	f.dentry = d.use()
 	return f
 }
 
@@ -180,6 +191,9 @@ func (f *FileDescription) DecRef() {
 			gone()
 		}
 		f.impl.Release()
+		if f.dentry != nil {
+			f.dentry.Drop()
+		}
 	case n < 0:
 		panic("vfs: FileDescription.DecRef without a reference")
 	}
