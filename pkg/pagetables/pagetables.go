@@ -1,0 +1,368 @@
+// Package pagetables builds the page tables that a guest's CPU walks: 4 KiB
+// pages and 2 MiB blocks, in tables of 512 entries, 4 or 5 levels deep.
+//
+// It depends on hostarch alone. It makes no host calls and flushes no TLB: it
+// says when a flush is due, and keeps what the CPU may still see until it is
+// told that one was done.
+package pagetables
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
+)
+
+const (
+	entriesPerTable = 512
+	entryBits       = 9
+	leafShift       = hostarch.PageShift
+	blockShift      = leafShift + entryBits
+	blockSize       = 1 << blockShift
+)
+
+// Table is one table as it lies in guest memory.
+type Table [entriesPerTable]uint64
+
+// Allocator hands out the memory of tables. It need not be safe for concurrent
+// use: PageTables calls it with its owner's lock held.
+type Allocator interface {
+	// New returns a table of zeros and its guest-physical address, a multiple of
+	// hostarch.PageSize.
+	New() (phys uint64, t *Table, err error)
+
+	// Lookup returns the table that New gave out at phys.
+	Lookup(phys uint64) *Table
+
+	// Free takes a table back. No CPU can reach it any more.
+	Free(phys uint64)
+}
+
+// MapOpts say how pages are mapped.
+type MapOpts struct {
+	// Access is what the pages may be used for; Access.Any() must hold.
+	Access hostarch.AccessType
+
+	// User lets application code (ring 3, EL0) use the pages.
+	User bool
+}
+
+// PageTables is one address space. Methods that change it must not be called
+// concurrently; a CPU may walk the tables all the while.
+//
+// Non-leaf entries allow everything: permissions are those of the leaf alone.
+type PageTables struct {
+	alloc  Allocator
+	root   uint64
+	levels int
+
+	// limbo holds tables that are unlinked but may still be cached by a CPU.
+	limbo []uint64
+}
+
+// New returns empty page tables with 4 or 5 levels.
+func New(alloc Allocator, levels int) (*PageTables, error) {
+	if levels != 4 && levels != 5 {
+		return nil, fmt.Errorf("page tables of %d levels: only 4 and 5 exist", levels)
+	}
+	root, _, err := alloc.New()
+	if err != nil {
+		return nil, fmt.Errorf("allocate the root page table: %w", err)
+	}
+	return &PageTables{alloc: alloc, root: root, levels: levels}, nil
+}
+
+// Root returns the guest-physical address of the top table.
+func (p *PageTables) Root() uint64 { return p.root }
+
+// shift returns the number of address bits below an entry of the table at
+// level, where 0 is the lowest level.
+func shift(level int) uint { return leafShift + uint(level)*entryBits }
+
+func index(addr hostarch.Addr, level int) int {
+	return int(addr>>shift(level)) & (entriesPerTable - 1)
+}
+
+// canonical reports whether ar lies in one half of the address space that these
+// tables cover: the upper bits of an address are copies of its highest one.
+func (p *PageTables) canonical(ar hostarch.AddrRange) bool {
+	ok := func(a hostarch.Addr) bool {
+		bits := shift(p.levels)
+		return int64(a)<<(64-bits)>>(64-bits) == int64(a)
+	}
+	return ok(ar.Start) && ok(ar.End-1) && (int64(ar.Start) < 0) == (int64(ar.End-1) < 0)
+}
+
+func (p *PageTables) check(addr hostarch.Addr, length uint64) (hostarch.AddrRange, error) {
+	ar := hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)}
+	if length == 0 || !ar.IsPageAligned() || ar.End-1 < ar.Start || !p.canonical(ar) {
+		return ar, fmt.Errorf("page table range %v of %#x bytes: must be page-aligned, not empty and canonical", addr, length)
+	}
+	return ar, nil
+}
+
+// Map maps length bytes at addr to guest-physical memory from phys on, in place
+// of what was mapped there. Blocks of 2 MiB are used where both are aligned.
+//
+// flush says that a CPU may still use what an entry said before, so that the
+// caller must flush before it relies on the change. After an error the range is
+// mapped in part.
+func (p *PageTables) Map(addr hostarch.Addr, length uint64, opts MapOpts, phys uint64) (flush bool, err error) {
+	ar, err := p.check(addr, length)
+	if err != nil {
+		return false, err
+	}
+	if !opts.Access.Any() || phys&hostarch.PageMask != 0 || phys+length > maxPhys || phys+length < phys {
+		return false, fmt.Errorf("map %v to guest-physical %#x with access %v: not possible", ar, phys, opts.Access)
+	}
+	w := walk{p: p, visit: func(level int, base hostarch.Addr, old uint64) (uint64, action) {
+		pa := phys + uint64(base-addr)
+		if level == 0 {
+			return leafEntry(pa, opts), replace
+		}
+		if level == 1 && pa&(blockSize-1) == 0 {
+			return blockEntry(pa, opts), replace
+		}
+		return 0, descend
+	}, create: true}
+	err = w.run(ar)
+	return w.flush, err
+}
+
+// Unmap removes what is mapped at length bytes from addr. flush is as for Map.
+// Splitting a block can fail for want of a table; the rest is then unmapped, and
+// the whole block with it if that is what it takes.
+func (p *PageTables) Unmap(addr hostarch.Addr, length uint64) (flush bool, err error) {
+	ar, err := p.check(addr, length)
+	if err != nil {
+		return false, err
+	}
+	w := walk{p: p, visit: func(level int, _ hostarch.Addr, old uint64) (uint64, action) {
+		if level == 0 || isLeaf(old, level) {
+			return 0, replace
+		}
+		return 0, remove
+	}}
+	err = w.run(ar)
+	return w.flush, err
+}
+
+// Protect changes how the pages that are mapped in the range may be used. flush
+// is as for Map; it is false if access was only added.
+func (p *PageTables) Protect(addr hostarch.Addr, length uint64, opts MapOpts) (flush bool, err error) {
+	ar, err := p.check(addr, length)
+	if err != nil {
+		return false, err
+	}
+	if !opts.Access.Any() {
+		return false, fmt.Errorf("protect %v with no access: unmap it", ar)
+	}
+	w := walk{p: p, visit: func(level int, _ hostarch.Addr, old uint64) (uint64, action) {
+		switch {
+		case !isPresent(old):
+			return 0, replace
+		case level == 0:
+			return leafEntry(entryPhys(old), opts), replace
+		case isLeaf(old, level):
+			return blockEntry(entryPhys(old), opts), replace
+		}
+		return 0, descend
+	}}
+	err = w.run(ar)
+	return w.flush, err
+}
+
+// Lookup translates addr. size is that of the page or block, and phys the
+// guest-physical address that addr itself stands for.
+func (p *PageTables) Lookup(addr hostarch.Addr) (phys uint64, size uint64, opts MapOpts, ok bool) {
+	if !p.canonical(hostarch.AddrRange{Start: addr, End: addr + 1}) {
+		return 0, 0, MapOpts{}, false
+	}
+	t := p.alloc.Lookup(p.root)
+	for level := p.levels - 1; level >= 0; level-- {
+		e := t[index(addr, level)]
+		if !isPresent(e) {
+			return 0, 0, MapOpts{}, false
+		}
+		if isLeaf(e, level) {
+			size = 1 << shift(level)
+			return entryPhys(e) + uint64(addr)&(size-1), size, entryOpts(e), true
+		}
+		t = p.alloc.Lookup(entryPhys(e))
+	}
+	return 0, 0, MapOpts{}, false
+}
+
+// NeedsFlush reports whether tables wait to be freed.
+func (p *PageTables) NeedsFlush() bool { return len(p.limbo) > 0 }
+
+// Flushed says that no CPU holds anything of what was unmapped: every flush that
+// was asked for is done.
+func (p *PageTables) Flushed() {
+	for _, phys := range p.limbo {
+		p.alloc.Free(phys)
+	}
+	p.limbo = p.limbo[:0]
+}
+
+// Release frees all tables. No CPU may use them any more.
+func (p *PageTables) Release() {
+	p.Flushed()
+	p.freeTree(p.root, p.levels-1, p.alloc.Free)
+	p.root = 0
+}
+
+// freeTree calls free for the table at phys and all below it.
+func (p *PageTables) freeTree(phys uint64, level int, free func(uint64)) {
+	if level > 0 {
+		for _, e := range p.alloc.Lookup(phys) {
+			if isPresent(e) && !isLeaf(e, level) {
+				p.freeTree(entryPhys(e), level-1, free)
+			}
+		}
+	}
+	free(phys)
+}
+
+// action is what a walk does with an entry.
+type action int
+
+const (
+	replace action = iota // store the entry that was returned
+	descend               // go on in the table below
+	remove                // unlink the table below, if it is covered or empty
+)
+
+// walk visits the entries of a range from the top table down. visit is called
+// for entries whose whole span lies in the range, and for all of level 0.
+type walk struct {
+	p      *PageTables
+	visit  func(level int, base hostarch.Addr, old uint64) (uint64, action)
+	create bool // make tables that are missing
+	flush  bool
+}
+
+func (w *walk) run(ar hostarch.AddrRange) error {
+	top := w.p.levels - 1
+	return w.table(w.p.alloc.Lookup(w.p.root), top, ar)
+}
+
+// table visits the entries of t, a table at level, that ar touches.
+func (w *walk) table(t *Table, level int, ar hostarch.AddrRange) error {
+	span := hostarch.Addr(1) << shift(level)
+	for base := ar.Start &^ (span - 1); ; base += span {
+		part := hostarch.AddrRange{Start: max(base, ar.Start), End: ar.End}
+		if base+span-1 < ar.End-1 {
+			part.End = base + span
+		}
+		if err := w.entry(&t[index(base, level)], level, base, part); err != nil {
+			return err
+		}
+		if base+span-1 >= ar.End-1 {
+			return nil
+		}
+	}
+}
+
+// entry handles one entry, of which part is in the range.
+func (w *walk) entry(e *uint64, level int, base hostarch.Addr, part hostarch.AddrRange) error {
+	old := *e
+	if !isPresent(old) && !w.create {
+		return nil
+	}
+	covered := part.Length() == 1<<shift(level)
+	act := descend
+	if covered {
+		var new uint64
+		if new, act = w.visit(level, base, old); act == replace || (act == remove && !isPresent(old)) {
+			w.set(e, level, new)
+			return nil
+		}
+	}
+	if act == remove {
+		below := entryPhys(old)
+		w.set(e, level, 0)
+		w.unlink(below, level-1)
+		return nil
+	}
+	if isLeaf(old, level) {
+		if err := w.split(e, level); err != nil {
+			if !w.create { // an unmap or downgrade must not be left undone
+				w.set(e, level, 0)
+			}
+			return err
+		}
+	} else if !isPresent(old) {
+		phys, _, err := w.p.alloc.New()
+		if err != nil {
+			return fmt.Errorf("allocate a page table for %v: %w", part, err)
+		}
+		atomic.StoreUint64(e, tableEntry(phys))
+	}
+	below := entryPhys(*e)
+	if err := w.table(w.p.alloc.Lookup(below), level-1, part); err != nil {
+		return err
+	}
+	if !w.create && isEmpty(w.p.alloc.Lookup(below)) {
+		w.set(e, level, 0)
+		w.unlink(below, level-1)
+	}
+	return nil
+}
+
+// set stores new in *e, frees a table that hung there, and notes whether a CPU
+// may hold something that is no longer so.
+func (w *walk) set(e *uint64, level int, new uint64) {
+	old := *e
+	if old == new {
+		return
+	}
+	atomic.StoreUint64(e, new)
+	if !isPresent(old) {
+		return
+	}
+	if !isLeaf(old, level) {
+		w.flush = true
+		if isPresent(new) { // a block in place of a table
+			w.unlink(entryPhys(old), level-1)
+		}
+		return
+	}
+	if !isPresent(new) || !isLeaf(new, level) || !isUpgrade(old, new) {
+		w.flush = true
+	}
+}
+
+// unlink puts the tables from phys down into limbo.
+func (w *walk) unlink(phys uint64, level int) {
+	w.flush = true
+	w.p.freeTree(phys, level, func(phys uint64) { w.p.limbo = append(w.p.limbo, phys) })
+}
+
+// split replaces a block by a table of pages that says the same.
+func (w *walk) split(e *uint64, level int) error {
+	phys, t, err := w.p.alloc.New()
+	if err != nil {
+		return fmt.Errorf("allocate a page table to split a block: %w", err)
+	}
+	base, opts := entryPhys(*e), entryOpts(*e)
+	for i := range t {
+		pa := base + uint64(i)<<shift(level-1)
+		if level == 1 {
+			t[i] = leafEntry(pa, opts)
+		} else {
+			t[i] = blockEntry(pa, opts)
+		}
+	}
+	w.set(e, level, tableEntry(phys))
+	return nil
+}
+
+func isEmpty(t *Table) bool { return *t == Table{} }
+
+// isUpgrade reports whether new maps the same memory as old and allows at least
+// as much: a CPU that still holds old faults at worst where it need not.
+func isUpgrade(old, new uint64) bool {
+	a, b := entryOpts(old), entryOpts(new)
+	return entryPhys(old) == entryPhys(new) && b.Access.SupersetOf(a.Access) && (b.User || !a.User)
+}

@@ -1,0 +1,292 @@
+package pagetables
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
+)
+
+const page = hostarch.PageSize
+
+var (
+	ro  = MapOpts{Access: hostarch.Read, User: true}
+	rw  = MapOpts{Access: hostarch.ReadWrite, User: true}
+	rx  = MapOpts{Access: hostarch.ReadExec, User: true}
+	krx = MapOpts{Access: hostarch.ReadExec}
+	rwx = MapOpts{Access: hostarch.AnyAccess, User: true}
+)
+
+var errFull = errors.New("no more tables")
+
+// pool is an Allocator that knows what is in use.
+type pool struct {
+	t      testing.TB
+	tables map[uint64]*Table
+	next   uint64
+	left   int
+}
+
+func newPool(t testing.TB, tables int) *pool {
+	return &pool{t: t, tables: make(map[uint64]*Table), next: 0x100000, left: tables}
+}
+
+func (p *pool) New() (uint64, *Table, error) {
+	if p.left == 0 {
+		return 0, nil, errFull
+	}
+	p.left--
+	p.next += page
+	t := new(Table)
+	p.tables[p.next] = t
+	return p.next, t, nil
+}
+
+func (p *pool) Lookup(phys uint64) *Table {
+	t := p.tables[phys]
+	if t == nil {
+		p.t.Fatalf("lookup of a table that is not there: %#x", phys)
+	}
+	return t
+}
+
+func (p *pool) Free(phys uint64) {
+	p.Lookup(phys)
+	delete(p.tables, phys)
+	p.left++
+}
+
+func newTables(t testing.TB, p *pool, levels int) *PageTables {
+	pt, err := New(p, levels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pt
+}
+
+// want is what the model says of one page.
+type want struct {
+	phys uint64
+	opts MapOpts
+}
+
+// model is a naive address space: every page by itself, and what a TLB that is
+// never flushed may still hold.
+type model struct {
+	pages map[hostarch.Addr]want
+	stale bool // a flush is due
+}
+
+func (m *model) mapPages(addr hostarch.Addr, n uint64, opts MapOpts, phys uint64) {
+	opts.Access = opts.Access.Effective()
+	for i := range n {
+		a := addr + hostarch.Addr(i*page)
+		new := want{phys + i*page, opts}
+		if old, ok := m.pages[a]; ok {
+			if old.phys != new.phys || !new.opts.Access.SupersetOf(old.opts.Access) || old.opts.User && !new.opts.User {
+				m.stale = true
+			}
+		}
+		m.pages[a] = new
+	}
+}
+
+func (m *model) unmap(addr hostarch.Addr, n uint64) {
+	for i := range n {
+		a := addr + hostarch.Addr(i*page)
+		if _, ok := m.pages[a]; ok {
+			m.stale = true
+			delete(m.pages, a)
+		}
+	}
+}
+
+func (m *model) protect(addr hostarch.Addr, n uint64, opts MapOpts) {
+	for i := range n {
+		a := addr + hostarch.Addr(i*page)
+		if old, ok := m.pages[a]; ok {
+			m.mapPages(a, 1, opts, old.phys)
+		}
+	}
+}
+
+// Random operations around the places where tables and blocks begin and end:
+// every page translates as the model says, in both directions, and a flush is
+// asked for whenever it is needed.
+func TestRandom(t *testing.T) {
+	for _, levels := range []int{4, 5} {
+		bases := []hostarch.Addr{0, 0x40000000 - 3*blockSize, 0x7fff_ffff_f000 + page - 4*blockSize, 0xffff_8000_0000_0000, 1<<39 - 2*blockSize}
+		if levels == 5 {
+			bases = append(bases, 1<<48-2*blockSize, 1<<55)
+		}
+		rnd := rand.New(rand.NewPCG(1, uint64(levels)))
+		p := newPool(t, 1<<20)
+		pt := newTables(t, p, levels)
+		m := model{pages: make(map[hostarch.Addr]want)}
+		allOpts := []MapOpts{ro, rw, rx, krx, rwx}
+		var flushes int
+		for op := range 1500 {
+			base := bases[rnd.IntN(len(bases))]
+			off := rnd.Uint64N(3 * entriesPerTable)
+			n := 1 + rnd.Uint64N(entriesPerTable*4-off)
+			if rnd.IntN(2) == 0 {
+				n = min(n, 1+rnd.Uint64N(8))
+			}
+			if rnd.IntN(3) == 0 { // what takes a block
+				off = off / entriesPerTable * entriesPerTable
+				n = max(n/entriesPerTable*entriesPerTable, entriesPerTable)
+			}
+			addr := base + hostarch.Addr(off*page)
+			opts := allOpts[rnd.IntN(len(allOpts))]
+			var flush bool
+			var err error
+			m.stale = false
+			switch rnd.IntN(4) {
+			case 0, 1:
+				phys := rnd.Uint64N(1<<20) * page
+				if rnd.IntN(2) == 0 { // congruent, so that blocks fit
+					phys = phys/blockSize*blockSize + uint64(addr)%blockSize
+				}
+				flush, err = pt.Map(addr, n*page, opts, phys)
+				m.mapPages(addr, n, opts, phys)
+			case 2:
+				flush, err = pt.Unmap(addr, n*page)
+				m.unmap(addr, n)
+			case 3:
+				flush, err = pt.Protect(addr, n*page, opts)
+				m.protect(addr, n, opts)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.stale && !flush {
+				t.Fatalf("op %d at %v + %d pages: no flush was asked for", op, addr, n)
+			}
+			if flush {
+				flushes++
+			}
+			if rnd.IntN(3) == 0 {
+				pt.Flushed()
+			}
+			for _, b := range bases {
+				for i := range hostarch.Addr(4 * entriesPerTable) {
+					a := b + i*page
+					phys, _, got, ok := pt.Lookup(a)
+					w, mapped := m.pages[a]
+					if ok != mapped || ok && (phys != w.phys || got != w.opts) {
+						t.Fatalf("op %d: %v is %#x %+v %v; want %#x %+v %v", op, a, phys, got, ok, w.phys, w.opts, mapped)
+					}
+				}
+			}
+		}
+		if flushes == 0 || flushes == 1500 {
+			t.Errorf("%d of 1500 operations asked for a flush", flushes)
+		}
+		pt.Release()
+		if len(p.tables) != 0 {
+			t.Errorf("%d tables leaked", len(p.tables))
+		}
+	}
+}
+
+func mustFlush(t *testing.T, want bool) func(bool, error) {
+	t.Helper()
+	return func(flush bool, err error) {
+		t.Helper()
+		if flush != want || err != nil {
+			t.Errorf("flush %v, %v; want %v", flush, err, want)
+		}
+	}
+}
+
+func TestFlushes(t *testing.T) {
+	pt := newTables(t, newPool(t, 100), 4)
+	const addr = 0x200000
+	mustFlush(t, false)(pt.Map(addr, page, ro, 0x5000))
+	mustFlush(t, false)(pt.Map(addr, page, ro, 0x5000))
+	mustFlush(t, false)(pt.Protect(addr, page, rw))
+	mustFlush(t, false)(pt.Protect(addr, page, rwx))
+	mustFlush(t, true)(pt.Protect(addr, page, rx))
+	mustFlush(t, true)(pt.Map(addr, page, rx, 0x6000))
+	mustFlush(t, true)(pt.Protect(addr, page, krx))
+	mustFlush(t, true)(pt.Unmap(addr, page))
+	mustFlush(t, false)(pt.Unmap(addr, page))
+	mustFlush(t, false)(pt.Map(addr, blockSize, rw, 0x400000))
+	if _, size, _, ok := pt.Lookup(addr + 0x1234); size != blockSize || !ok {
+		t.Errorf("an aligned block is mapped by pages of %#x", size)
+	}
+	// Splitting changes a non-leaf entry.
+	mustFlush(t, true)(pt.Protect(addr+page, page, rwx))
+}
+
+// A table that was unlinked is not given back before the flush.
+func TestLimbo(t *testing.T) {
+	p := newPool(t, 100)
+	pt := newTables(t, p, 4)
+	mustFlush(t, false)(pt.Map(0x1000, page, rw, 0x5000))
+	before := len(p.tables)
+	mustFlush(t, true)(pt.Unmap(0x1000, page))
+	if len(p.tables) != before || !pt.NeedsFlush() {
+		t.Errorf("%d tables before the flush, want %d still", len(p.tables), before)
+	}
+	pt.Flushed()
+	if len(p.tables) != 1 || pt.NeedsFlush() {
+		t.Errorf("%d tables after the flush, want the root alone", len(p.tables))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	p := newPool(t, 4)
+	pt := newTables(t, p, 4)
+	for name, f := range map[string]func() (bool, error){
+		"unaligned":     func() (bool, error) { return pt.Map(0x1001, page, rw, 0) },
+		"empty":         func() (bool, error) { return pt.Map(0x1000, 0, rw, 0) },
+		"wraps":         func() (bool, error) { return pt.Map(0xffff_ffff_ffff_f000, 2*page, rw, 0) },
+		"not canonical": func() (bool, error) { return pt.Map(0x8000_0000_0000, page, rw, 0) },
+		"both halves":   func() (bool, error) { return pt.Unmap(0x7fff_ffff_f000, 0xffff_0000_0000_2000) },
+		"no access":     func() (bool, error) { return pt.Map(0x1000, page, MapOpts{}, 0) },
+		"no access 2":   func() (bool, error) { return pt.Protect(0x1000, page, MapOpts{}) },
+		"phys":          func() (bool, error) { return pt.Map(0x1000, page, rw, maxPhys) },
+		"phys align":    func() (bool, error) { return pt.Map(0x1000, page, rw, 1) },
+	} {
+		if _, err := f(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := New(newPool(t, 1), 3); err == nil {
+		t.Error("3 levels: no error")
+	}
+	if _, err := New(newPool(t, 0), 4); !errors.Is(err, errFull) {
+		t.Errorf("no memory: %v", err)
+	}
+	mustFlush(t, false)(pt.Map(0x1000, page, rw, 0x5000))
+	if _, err := pt.Map(1<<30, page, rw, 0); !errors.Is(err, errFull) {
+		t.Errorf("no memory for a table: %v", err)
+	}
+
+	// A block that cannot be split is unmapped as a whole rather than left.
+	p = newPool(t, 3)
+	pt = newTables(t, p, 4)
+	mustFlush(t, false)(pt.Map(0x200000, blockSize, rw, 0x200000))
+	flush, err := pt.Unmap(0x200000, page)
+	if _, _, _, ok := pt.Lookup(0x200000); ok || !flush || !errors.Is(err, errFull) {
+		t.Errorf("unmap without memory: mapped %v, flush %v, %v", ok, flush, err)
+	}
+}
+
+func BenchmarkMapUnmap(b *testing.B) {
+	pt := newTables(b, newPool(b, 100), 4)
+	if _, err := pt.Map(0, page, rw, 0x5000); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := pt.Map(0x1000, page, rw, 0x5000); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := pt.Unmap(0x1000, page); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
