@@ -39,6 +39,39 @@ def go_test(name, tags = [], exec_properties = {}, target_compatible_with = [], 
         **kwargs
     )
 
+_PLATFORM_TAGS = {
+    "kvm": ["requires-kvm"],
+    "ptrace": ["requires-ptrace"],
+    "systrap": [],
+}
+
+def platform_go_test(name, platforms, tags = [], env = {}, **kwargs):
+    """One go_test for each platform, NAME_PLATFORM, and a suite NAME of all.
+
+    The test reads the platform's name from the variable RINGFENCE_PLATFORM.
+
+    Args:
+      name: name of the suite.
+      platforms: names of platforms.
+      tags: tags of every test, beside those of its platform.
+      env: more variables.
+      **kwargs: passed on to go_test.
+    """
+    tests = []
+    for platform in platforms:
+        test = "{}_{}".format(name, platform)
+        go_test(
+            name = test,
+            env = env | {"RINGFENCE_PLATFORM": platform},
+            tags = tags + _PLATFORM_TAGS[platform],
+            **kwargs
+        )
+        tests.append(test)
+    native.test_suite(
+        name = name,
+        tests = tests,
+    )
+
 def multiarch_go_binary(name, target, visibility = None):
     """Builds a go_binary for every supported platform in one build.
 

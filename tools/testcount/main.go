@@ -1,11 +1,12 @@
-// Command testcount reads what `go test -json` prints, shows the output of what
-// failed and one line per package, and writes the numbers of passed and failed
-// tests to a file. It depends on the standard library alone.
+// Command testcount reads what `go test -json` prints, or the build events of
+// `bazel test`, shows what failed and one line per package or target, and writes
+// the numbers of passed and failed tests to a file. It depends on the standard
+// library alone.
 //
 // A skipped test counts as failed: tests are selected by tags, so a test that
-// runs and then declines to test anything is a mistake. A package that fails
-// without a failing test of its own (it does not build, panics or runs out of
-// time) counts as one failed test.
+// runs and then declines to test anything is a mistake. A package or target that
+// fails without a failing test of its own (it does not build, panics or runs out
+// of time) counts as one failed test.
 package main
 
 import (
@@ -22,13 +23,25 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("testcount: ")
 	counts := flag.String("counts", "", "`file` to write \"PASSED FAILED\" to")
+	bep := flag.String("bep", "", "`file` of bazel's --build_event_json_file; default: go test -json on standard input")
 	flag.Parse()
 	if *counts == "" || flag.NArg() != 0 {
-		log.Fatal("usage: go test -json PACKAGES | testcount -counts FILE")
+		log.Fatal("usage: go test -json PACKAGES | testcount -counts FILE, or testcount -bep FILE -counts FILE")
 	}
-	c, err := goTest(os.Stdin, os.Stdout)
-	if err != nil {
-		log.Fatalf("reading go test's output: %v", err)
+	var c count
+	if *bep != "" {
+		f, err := os.Open(*bep)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if c, err = bazelTest(f, os.Stdout); err != nil {
+			log.Fatalf("reading %s: %v", *bep, err)
+		}
+	} else {
+		var err error
+		if c, err = goTest(os.Stdin, os.Stdout); err != nil {
+			log.Fatalf("reading go test's output: %v", err)
+		}
 	}
 	if err := os.WriteFile(*counts, fmt.Appendf(nil, "%d %d\n", c.passed, c.failed), 0o644); err != nil {
 		log.Fatal(err)
@@ -39,8 +52,8 @@ type count struct{ passed, failed int }
 
 // event is a line of `go test -json`; see `go doc test2json` and `go help buildjson`.
 type event struct {
-	Action, Package, ImportPath, Test, Output string
-	Elapsed                                   float64 // seconds
+	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds
 }
 
 // goTest counts the events of r and shows on w what failed.
