@@ -76,13 +76,13 @@ def multiarch_go_binary(name, target, visibility = None):
     """Builds a go_binary for every supported platform in one build.
 
     Args:
-      name: name of the filegroup of all of them; each is NAME_linux_ARCH.
+      name: name of the filegroup of all of them; each is NAME_ARCH.
       target: the go_binary.
       visibility: of all of them.
     """
     binaries = []
     for arch in ["amd64", "arm64"]:
-        binary = "{}_linux_{}".format(name, arch)
+        binary = name + "_" + arch
         go_cross_binary(
             name = binary,
             platform = "//tools/platforms:linux_" + arch,
@@ -91,7 +91,7 @@ def multiarch_go_binary(name, target, visibility = None):
         )
         binaries.append(binary)
     native.filegroup(
-        name = name + "_multiarch",
+        name = name,
         srcs = binaries,
         visibility = visibility,
     )

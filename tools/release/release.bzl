@@ -13,6 +13,9 @@ def _tar_gz_impl(ctx):
         for f in target.files.to_list():
             args.add(f, format = name + "=%s")
             inputs.append(f)
+    for f in ctx.files.docs:
+        args.add(f, format = f.basename + "=%s")
+        inputs.append(f)
     for f in ctx.files.tree:
         name = f.path.partition("/files/")[2].removesuffix(".src")
         args.add(f, format = name.replace("%", "%%") + "=%s")
@@ -32,6 +35,7 @@ tar_gz = rule(
     doc = "A tar archive; the target's name is the file's.",
     implementation = _tar_gz_impl,
     attrs = {
+        "docs": attr.label_list(allow_files = True, doc = "Files that keep their names."),
         "files": attr.label_keyed_string_dict(allow_files = True, doc = "Files and their names in the archive."),
         "prefix": attr.string(mandatory = True, doc = "Folder that everything in the archive lies in."),
         "tree": attr.label(doc = "The //tools/release:source.bzl tree."),
@@ -94,3 +98,48 @@ sbom = rule(
     },
     toolchains = ["@rules_go//go:toolchain"],
 )
+
+def artifacts(name, docs):
+    """Everything that a release consists of.
+
+    Args:
+      name: name of the filegroup of all of it.
+      docs: files that go into the archives beside the command.
+    """
+    version = native.module_version()
+    stem = "ringfence-" + version
+    files = []
+    for arch in ["amd64", "arm64"]:
+        archive = "{}-linux-{}.tar.gz".format(stem, arch)
+        tar_gz(
+            name = archive,
+            files = {"//cmd/ringfence:ringfence_linux_" + arch: "ringfence"},
+            docs = docs,
+            prefix = "{}-linux-{}".format(stem, arch),
+        )
+        files.append(archive)
+
+    # http_archive and a registry's source.json take it with
+    # strip_prefix = "ringfence-VERSION".
+    tar_gz(
+        name = stem + ".tar.gz",
+        prefix = stem,
+        tree = "@ringfence_source//:files",
+    )
+    files.append(stem + ".tar.gz")
+    sbom(
+        name = stem + ".cdx.json",
+        artifacts = files,
+        binary = "//cmd/ringfence",
+        version = version,
+    )
+    files.append(stem + ".cdx.json")
+    sha256sums(
+        name = "SHA256SUMS",
+        srcs = files,
+    )
+    native.filegroup(
+        name = name,
+        srcs = files + ["SHA256SUMS"],
+        visibility = ["//visibility:public"],
+    )
