@@ -115,6 +115,9 @@ func (t *FDTable) setLocked(fd int, e fdEntry) *FileDescription {
 	}
 	old := t.fds[fd].file
 	t.fds[fd] = e
+	if old != nil {
+		t.closed(old)
+	}
 	return old
 }
 
@@ -163,6 +166,7 @@ func (t *FDTable) removeIf(f func(fd int, e fdEntry) bool) {
 	}
 	t.mu.Unlock()
 	for _, file := range files { // not under mu: Release may be slow
+		t.closed(file)
 		file.DecRef()
 	}
 }

@@ -7,6 +7,7 @@ package vfs
 
 import (
 	"context"
+	"encoding/binary"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -34,7 +35,8 @@ type Impl interface {
 	Release()
 }
 
-// StreamReader is implemented by files without an offset: pipes, terminals.
+// StreamReader is implemented by files without an offset of ours: pipes,
+// terminals. A file that is a ReaderAt as well keeps its offset itself.
 type StreamReader interface {
 	// Read reads up to len(p) bytes; 0 and nil mean the end.
 	Read(ctx context.Context, p []byte) (int, error)
@@ -87,6 +89,14 @@ type DirReader interface {
 	// ReadDir calls emit for each entry from offset off on until emit returns
 	// false; the entry for which it did counts as not read.
 	ReadDir(ctx context.Context, off int64, emit func(Dirent) bool) error
+}
+
+// RawDirReader is implemented by directories that have their entries in the
+// format of getdents64(2).
+type RawDirReader interface {
+	// ReadDirRaw fills buf with entries from off on. next is the offset behind
+	// them. 0 bytes mean that ReadDir has the rest; EINVAL that buf is too small.
+	ReadDirRaw(ctx context.Context, off int64, buf []byte) (n int, next int64, err error)
 }
 
 // Truncater is implemented by files whose length can be set.
@@ -252,14 +262,14 @@ func (f *FileDescription) Read(ctx context.Context, p []byte) (int, error) {
 		return 0, unix.EBADF
 	}
 	switch impl := f.impl.(type) {
+	case StreamReader:
+		return impl.Read(ctx, p)
 	case ReaderAt:
 		f.offMu.Lock()
 		defer f.offMu.Unlock()
 		n, err := impl.ReadAt(ctx, p, f.off)
 		f.off += int64(n)
 		return n, err
-	case StreamReader:
-		return impl.Read(ctx, p)
 	case DirReader:
 		return 0, unix.EISDIR
 	}
@@ -272,6 +282,8 @@ func (f *FileDescription) Write(ctx context.Context, p []byte) (int, error) {
 		return 0, unix.EBADF
 	}
 	switch impl := f.impl.(type) {
+	case StreamWriter:
+		return impl.Write(ctx, p)
 	case WriterAt:
 		f.offMu.Lock()
 		defer f.offMu.Unlock()
@@ -285,8 +297,6 @@ func (f *FileDescription) Write(ctx context.Context, p []byte) (int, error) {
 		n, err := impl.WriteAt(ctx, p, f.off)
 		f.off += int64(n)
 		return n, err
-	case StreamWriter:
-		return impl.Write(ctx, p)
 	}
 	return 0, unix.EINVAL
 }
@@ -395,7 +405,62 @@ func (f *FileDescription) ReadDir(ctx context.Context, emit func(Dirent) bool) e
 }
 
 // Stat returns the file's attributes (fstat(2)).
-func (f *FileDescription) Stat(ctx context.Context) (unix.Stat_t, error) { return f.impl.Stat(ctx) }
+func (f *FileDescription) Stat(ctx context.Context) (unix.Stat_t, error) {
+	if f.dentry != nil && f.dentry.node.Mode()&unix.S_IFMT == unix.S_IFIFO {
+		return f.dentry.node.Stat(ctx) // the inode, not the pipe behind it
+	}
+	return f.impl.Stat(ctx)
+}
+
+// ReadDirRaw fills buf with entries in the format of getdents64(2) and returns
+// how many bytes that made; 0 is the end. EINVAL means that buf is too small for
+// one entry.
+func (f *FileDescription) ReadDirRaw(ctx context.Context, buf []byte) (int, error) {
+	if _, ok := f.impl.(DirReader); !ok {
+		return 0, unix.ENOTDIR
+	}
+	if raw, ok := f.impl.(RawDirReader); ok {
+		f.offMu.Lock()
+		n, next, err := raw.ReadDirRaw(ctx, f.off, buf)
+		if n > 0 {
+			f.off = next
+		}
+		f.offMu.Unlock()
+		if n > 0 || err != nil {
+			return n, err
+		}
+		// What is left, if anything, is not the host's.
+	}
+	n, full := 0, false
+	err := f.ReadDir(ctx, func(e Dirent) bool {
+		m := PutDirent(buf[n:], e)
+		n += m
+		full = full || m == 0
+		return m > 0
+	})
+	if n == 0 && full && err == nil {
+		err = unix.EINVAL
+	}
+	return n, err
+}
+
+// direntHeader is the size of struct linux_dirent64 before the name.
+const direntHeader = 19
+
+// PutDirent encodes e for getdents64(2) and returns its length, or 0 if it does
+// not fit into buf.
+func PutDirent(buf []byte, e Dirent) int {
+	n := (direntHeader + len(e.Name) + 1 + 7) &^ 7
+	if n > len(buf) {
+		return 0
+	}
+	binary.LittleEndian.PutUint64(buf, e.Ino)
+	binary.LittleEndian.PutUint64(buf[8:], uint64(e.NextOff))
+	binary.LittleEndian.PutUint16(buf[16:], uint16(n))
+	buf[18] = e.Type
+	clear(buf[direntHeader+copy(buf[direntHeader:n], e.Name) : n])
+	return n
+}
 
 // Truncate sets the file's length (ftruncate(2)).
 func (f *FileDescription) Truncate(ctx context.Context, size int64) error {
@@ -450,3 +515,19 @@ func (f *FileDescription) EventRegister(e *waiter.Entry) error { return f.impl.E
 
 // EventUnregister implements waiter.Waitable.
 func (f *FileDescription) EventUnregister(e *waiter.Entry) { f.impl.EventUnregister(e) }
+
+// Fallocater is implemented by files that can reserve or punch space.
+type Fallocater interface {
+	Fallocate(ctx context.Context, mode uint32, off, length int64) error
+}
+
+// Adviser is implemented by files that pass posix_fadvise(2) on.
+type Adviser interface {
+	Advise(ctx context.Context, off, length int64, advice int) error
+}
+
+// Sealer is implemented by files with seals (fcntl(F_ADD_SEALS)).
+type Sealer interface {
+	Seals() (uint32, error)
+	AddSeals(seals uint32) error
+}

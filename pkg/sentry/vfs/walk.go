@@ -152,7 +152,7 @@ func (w *walker) walk(path string) (place, error) {
 			return place{d: w.dentry()}, nil
 		}
 		dir, ok := w.node.(Directory)
-		if !ok {
+		if !ok || !isDir(w.node) {
 			return place{}, unix.ENOTDIR
 		}
 		if err := w.search(); err != nil {
