@@ -7,6 +7,8 @@ which the archive takes off again, and one glob sees the whole tree.
 
 # Not part of the sources, by path from the root.
 _EXCLUDED = [".git", "out", "user.bazelrc"]
+# Folders in which Bazel leaves links of its own.
+_WORKSPACES = ["", "test/consumer/"]
 
 def _source_tree_impl(ctx):
     root = ctx.path(ctx.attr.anchor).dirname
@@ -18,7 +20,7 @@ def _source_tree_impl(ctx):
         for prefix, directory in pending:
             for path in directory.readdir():
                 name = prefix + path.basename
-                if name in _EXCLUDED or (not prefix and name.startswith("bazel-")):
+                if name in _EXCLUDED or (path.basename.startswith("bazel-") and prefix in _WORKSPACES):
                     continue
                 if path.is_dir:
                     below.append((name + "/", path))
