@@ -125,6 +125,43 @@ func FuzzEquivalence(f *testing.F) {
 	})
 }
 
+// TestOpaque compiles rules with placeholders for variables, replaces those in
+// the program, and compares it with the rules made of the final values.
+func TestOpaque(t *testing.T) {
+	placeholders := []uint32{0x9d1c_33f1, 0x71e4_09b3, 0xe3a6_5c77}
+	finals := &source{rnd: rand.New(rand.NewPCG(6, 6))}
+	var decided, total int
+	for seed := range uint64(400) {
+		s := &source{rnd: rand.New(rand.NewPCG(seed, 3)), vars: placeholders}
+		x := s.sample()
+		x.o.Opaque = placeholders
+		template, err := BuildProgram(x.sets, x.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		final := []uint32{finals.half(), finals.half(), finals.half()}
+		program := slices.Clone(template)
+		for i := range program {
+			if v := slices.Index(placeholders, program[i].K); v >= 0 {
+				program[i].K = final[v]
+			}
+		}
+		s = &source{rnd: rand.New(rand.NewPCG(seed, 3)), vars: final}
+		x = s.sample()
+		p := programs{built: program}
+		for range 200 {
+			d := s.call(&x)
+			total++
+			if p.check(t, &x, &d) != x.o.DefaultAction {
+				decided++
+			}
+		}
+	}
+	if decided < total/5 || decided > total*4/5 {
+		t.Errorf("%d of %d calls are decided by rules: too one-sided to test much", decided, total)
+	}
+}
+
 // TestMatchers pins what each matcher means at its boundaries.
 func TestMatchers(t *testing.T) {
 	const top = ^uint64(0)

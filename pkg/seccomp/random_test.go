@@ -17,6 +17,10 @@ type source struct {
 	rnd   *rand.Rand
 	// values are numbers in the rules so far: those that matter to calls.
 	values []uint64
+	// vars, if not empty, are the values of variables in the rules; used are
+	// those values that were made with them.
+	vars []uint32
+	used []uint64
 }
 
 func (s *source) byte() byte {
@@ -58,12 +62,34 @@ func (s *source) wide() uint64 {
 
 // constant returns a value for a rule to compare with.
 func (s *source) constant() uint64 {
+	if v, ok := s.variable(); ok {
+		return v
+	}
 	if len(s.values) > 0 && s.n(4) == 0 {
 		return s.values[s.n(min(256, len(s.values)))] + uint64(s.n(3)) - 1
 	}
 	v := s.wide()
 	s.values = append(s.values, v)
 	return v
+}
+
+// variable sometimes returns a value of which one or both halves are variables.
+func (s *source) variable() (uint64, bool) {
+	if len(s.vars) == 0 || s.n(2) == 0 {
+		return 0, false
+	}
+	half := func() uint64 { return uint64(s.vars[s.n(len(s.vars))]) }
+	v := half()
+	switch s.n(4) {
+	case 0:
+		v |= half() << 32
+	case 1:
+		v |= uint64(s.half()) << 32
+	case 2:
+		v = v<<32 | uint64(s.half())
+	}
+	s.used = append(s.used, v)
+	return v, true
 }
 
 // value returns a matcher. kind, if not negative, says of which type.
@@ -98,7 +124,7 @@ var simpleValues = []func(s *source) ValueMatcher{
 	func(s *source) ValueMatcher {
 		mask := s.constant()
 		v := s.constant()
-		if s.n(8) != 0 {
+		if s.n(8) != 0 && len(s.vars) == 0 {
 			v &= mask
 		}
 		return MaskedEqual{mask, v}
@@ -144,7 +170,7 @@ type sample struct {
 }
 
 func (s *source) sample() sample {
-	s.values = nil
+	s.values, s.used = nil, nil
 	x := sample{o: ProgramOptions{
 		Arch:          sysno.Arches()[s.n(2)],
 		DefaultAction: s.action(),
@@ -198,10 +224,14 @@ func (s *source) call(x *sample) bpf.Data {
 
 // argument returns a value near those in the rules.
 func (s *source) argument() uint64 {
-	if len(s.values) == 0 || s.n(8) == 0 {
+	values := s.values
+	if len(values) == 0 || len(s.used) > 0 && s.n(2) == 0 {
+		values = s.used
+	}
+	if len(values) == 0 || s.n(8) == 0 {
 		return s.wide()
 	}
-	v := s.values[(s.n(256)<<8|s.n(256))%len(s.values)]
+	v := values[(s.n(256)<<8|s.n(256))%len(values)]
 	switch s.n(10) {
 	case 0:
 		v++
