@@ -198,6 +198,42 @@ func FuzzRun(f *testing.F) {
 	})
 }
 
+func TestCost(t *testing.T) {
+	p := Program{
+		Stmt(Ld|W|Abs, OffArch), JumpStmt(Jmp|Jeq|K, 7, 1, 0), Stmt(Ret|K, 0),
+		Stmt(Ld|W|Abs, OffNr), JumpStmt(Jmp|Jgt|K, 10, 0, 1), Stmt(Ret|K, 1),
+		JumpStmt(Jmp|Jset|K, 8, 0, 2), Stmt(Jmp|Ja, 0), Stmt(Ret|K, 2),
+		Stmt(Ld|W|Abs, OffArg(0)), JumpStmt(Jmp|Jge|K, 3, 0, 3), Stmt(Alu|And|K, 1), JumpStmt(Jmp|Jeq|K, 1, 0, 1), Stmt(Ret|K, 3), Stmt(Ret|K, 4),
+	}
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		nr, arch    uint32
+		least, most int
+	}{{0, 0, 3, 3}, {11, 7, 5, 5}, {8, 7, 7, 7}, {2, 7, 8, 10}} {
+		if least, most := p.Cost(test.nr, test.arch); least != test.least || most != test.most {
+			t.Errorf("number %d, architecture %d: %d to %d, want %d to %d", test.nr, test.arch, least, most, test.least, test.most)
+		}
+	}
+	s := &source{rnd: rand.New(rand.NewPCG(9, 9))}
+	for range 300 {
+		p := s.program(5 + s.n(40))
+		for i, in := range p {
+			if in.Code == Alu|Div|X {
+				p[i].Code = Alu | Mul | X // ends the program if X is 0
+			}
+		}
+		for range 20 {
+			d := s.data()
+			least, most := p.Cost(d.Nr, d.Arch)
+			if r := mustRun(t, p, &d); r.Executed < least || r.Executed > most {
+				t.Fatalf("%d instructions executed, bounds %d and %d\n%v", r.Executed, least, most, p)
+			}
+		}
+	}
+}
+
 func TestOptimize(t *testing.T) {
 	for _, test := range []struct {
 		name     string

@@ -10,8 +10,8 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/bpf"
 	"github.com/ringfence/ringfence/pkg/seccomp"
+	"github.com/ringfence/ringfence/pkg/seccomp/internal/sample/rules"
 	"github.com/ringfence/ringfence/pkg/seccomp/precompiled"
-	"github.com/ringfence/ringfence/pkg/seccomp/precompiled/internal/sample/rules"
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 )
 

@@ -2,8 +2,8 @@
 package main
 
 import (
+	"github.com/ringfence/ringfence/pkg/seccomp/internal/sample/rules"
 	"github.com/ringfence/ringfence/pkg/seccomp/precompiled/gen"
-	"github.com/ringfence/ringfence/pkg/seccomp/precompiled/internal/sample/rules"
 )
 
 func main() { gen.Main(rules.Sources) }

@@ -8,9 +8,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ringfence/ringfence/pkg/seccomp/internal/sample/rules"
 	"github.com/ringfence/ringfence/pkg/seccomp/precompiled"
 	"github.com/ringfence/ringfence/pkg/seccomp/precompiled/gen"
-	"github.com/ringfence/ringfence/pkg/seccomp/precompiled/internal/sample/rules"
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 )
 
@@ -31,7 +31,7 @@ func TestGenerated(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(string(want), string(got)); diff != "" {
-			t.Errorf("%s is stale: run go generate ./pkg/seccomp/precompiled/internal/sample: -want +got:\n%s", name, diff)
+			t.Errorf("%s is stale: run go generate ./pkg/seccomp/internal/sample: -want +got:\n%s", name, diff)
 		}
 	}
 }

@@ -1,0 +1,4 @@
+package seccomp
+
+// BuildNaive is buildNaive, for benchmarks outside the package.
+var BuildNaive = buildNaive
