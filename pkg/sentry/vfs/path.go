@@ -131,3 +131,13 @@ func (f *FileDescription) FIFOWait(block func(ready <-chan struct{}) error) erro
 		}
 	}
 }
+
+// OpenPipeAt is OpenPipe for the FIFO d, which belongs to the description if
+// there is no error.
+func OpenPipeAt(p *Pipe, flags uint32, d *Dentry) (*FileDescription, error) {
+	f, err := OpenPipe(p, statusFlags(flags), d.String)
+	if err == nil {
+		f.dentry = d.use()
+	}
+	return f, err
+}

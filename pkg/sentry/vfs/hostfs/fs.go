@@ -87,6 +87,16 @@ func New(path string, writable bool) (*FS, error) {
 // Root returns the Node of the directory or file itself; it belongs to the FS.
 func (fs *FS) Root() vfs.Directory { return fs.root }
 
+// Accessible returns an error unless the process may read the root, and search
+// it if it is a directory.
+func (fs *FS) Accessible() error {
+	mode := uint32(vfs.MayRead)
+	if fs.root.isDir() {
+		mode |= vfs.MayExec
+	}
+	return fs.root.HostAccess(mode)
+}
+
 // Close closes what the FS holds. Files that are still open stay so.
 func (fs *FS) Close() {
 	fs.root.DecRef()
