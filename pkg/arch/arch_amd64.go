@@ -41,14 +41,71 @@ const (
 
 // Bits of EFLAGS (Intel SDM vol. 1, 3.4.3).
 const (
+	eflagsCF       = 1 << 0
 	eflagsReserved = 1 << 1
+	eflagsPF       = 1 << 2
+	eflagsAF       = 1 << 4
+	eflagsZF       = 1 << 6
+	eflagsSF       = 1 << 7
 	eflagsTF       = 1 << 8
 	eflagsIF       = 1 << 9
+	eflagsDF       = 1 << 10
+	eflagsOF       = 1 << 11
+	eflagsNT       = 1 << 14
+	eflagsRF       = 1 << 16
+	eflagsAC       = 1 << 18
+	eflagsID       = 1 << 21
+
+	// eflagsSigreturn are those that rt_sigreturn restores (FIX_EFLAGS in
+	// arch/x86/include/asm/sighandling.h), eflagsUser those that user code can
+	// set, with POPF or otherwise.
+	eflagsSigreturn = eflagsCF | eflagsPF | eflagsAF | eflagsZF | eflagsSF | eflagsTF | eflagsDF | eflagsOF | eflagsRF | eflagsAC
+	eflagsUser      = eflagsSigreturn | eflagsNT | eflagsID
 )
 
+// noSyscall is Orig_rax of a thread that is not in a system call.
+const noSyscall = ^uint64(0)
+
+// prstatusSize is the size of struct user_regs_struct.
+const prstatusSize = 27 * 8
+
 func (r *Registers) reset() {
-	*r = Registers{Cs: userCS, Ss: userDS, Eflags: eflagsReserved | eflagsIF}
+	*r = Registers{Cs: userCS, Ss: userDS, Eflags: eflagsReserved | eflagsIF, Orig_rax: noSyscall}
 }
+
+// SanitizeRegs makes registers that an application, or a stub that it broke, may
+// have forged safe to run with: flags that user code cannot set, selectors that
+// are not those of 64-bit user code, and segment bases beyond user space go.
+//
+// It returns false if the thread cannot run from here, because the instruction
+// pointer is not canonical or the code segment was another one: it then deserves
+// SIGSEGV with SI_KERNEL, as the host's return to user mode would give it.
+func (c *Context64) SanitizeRegs() bool {
+	r := &c.Regs
+	ok := r.Cs == userCS && isCanonical(r.Rip)
+	r.Cs, r.Ss = userCS, userDS
+	r.Eflags = r.Eflags&eflagsUser | eflagsReserved | eflagsIF
+	for _, s := range []*uint64{&r.Ds, &r.Es, &r.Fs, &r.Gs} {
+		// Null selectors, with any privilege level, or user data.
+		if *s > 3 && *s != userDS {
+			*s = 0
+		}
+	}
+	for _, base := range []*uint64{&r.Fs_base, &r.Gs_base} {
+		if *base >= maxUserAddr {
+			*base = 0
+		}
+	}
+	return ok
+}
+
+// isCanonical reports whether v is sign-extended from bit 47 (Intel SDM vol. 1,
+// 3.3.7.1).
+func isCanonical(v uint64) bool { return uint64(int64(v<<16)>>16) == v }
+
+// InSyscall reports whether the thread is in a system call: it stopped for one
+// and has not been through a signal handler or rt_sigreturn since.
+func (c *Context64) InSyscall() bool { return int64(c.Regs.Orig_rax) >= 0 }
 
 // SyscallNo returns the number of the system call that was made.
 func (c *Context64) SyscallNo() uintptr { return uintptr(c.Regs.Orig_rax) }

@@ -21,7 +21,48 @@ type Registers struct {
 	TPIDR uint64
 }
 
-func (r *Registers) reset() { *r = Registers{SyscallNo: -1} }
+// noSyscall is Registers.SyscallNo of a thread that is not in a system call.
+const noSyscall = -1
+
+// prstatusSize is the size of struct user_pt_regs.
+const prstatusSize = 34 * 8
+
+func (r *Registers) reset() { *r = Registers{SyscallNo: noSyscall} }
+
+// Bits of PSTATE as SPSR_EL1 holds them (Arm ARM, C5.2.19).
+const (
+	pstateBTypeC    = 1 << 10 // the target of an indirect call
+	pstateBTypeMask = 3 << 10
+	pstateSSBS      = 1 << 12
+	pstateSS        = 1 << 21 // software step (Arm ARM, D2.12)
+	pstateDIT       = 1 << 24
+	pstateTCO       = 1 << 25
+	pstateNZCV      = 0xf << 28
+
+	// pstateUser are the bits that user code can set.
+	pstateUser = pstateNZCV | pstateTCO | pstateDIT | pstateSSBS | pstateBTypeMask
+
+	// pstateRefused are the mode and the masks of interrupts: not 0 means that
+	// the thread would run at another exception level or in AArch32.
+	pstateRefused = 0x1f | 0xf<<6
+)
+
+// SanitizeRegs makes registers that an application, or a stub that it broke, may
+// have forged safe to run with: it clears the bits of PSTATE that user code
+// cannot set, but for SetSingleStep's.
+//
+// It returns false if PSTATE asked for another mode: the thread then deserves
+// SIGSEGV.
+func (c *Context64) SanitizeRegs() bool {
+	r := &c.Regs
+	ok := r.Pstate&pstateRefused == 0
+	r.Pstate &= pstateUser | pstateSS
+	return ok
+}
+
+// InSyscall reports whether the thread is in a system call: it stopped for one
+// and has not been through a signal handler or rt_sigreturn since.
+func (c *Context64) InSyscall() bool { return c.Regs.SyscallNo >= 0 }
 
 // SyscallNo returns the number of the system call that was made.
 func (c *Context64) SyscallNo() uintptr { return uintptr(c.Regs.Regs[8]) }
@@ -81,9 +122,6 @@ func (c *Context64) SetTLS(v uintptr) bool {
 	c.Regs.TPIDR = uint64(v)
 	return true
 }
-
-// pstateSS is PSTATE's software step bit (Arm ARM, D2.12).
-const pstateSS = 1 << 21
 
 // SingleStep reports whether the thread traps after each instruction.
 func (c *Context64) SingleStep() bool { return c.Regs.Pstate&pstateSS != 0 }
