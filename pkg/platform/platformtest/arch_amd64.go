@@ -39,11 +39,10 @@ const (
 	flagIF = 1 << 9
 	flagDF = 1 << 10
 	flagAC = 1 << 18
-	flagID = 1 << 21
 
-	// flagsUser are those that an application may set and that a Switch keeps:
-	// CF, PF, AF, ZF, SF, DF, OF, AC and ID.
-	flagsUser = 0x8d5 | flagDF | flagAC | flagID
+	// flagsUser are those that a Sentry may set and that a Switch keeps: CF, PF,
+	// AF, ZF, SF, DF, OF and AC. Linux lets no one set ID but by POPF.
+	flagsUser = 0x8d5 | flagDF | flagAC
 )
 
 // setArgs puts args into the registers of a system call's arguments.

@@ -233,7 +233,7 @@ func testBarrierOrder(t *T) {
 	th := sp.newThread(progDekker, b+x, b+y, b+goOff, b+out)
 	stop := th.background(func(e event) { t.Fatalf("got %v", e) })
 	// A barrier can take the host many milliseconds: as many rounds as fit.
-	deadline := time.Now().Add(time.Second)
+	deadline := time.Now().Add(300 * time.Millisecond)
 	rounds := 0
 	for r := uint64(1); r <= 2000 && time.Now().Before(deadline); r++ {
 		sp.data.store(goOff, r)

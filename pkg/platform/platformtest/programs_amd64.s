@@ -153,7 +153,7 @@ again:
 
 PROGRAM(·progBreakpoint, breakpoint<>)
 again:
-	INT  $3
+	BYTE $0xcc
 	REPORT
 	JMP  again
 	END
