@@ -1,0 +1,4 @@
+package kernel
+
+// minSigStackSize is MINSIGSTKSZ (asm/signal.h), in bytes.
+const minSigStackSize = 2048
