@@ -2,8 +2,8 @@
 // registers, floating point state, the system call convention, single-stepping
 // and signal frames.
 //
-// It depends on hostarch, abi/linux and cpuid. It must not know of platforms,
-// nor make host calls. What differs between architectures stands in _amd64 and
+// It depends on hostarch, abi/linux, cpuid and usermem. It must not know of
+// platforms, nor make host calls. What differs between architectures stands in _amd64 and
 // _arm64 files with the same names in both.
 package arch
 
@@ -50,9 +50,7 @@ type Context64 struct {
 	// NT_PRSTATUS register set (ptrace(2), PTRACE_GETREGSET).
 	Regs Registers
 
-	// fpu is the extended state: on amd64 an uncompacted XSAVE area of the size
-	// that cpuid gives, on arm64 user_fpsimd_state followed by the SVE state
-	// where the host has it.
+	// fpu is the floating point and vector state, never nil.
 	fpu FPState
 
 	// Fault is what the CPU said of the last fault, for signal frames. A
@@ -60,7 +58,10 @@ type Context64 struct {
 	Fault FaultInfo
 }
 
-// FPState is the floating point and vector state of a thread.
+// FPState is the floating point and vector state of a thread: on amd64 an XSAVE
+// area that is not compacted, as large as the host's XCR0 asks for (the register
+// set NT_X86_XSTATE); on arm64 the register set NT_ARM_SVE with or without SVE
+// registers in it.
 type FPState []byte
 
 // FaultInfo is what the CPU reports of an exception. Zero means nothing.
@@ -75,7 +76,8 @@ type FaultInfo struct {
 }
 
 // New returns the state of a thread before its first instruction: all zero but
-// for what the kernel gives a new program (flags, segments, FPU defaults).
+// for what the kernel gives a new program (flags, segments, floating point
+// defaults), and not in a system call.
 func New() *Context64 {
 	c := &Context64{fpu: NewFPState()}
 	c.Regs.reset()

@@ -4,6 +4,6 @@
 //
 // It depends on the standard library alone, makes no host calls, and keeps
 // layouts exactly as the kernel's uapi headers define them; tests compare them
-// with golang.org/x/sys. What is the same on amd64 and arm64 stands in files
+// with golang.org/x/sys. Errno values are unix.Errno's. What is the same on amd64 and arm64 stands in files
 // without a suffix.
 package linux
