@@ -531,3 +531,9 @@ type Sealer interface {
 	Seals() (uint32, error)
 	AddSeals(seals uint32) error
 }
+
+// Terminal is implemented by files that may be the terminal of a session. What
+// ioctl_tty(2) asks of sessions and process groups is not answered by them.
+type Terminal interface {
+	IsTerminal() bool
+}

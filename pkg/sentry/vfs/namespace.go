@@ -34,6 +34,9 @@ type Mount struct {
 // Namespace follows its own renames of them. A directory that somebody else
 // renames on the host stays accessible, but ".." leads to where it was.
 type Namespace struct {
+	// Memfd makes the files of memfd_create(2). It is set before tasks run.
+	Memfd func(ctx context.Context, name string, sealable bool) *FileDescription
+
 	mounts map[string]*Mount
 	order  []*Mount
 	// above holds the directories that have a mount point somewhere below.

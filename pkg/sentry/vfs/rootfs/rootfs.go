@@ -61,13 +61,7 @@ func dev(minor uint32) uint64 { return unix.Mkdev(0, minor) }
 type Root struct {
 	*vfs.Namespace
 
-	memfds *tmpfs.FS
-	hosts  []*hostfs.FS
-}
-
-// Memfd returns a new file for memfd_create(2).
-func (r *Root) Memfd(ctx context.Context, name string, sealable bool) *vfs.FileDescription {
-	return tmpfs.NewMemfd(ctx, r.memfds, name, sealable)
+	hosts []*hostfs.FS
 }
 
 // Close closes the host directories. No task may run any more.
@@ -106,7 +100,10 @@ func New(c Config) (*Root, error) {
 	}
 	r.Namespace = vfs.NewNamespace(root)
 
-	r.memfds = tmpfs.New(dev(memfdMinor), 0o777, c.TmpSize)
+	memfds := tmpfs.New(dev(memfdMinor), 0o777, c.TmpSize)
+	r.Memfd = func(ctx context.Context, name string, sealable bool) *vfs.FileDescription {
+		return tmpfs.NewMemfd(ctx, memfds, name, sealable)
+	}
 	for _, m := range []*vfs.Mount{
 		{Point: "/dev", Root: devfs.New(dev(devMinor), c.TTY), Source: "none", Type: "devtmpfs", Dev: dev(devMinor), ReadOnly: true},
 		{Point: "/dev/shm", Root: tmpfs.New(dev(shmMinor), 0o1777, c.TmpSize).Root(), Source: "none", Type: "tmpfs", Dev: dev(shmMinor)},
