@@ -3,6 +3,7 @@ package platform
 import (
 	"github.com/ringfence/ringfence/pkg/seccomp"
 	precompiledseccomp "github.com/ringfence/ringfence/pkg/seccomp/precompiled"
+	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 )
 
 // SeccompInfo describes the host system calls that a platform makes, so that a
@@ -28,6 +29,17 @@ type SeccompInfo interface {
 	// often, the most frequent first: a dozen at most, or none. Filters test for
 	// these first.
 	HottestSyscalls() []uintptr
+}
+
+// ArchSeccompInfo is a SeccompInfo that can be had for every architecture on any
+// host. Programs are compiled at build time from such ones: write rules with
+// package sysno, and not with numbers or constants of this architecture.
+type ArchSeccompInfo interface {
+	SeccompInfo
+
+	// ForArch returns the SeccompInfo of the same configuration on a, or false
+	// if the platform does not have it there.
+	ForArch(a sysno.Arch) (SeccompInfo, bool)
 }
 
 // StaticSeccompInfo is the SeccompInfo of a platform without options and
