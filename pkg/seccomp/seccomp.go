@@ -43,6 +43,11 @@ type ProgramOptions struct {
 	// HottestSyscalls are the numbers of the calls that are made most often,
 	// the most frequent first. They are looked for first, in this order.
 	// Those without a rule are not.
+	//
+	// Since Linux 5.11 the kernel does not run filters for calls that they
+	// allow whatever the arguments (seccomp_cache_prepare in
+	// kernel/seccomp.c), so the order matters for those with rules about
+	// arguments.
 	HottestSyscalls []uintptr
 
 	// Opaque are 32-bit constants that stand for values to be filled in
