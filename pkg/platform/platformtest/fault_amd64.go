@@ -18,6 +18,7 @@ var archFaultSubjects = []subject{
 	{"AlignmentCheck", testAlignmentCheck},
 	{"PrivilegedInstructions", testPrivileged},
 	{"ICEBP", testICEBP},
+	{"SelfModifyingCode", testSelfModifyingCode},
 }
 
 const nonCanonical = 0x8000_0000_0000_0000
@@ -149,5 +150,32 @@ func testICEBP(t *T) {
 		th.exceptionSignal(linux.SIGTRAP, vectorDB)
 		th.edit(func(ac *arch.Context64) { ac.SetIP(t.s.text.addr(progICEBP) + 1) })
 		th.report()
+	}
+}
+
+// Code that the application, or the Sentry, has just written is what runs.
+func testSelfModifyingCode(t *T) {
+	sp := t.newSpace()
+	sp.mapData(1, hostarch.AnyAccess)
+	th, writer := sp.newThread(progCount), sp.newThread(progStore)
+	for i := range 20 {
+		nr := uint64(100 + i)
+		// mov $nr, %eax; syscall; ud2: in two words.
+		b := []byte{0xb8, 0, 0, 0, 0, 0x0f, 0x05, 0x90, 0x0f, 0x0b, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90}
+		binary.LittleEndian.PutUint32(b[1:], uint32(nr))
+		if i%3 == 0 {
+			copy(sp.data.data, b)
+		} else {
+			writer.mustStore(dataBase, binary.LittleEndian.Uint64(b))
+			writer.mustStore(dataBase+8, binary.LittleEndian.Uint64(b[8:]))
+		}
+		for range 3 {
+			th.startAt(uintptr(dataBase))
+			th.syscall()
+			if got := th.ac.SyscallNo(); uint64(got) != nr {
+				t.Fatalf("round %d: system call %d, want %d", i, got, nr)
+			}
+			th.exceptionSignal(linux.SIGILL, vectorUD)
+		}
 	}
 }

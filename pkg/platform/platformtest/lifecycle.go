@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 )
@@ -18,6 +20,7 @@ var lifecycleSubjects = []subject{
 	{"ForkHooks", testForkHooks},
 	{"MappingsID", testMappingsID},
 	{"ErrorPaths", testErrorPaths},
+	{"NoDescriptorsLeft", testNoDescriptorsLeft},
 }
 
 func testReleaseUnused(t *T) {
@@ -217,4 +220,57 @@ func testErrorPaths(t *T) {
 		th.report()
 		runtime.Gosched()
 	}
+}
+
+// The process can open nothing more: whatever fails says so with an errno, and
+// when there is room again everything works.
+func testNoDescriptorsLeft(t *T) {
+	sp := t.newSpace()
+	sp.mapData(1, hostarch.ReadWrite)
+	th := sp.newThread(progCount)
+	th.report()
+	next, err := unix.Dup(sp.data.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(next)
+	var old unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &old); err != nil {
+		t.Fatal(err)
+	}
+	// No descriptor from the lowest free one on.
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(next), Max: old.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &old, nil); err != nil {
+			t.Errorf("prlimit(RLIMIT_NOFILE): %v", err)
+		}
+	}
+	func() {
+		defer restore()
+		for range 3 {
+			as, _, err := t.s.p.NewAddressSpace(nil)
+			if err != nil && !isErrno(err) {
+				t.Errorf("NewAddressSpace without descriptors: %v wraps no errno", err)
+			}
+			if as != nil {
+				err := as.MapFile(textBase, t.s.text.file, fileRange(0, pageSize), hostarch.ReadExec, false)
+				if err != nil && !isErrno(err) {
+					t.Errorf("MapFile without descriptors: %v wraps no errno", err)
+				}
+				as.Release()
+			}
+		}
+		// What is there goes on; a new Context may fail, with an error.
+		th.report()
+		more := sp.newThread(progCount)
+		if e := more.next(); e.err != nil && e.contextError() == nil {
+			t.Errorf("a new Context without descriptors gets %v", e)
+		}
+	}()
+	th.report()
+	sp2 := t.newSpace()
+	sp2.mapData(1, hostarch.ReadWrite)
+	sp2.newThread(progLoad).mustLoad(dataBase, 0)
 }

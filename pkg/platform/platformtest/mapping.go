@@ -530,6 +530,7 @@ func testManyMappings(t *T) {
 func (th *thread) mustUse(addr hostarch.Addr, v uint64) {
 	th.t.Helper()
 	th.sp.mustMap(addr, th.sp.data, 0, pageSize, hostarch.AnyAccess)
+	copy(th.sp.data.data[64:], code(progCount))
 	th.sp.data.store(8, v)
 	th.mustLoad(addr+8, v)
 	th.mustStore(addr+16, v+1)
@@ -543,7 +544,6 @@ func (th *thread) mustUse(addr hostarch.Addr, v uint64) {
 
 func testFirstAndLastPage(t *T) {
 	sp := t.newSpace()
-	copy(sp.data.data[64:], code(progCount))
 	th := sp.newThread(progLoad)
 	ar := t.userRange()
 	for i, addr := range []hostarch.Addr{ar.Start, ar.Start + pageSize, ar.End - 2*pageSize, ar.End - pageSize} {
@@ -554,7 +554,6 @@ func testFirstAndLastPage(t *T) {
 // Everything between MinUserAddress and MaxUserAddress can be mapped.
 func testAllOverTheRange(t *T) {
 	sp := t.newSpace()
-	copy(sp.data.data[64:], code(progCount))
 	th := sp.newThread(progLoad)
 	for i, addr := range t.someAddrs(120) {
 		th.mustUse(addr, uint64(i))

@@ -2,6 +2,7 @@ package platformtest
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/hostarch"
@@ -21,6 +24,8 @@ var stubSubjects = []subject{
 	{"KilledWhileIdle", testStubKilledWhileIdle},
 	{"KilledWhileMapping", testStubKilledWhileMapping},
 	{"Stopped", testStubStopped},
+	{"ForeignSignals", testStubForeignSignals},
+	{"AddressSpaceLimit", testStubAddressSpaceLimit},
 	{"HoldsNoOtherFiles", testStubFiles},
 	{"MapsNothingElse", testStubMappings},
 	{"DieWithUs", testStubsDieWithUs},
@@ -188,6 +193,56 @@ func testStubStopped(t *T) {
 	stop()
 	th.start(progCount, 0)
 	th.report()
+}
+
+// Signals that someone else sends to a stub end, at worst, its own Contexts.
+func testStubForeignSignals(t *T) {
+	w := t.newSpace().newWitness()
+	for _, sig := range []unix.Signal{unix.SIGUSR1, unix.SIGTERM, unix.SIGHUP, unix.SIGCHLD, unix.SIGURG, unix.SIGSEGV, unix.SIGSYS, unix.SIGTRAP} {
+		sp, th, pids := t.newSpaceWithStubs(progBeat, uint64(dataBase))
+		for _, pid := range pids {
+			if err := unix.Kill(pid, sig); err != nil {
+				t.Fatalf("kill(%d, %v): %v", pid, sig, err)
+			}
+		}
+		for range 5 {
+			if th.bounded().contextError() != nil {
+				break
+			}
+		}
+		w.check("a foreign signal")
+		th.release()
+		sp.release()
+	}
+}
+
+// A stub has no room for a mapping: MapFile fails with ENOMEM, and the rest
+// works on.
+func testStubAddressSpaceLimit(t *T) {
+	sp, th, pids := t.newSpaceWithStubs(progCount)
+	f := t.newFile(1 << 30)
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages, err := strconv.ParseUint(strings.Fields(string(b))[0], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		limit := pages*pageSize + 1<<20
+		if err := unix.Prlimit(pid, unix.RLIMIT_AS, &unix.Rlimit{Cur: limit, Max: unix.RLIM_INFINITY}, nil); err != nil {
+			t.Fatalf("prlimit(%d, RLIMIT_AS): %v", pid, err)
+		}
+	}
+	for range 2 {
+		if err := sp.mapFile(0x10_0000_0000, f, fileRange(0, 1<<30), hostarch.Read, false); !errors.Is(err, unix.ENOMEM) {
+			t.Errorf("MapFile of 1 GiB with RLIMIT_AS 1 MiB above what is in use: %v, want ENOMEM", err)
+		}
+		th.report()
+		th.mustUse(dataBase+pageSize, 1)
+		th.start(progCount)
+	}
 }
 
 // A stub holds nothing of the Sentry's but memory files.
