@@ -95,7 +95,7 @@ func generalRegs(ac *arch.Context64) []reg {
 }
 
 // setDump makes addr progDump's buffer, in which it needs dumpSize bytes.
-func setDump(ac *arch.Context64, addr uint64) { ac.Regs.Regs[28] = addr }
+func setDump(ac *arch.Context64, addr uint64) { ac.Regs.Regs[26] = addr }
 
 const dumpSize = 33 * 8
 

@@ -202,7 +202,6 @@ type T struct {
 	files   []*file
 
 	workers sync.WaitGroup
-	running atomic.Int64
 }
 
 func (s *suite) newT(tb testing.TB) *T {
@@ -686,14 +685,6 @@ func (th *thread) checkFault(e event, want fault) {
 		th.t.end()
 		runtime.Goexit()
 	}
-}
-
-// tryLoad makes th load the word at addr.
-func (th *thread) tryLoad(addr hostarch.Addr) (uint64, event) {
-	th.t.Helper()
-	th.start(progLoad, uint64(addr))
-	e := th.next()
-	return th.args()[1], e
 }
 
 // mustLoad makes th load the word at addr, which must be want.

@@ -202,32 +202,33 @@ again:
 	JMP  again
 	END
 
-// R28 is the buffer: X0 to X30 (18 and 28 as well), SP, NZCV. R27 is scratch.
+// R26 is the buffer: X0 to X30, SP, NZCV. R27 is scratch, and restored. The
+// assembler calls X28 g.
 PROGRAM(·progDump, dump<>)
 again:
-	STP  (R0, R1), 0(R28)
-	STP  (R2, R3), 16(R28)
-	STP  (R4, R5), 32(R28)
-	STP  (R6, R7), 48(R28)
-	STP  (R8, R9), 64(R28)
-	STP  (R10, R11), 80(R28)
-	STP  (R12, R13), 96(R28)
-	STP  (R14, R15), 112(R28)
-	STP  (R16, R17), 128(R28)
-	MOVD R18_PLATFORM, 144(R28)
-	STP  (R19, R20), 152(R28)
-	STP  (R21, R22), 168(R28)
-	STP  (R23, R24), 184(R28)
-	STP  (R25, R26), 200(R28)
-	MOVD R27, 216(R28)
-	WORD $0xf900739c        // str x28, [x28, #224]
-	MOVD R29, 232(R28)
-	MOVD R30, 240(R28)
-	WORD $0x910003fb        // mov x27, sp
-	MOVD R27, 248(R28)
+	STP  (R0, R1), 0(R26)
+	STP  (R2, R3), 16(R26)
+	STP  (R4, R5), 32(R26)
+	STP  (R6, R7), 48(R26)
+	STP  (R8, R9), 64(R26)
+	STP  (R10, R11), 80(R26)
+	STP  (R12, R13), 96(R26)
+	STP  (R14, R15), 112(R26)
+	STP  (R16, R17), 128(R26)
+	MOVD R18_PLATFORM, 144(R26)
+	STP  (R19, R20), 152(R26)
+	STP  (R21, R22), 168(R26)
+	STP  (R23, R24), 184(R26)
+	STP  (R25, R26), 200(R26)
+	MOVD R27, 216(R26)
+	MOVD g, 224(R26)
+	MOVD R29, 232(R26)
+	MOVD R30, 240(R26)
+	MOVD RSP, R27
+	MOVD R27, 248(R26)
 	MRS  NZCV, R27
-	MOVD R27, 256(R28)
-	MOVD 216(R28), R27
+	MOVD R27, 256(R26)
+	MOVD 216(R26), R27
 	SVC
 	JMP  again
 	END
