@@ -31,15 +31,12 @@ const maxNewThreads = 16
 
 func takeCensus() (*census, error) {
 	c := &census{fds: make(map[string]bool), maps: make(map[string]int)}
-	dir, err := os.ReadDir("/proc/self/fd")
+	fds, err := descriptors(os.Getpid())
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range dir {
-		// The descriptor of the directory itself is closed by now.
-		if what, err := os.Readlink("/proc/self/fd/" + d.Name()); err == nil {
-			c.fds[d.Name()+" -> "+what] = true
-		}
+	for fd, what := range fds {
+		c.fds[fmt.Sprintf("%d -> %s", fd, what)] = true
 	}
 	b, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
@@ -59,6 +56,27 @@ func takeCensus() (*census, error) {
 	c.goroutines = runtime.NumGoroutine()
 	c.processes, err = descendants(os.Getpid())
 	return c, err
+}
+
+// descriptors returns what the file descriptors of a process are.
+func descriptors(pid int) (map[int]string, error) {
+	path := fmt.Sprintf("/proc/%d/fd", pid)
+	dir, err := os.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	fds := make(map[int]string)
+	for _, d := range dir {
+		fd, err := strconv.Atoi(d.Name())
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		// Our own descriptor of the directory is closed by now.
+		if what, err := os.Readlink(filepath.Join(path, d.Name())); err == nil {
+			fds[fd] = what
+		}
+	}
+	return fds, nil
 }
 
 // stat returns the parent and state of a process.

@@ -1,12 +1,14 @@
 package platformtest
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 )
 
 var contractSubjects = []subject{
@@ -101,18 +103,46 @@ func testSeccompInfo(t *T) {
 			}
 		}
 	}
+	for _, pi := range all {
+		ai, ok := pi.(platform.ArchSeccompInfo)
+		if !ok {
+			continue
+		}
+		own, ok := ai.ForArch(sysno.Native)
+		if !ok {
+			t.Errorf("%q: ForArch says that the platform does not exist here", pi.ConfigKey())
+			continue
+		}
+		if d := diffRules(own, pi); d != "" {
+			t.Errorf("%q: ForArch(%v) %s", pi.ConfigKey(), sysno.Native, d)
+		}
+		for _, a := range sysno.Arches() {
+			if other, ok := ai.ForArch(a); ok && other.ConfigKey() != pi.ConfigKey() {
+				t.Errorf("%q: ForArch(%v) has ConfigKey %q", pi.ConfigKey(), a, other.ConfigKey())
+			}
+		}
+	}
 	// The rules depend on the configuration and the variables alone.
-	vars := info.Variables()
+	if d := diffRules(info, pre); d != "" {
+		t.Errorf("%q: the instance %s", info.ConfigKey(), d)
+	}
+}
+
+// diffRules says how the rules of got differ from want's, for the same values of
+// the variables.
+func diffRules(got, want platform.SeccompInfo) string {
+	vars := maps.Clone(want.Variables())
 	for k := range vars {
 		vars[k] = 0x12345678
 	}
-	a, b := info.SyscallFilters(vars), pre.SyscallFilters(vars)
+	a, b := got.SyscallFilters(vars), want.SyscallFilters(vars)
 	if !slices.Equal(a.Numbers(), b.Numbers()) {
-		t.Fatalf("rules for system calls %d, but %d at build time", a.Numbers(), b.Numbers())
+		return fmt.Sprintf("has rules for system calls %d, want %d", a.Numbers(), b.Numbers())
 	}
 	for _, nr := range a.Numbers() {
 		if x, y := a.Get(nr).String(), b.Get(nr).String(); x != y {
-			t.Errorf("system call %d: rule %s, but %s at build time", nr, x, y)
+			return fmt.Sprintf("has for system call %d the rule %s, want %s", nr, x, y)
 		}
 	}
+	return ""
 }

@@ -18,6 +18,7 @@ var archFaultSubjects = []subject{
 	{"AlignmentCheck", testAlignmentCheck},
 	{"PrivilegedInstructions", testPrivileged},
 	{"ICEBP", testICEBP},
+	{"CPUID", testCPUID},
 	{"SelfModifyingCode", testSelfModifyingCode},
 }
 
