@@ -52,6 +52,9 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 	child := newTask(k, ac, t.Name())
 	child.creds.Store(t.Creds())
 	child.Prctl = t.Prctl
+	child.nice.Store(t.Nice())
+	child.policy.Store(t.Scheduler())
+	child.affinity.Store(t.affinity.Load())
 	child.mask = t.mask
 	if t.haveSaved {
 		child.mask = t.savedMask
@@ -130,7 +133,8 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 
 func newTask(k *Kernel, ac *arch.Context64, name string) *Task {
 	t := &Task{k: k, ac: ac, name: name, wake: make(chan struct{}, 1), start: time.Now()}
-	t.Prctl.TimerSlack = 50000
+	t.Prctl.TimerSlack = 50000 // Linux's default
+	t.affinity.Store(&k.cpus)
 	t.state.Store('R')
 	t.work.Store(true)
 	return t

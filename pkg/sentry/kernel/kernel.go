@@ -76,6 +76,7 @@ type Kernel struct {
 	bootTime time.Time
 	release  string
 	version  string
+	cpus     unix.CPUSet
 
 	futexes futexTable
 	ticker  ticker
@@ -94,7 +95,6 @@ type Kernel struct {
 	groups   map[int32]*ProcessGroup
 	sessions map[int32]*Session
 	lastPID  int32
-	hostname string
 	// queued counts the signals that are pending, for RLIMIT_SIGPENDING.
 	queued int
 	init   *ThreadGroup
@@ -110,7 +110,6 @@ func New(cfg Config) *Kernel {
 	k := &Kernel{
 		cfg:      cfg,
 		bootTime: time.Now(),
-		hostname: cfg.Hostname,
 		unknown:  make(map[uintptr]uint64),
 		tasks:    make(map[int32]*Task),
 		groups:   make(map[int32]*ProcessGroup),
@@ -121,6 +120,10 @@ func New(cfg Config) *Kernel {
 			k.syscalls = append(k.syscalls, Syscall{})
 		}
 		k.syscalls[nr] = s
+	}
+	// Taken now: a platform may bind threads to CPUs later.
+	if unix.SchedGetaffinity(0, &k.cpus) != nil {
+		k.cpus.Set(0)
 	}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
@@ -153,18 +156,10 @@ func (k *Kernel) Release() string { return k.release }
 func (k *Kernel) Version() string { return k.version }
 
 // Hostname implements vfs.ProcProvider.Hostname.
-func (k *Kernel) Hostname() string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.hostname
-}
+func (k *Kernel) Hostname() string { return k.cfg.Hostname }
 
-// SetHostname changes what uname(2) shows.
-func (k *Kernel) SetHostname(name string) {
-	k.mu.Lock()
-	k.hostname = name
-	k.mu.Unlock()
-}
+// CPUs returns the CPUs that tasks may run on.
+func (k *Kernel) CPUs() unix.CPUSet { return k.cpus }
 
 // UnknownSyscalls returns how often each system call was made that is not in
 // the table.

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,7 +88,7 @@ func (h *SignalHandlers) fork() *SignalHandlers {
 	return &n
 }
 
-// ignored returns the set of signals that have no effect when delivered.
+// ignores reports whether sig has no effect when it is delivered.
 func (h *SignalHandlers) ignores(sig linux.Signal) bool {
 	switch h.actions[sig].Handler {
 	case linux.SIG_IGN:
@@ -358,21 +359,29 @@ func (t *Task) forceSignal(info *linux.SignalInfo) {
 	t.work.Store(true)
 }
 
-// WaitSignal takes a pending signal of set, waiting for one until timeout is
-// ready. It returns EAGAIN if none came, EINTR if another did.
-func (t *Task) waitSignals(set linux.SignalSet, wait func() error) (*linux.SignalInfo, error) {
+// WaitSignal takes a pending signal of set, waiting for one for at most timeout,
+// or for ever if that is negative (sigtimedwait(2)). It returns EAGAIN if none
+// came, EINTR if another did.
+func (t *Task) WaitSignal(set linux.SignalSet, timeout time.Duration) (*linux.SignalInfo, error) {
 	k := t.k
 	set &^= linux.UnblockableSignals
 	k.mu.Lock()
-	if info := t.takeLocked(set); info != nil {
+	if info := t.takeLocked(set); info != nil || timeout == 0 {
 		k.mu.Unlock()
+		if info == nil {
+			return nil, unix.EAGAIN
+		}
 		return info, nil
 	}
 	t.realMask = t.mask
 	t.mask &^= set
 	k.mu.Unlock()
 
-	err := wait()
+	var deadline time.Time
+	if timeout > 0 {
+		deadline = time.Now().Add(timeout)
+	}
+	err := t.BlockUntil(nil, deadline)
 
 	k.mu.Lock()
 	defer k.mu.Unlock()

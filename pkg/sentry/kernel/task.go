@@ -39,6 +39,11 @@ type Task struct {
 
 	creds atomic.Pointer[Creds]
 
+	// What the scheduling calls set, and nothing uses.
+	nice     atomic.Int32
+	policy   atomic.Int32
+	affinity atomic.Pointer[unix.CPUSet]
+
 	// work is set when there may be something to do before application code
 	// runs on; inApp while the task is in Switch. See interrupt.
 	work  atomic.Bool
@@ -81,17 +86,16 @@ type Task struct {
 	// parentDeath is prctl(PR_SET_PDEATHSIG), protected by Kernel.mu.
 	parentDeath linux.Signal
 
-	// Prctl holds what prctl(2) and the scheduling calls only remember.
+	// Prctl is for the task's own goroutine.
 	Prctl PrctlState
 }
 
-// PrctlState is state of a task that the Sentry remembers and nothing uses.
+// PrctlState is what prctl(2) remembers of a thread and nothing uses.
 type PrctlState struct {
+	// TimerSlack is PR_SET_TIMERSLACK, in nanoseconds.
 	TimerSlack uint64
-	Nice       int32
-	Policy     int32
-	Priority   int32
-	IOPrio     int32
+	// NoTHP is PR_SET_THP_DISABLE.
+	NoTHP bool
 }
 
 // Kernel returns the Kernel that t belongs to.
@@ -119,6 +123,50 @@ func (t *Task) FDTable() *vfs.FDTable { return t.fdt }
 
 // FS returns the task's root and working directory.
 func (t *Task) FS() *vfs.FSContext { return t.fs }
+
+// Nice returns the task's nice value. Any goroutine may call it.
+func (t *Task) Nice() int32 { return t.nice.Load() }
+
+// SetNice sets it. Any goroutine may call it.
+func (t *Task) SetNice(v int32) { t.nice.Store(v) }
+
+// Scheduler returns the policy, SCHED_*. Any goroutine may call it.
+func (t *Task) Scheduler() int32 { return t.policy.Load() }
+
+// SetScheduler sets it. Any goroutine may call it.
+func (t *Task) SetScheduler(policy int32) { t.policy.Store(policy) }
+
+// Affinity returns the CPUs that the task asked for. Any goroutine may call it.
+func (t *Task) Affinity() unix.CPUSet { return *t.affinity.Load() }
+
+// SetAffinity sets them. Any goroutine may call it.
+func (t *Task) SetAffinity(set unix.CPUSet) { t.affinity.Store(&set) }
+
+// SetClearTID is set_tid_address(2).
+func (t *Task) SetClearTID(addr hostarch.Addr) { t.clearTID = addr }
+
+// RobustList is get_robust_list(2) of the task itself.
+func (t *Task) RobustList() hostarch.Addr { return t.robustList }
+
+// SetRobustList is set_robust_list(2).
+func (t *Task) SetRobustList(addr hostarch.Addr) { t.robustList = addr }
+
+// ClearTID returns what SetClearTID was given.
+func (t *Task) ClearTID() hostarch.Addr { return t.clearTID }
+
+// ParentDeathSignal is prctl(PR_GET_PDEATHSIG).
+func (t *Task) ParentDeathSignal() linux.Signal {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	return t.parentDeath
+}
+
+// SetParentDeathSignal is prctl(PR_SET_PDEATHSIG).
+func (t *Task) SetParentDeathSignal(sig linux.Signal) {
+	t.k.mu.Lock()
+	t.parentDeath = sig
+	t.k.mu.Unlock()
+}
 
 // TID returns the thread's number. Any goroutine may call it.
 func (t *Task) TID() int32 { return t.tid.Load() }

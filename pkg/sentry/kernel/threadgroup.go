@@ -307,6 +307,44 @@ func (pg *ProcessGroup) orphanedLocked() bool {
 	return true
 }
 
+// TasksOfGroup returns the threads of a process group, 0 for that of t.
+func (k *Kernel) TasksOfGroup(t *Task, pgid int32) []*Task {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	pg := t.tg.pgrp
+	if pgid != 0 {
+		pg = k.groups[pgid]
+	}
+	if pg == nil {
+		return nil
+	}
+	var tasks []*Task
+	for _, tg := range pg.members {
+		tasks = append(tasks, tg.tasks...)
+	}
+	return tasks
+}
+
+// TasksOfUser returns the threads whose real user ID is uid.
+func (k *Kernel) TasksOfUser(uid uint32) []*Task {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var tasks []*Task
+	for _, t := range k.tasks {
+		if t.Creds().RUID == uid {
+			tasks = append(tasks, t)
+		}
+	}
+	return tasks
+}
+
+// Threads returns the number of threads that have not ended.
+func (tg *ThreadGroup) Threads() int {
+	tg.k.mu.Lock()
+	defer tg.k.mu.Unlock()
+	return len(tg.tasks)
+}
+
 // PPID returns the number of the parent, 0 if there is none.
 func (tg *ThreadGroup) PPID() int32 {
 	tg.k.mu.Lock()

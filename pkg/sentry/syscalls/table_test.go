@@ -1,0 +1,25 @@
+package syscalls
+
+import (
+	"testing"
+
+	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
+)
+
+func TestTable(t *testing.T) {
+	n := 0
+	for _, table := range tables {
+		n += len(table)
+		for nr, s := range table {
+			if s.Fn == nil {
+				t.Errorf("%d (%s) has no function", nr, s.Name)
+			}
+			if want := sysno.Native.Name(nr); want != s.Name {
+				t.Errorf("%d is called %q, want %q", nr, s.Name, want)
+			}
+		}
+	}
+	if got := len(Table()); got != n {
+		t.Errorf("the table has %d calls, its parts have %d: a number is there twice", got, n)
+	}
+}
