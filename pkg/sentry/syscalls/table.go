@@ -18,6 +18,7 @@ var tables = []map[uintptr]kernel.Syscall{
 	pollSyscalls, pollSyscallsArch,
 	pipeSyscalls,
 	socketSyscalls,
+	fileSyscalls, fileSyscallsArch,
 }
 
 // Table returns the system calls by number.
