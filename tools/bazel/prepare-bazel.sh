@@ -55,6 +55,7 @@ Dir::State::status "$tmp/status";
 Dir::Cache "$tmp/cache";
 APT::Sandbox::User "root";
 APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
