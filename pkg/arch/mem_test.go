@@ -17,11 +17,11 @@ type memory struct {
 	usermem.IO
 	base  uint64
 	b     []byte
-	reads []int
+	reads []uint8
 }
 
 func newMemory(base uint64, size int) *memory {
-	return &memory{base: base, b: make([]byte, size), reads: make([]int, size)}
+	return &memory{base: base, b: make([]byte, size), reads: make([]uint8, size)}
 }
 
 func (m *memory) CopyOut(_ context.Context, addr hostarch.Addr, src []byte, _ usermem.IOOpts) (int, error) {
