@@ -22,7 +22,6 @@ import (
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/sentry/pgalloc"
-	"github.com/ringfence/ringfence/pkg/sentry/vfs"
 )
 
 // SyscallFn answers one system call. The error is a unix.Errno, or a restart
@@ -51,7 +50,6 @@ var KeepRegisters = &SyscallControl{keepRegisters: true}
 type Config struct {
 	Platform   platform.Platform
 	MemoryFile *pgalloc.MemoryFile
-	Namespace  *vfs.Namespace
 
 	// Syscalls is the table of system calls by number.
 	Syscalls map[uintptr]Syscall
@@ -142,9 +140,6 @@ func (k *Kernel) Platform() platform.Platform { return k.cfg.Platform }
 
 // MemoryFile returns the file behind the applications' memory.
 func (k *Kernel) MemoryFile() *pgalloc.MemoryFile { return k.cfg.MemoryFile }
-
-// Namespace returns the mounts that tasks see.
-func (k *Kernel) Namespace() *vfs.Namespace { return k.cfg.Namespace }
 
 // BootTime implements vfs.ProcProvider.BootTime.
 func (k *Kernel) BootTime() time.Time { return k.bootTime }

@@ -479,15 +479,21 @@ func (t *Task) SetForeground(pgid int32) error {
 func (k *Kernel) SignalForeground(sig linux.Signal) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.init == nil {
-		return
-	}
 	for _, s := range k.sessions {
 		if s.terminal {
 			if pg := k.groups[s.foreground]; pg != nil {
 				k.signalGroupLocked(pg, KernelSignal(sig))
 			}
 		}
+	}
+}
+
+// SignalInit sends a signal to the first process.
+func (k *Kernel) SignalInit(sig linux.Signal) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.init != nil {
+		k.sendLocked(k.init, nil, KernelSignal(sig), nil)
 	}
 }
 
