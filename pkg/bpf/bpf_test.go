@@ -158,6 +158,33 @@ func TestOptimizeKeepsMeaning(t *testing.T) {
 	}
 }
 
+// TestOptimizeCorners has programs that random ones seldom are.
+func TestOptimizeCorners(t *testing.T) {
+	// The last jump in reach leads to a load that is needless on that way
+	// only, and the way around it is out of reach.
+	far := Program{Stmt(Ld|W|Abs, OffNr), JumpStmt(Jmp|Jeq|K, 1, 255, 0)}
+	for range 254 {
+		far = append(far, Stmt(Alu|Add|K, 1))
+	}
+	far = append(far, Stmt(Ld|W|Abs, OffArch), Stmt(Ld|W|Abs, OffNr), Stmt(Ret|A, 0))
+	// The same with a condition that is known on that way only.
+	farCondition := Program{Stmt(Ld|W|Abs, OffNr), JumpStmt(Jmp|Jeq|K, 1, 255, 0)}
+	for range 254 {
+		farCondition = append(farCondition, Stmt(Alu|Add|K, 1))
+	}
+	farCondition = append(farCondition, Stmt(Ld|W|Abs, OffArch), JumpStmt(Jmp|Jeq|K, 1, 0, 1), Stmt(Ret|K, 5), Stmt(Ret|A, 0))
+	// A jump to a return, in front of code that reads scratch memory: with the
+	// return in its place the kernel would refuse the program.
+	scratch := Program{
+		Stmt(Ld|W|Abs, OffNr), JumpStmt(Jmp|Jeq|K, 1, 0, 2), Stmt(St, 0), Stmt(Jmp|Ja, 2),
+		Stmt(Ld|W|Abs, OffArch), Stmt(Jmp|Ja, 2),
+		Stmt(Ld|Mem, 0), Stmt(Alu|Add|K, 1), Stmt(Ret|A, 0),
+	}
+	for _, p := range []Program{far, farCondition, scratch} {
+		checkOptimize(t, p, &source{rnd: rand.New(rand.NewPCG(2, 2))}, 300)
+	}
+}
+
 func FuzzOptimize(f *testing.F) {
 	for i := range uint64(8) {
 		r := rand.New(rand.NewPCG(i, 7))

@@ -168,9 +168,18 @@ func TestKernelValidates(t *testing.T) {
 func TestKernelRuns(t *testing.T) {
 	s := &source{rnd: rand.New(rand.NewPCG(5, 6))}
 	const firstErrno = 1024 // added by or
+	// What random programs seldom do: shifts by 32 and more.
+	fixed := []Program{
+		{Stmt(Ld|Imm, 3), Stmt(Ldx|Imm, 33), Stmt(Alu|Lsh|X, 0)},
+		{Stmt(Ld|Imm, 3), Stmt(Ldx|Imm, 32), Stmt(Alu|Lsh|X, 0)},
+		{Stmt(Ld|Imm, 0x300), Stmt(Ldx|Imm, 1<<31|4), Stmt(Alu|Rsh|X, 0)},
+	}
 	var jobs []kernelJob
-	for range 200 {
+	for i := range 200 {
 		body := s.program(5 + s.n(30))
+		if i < len(fixed) {
+			body = append(fixed[i], Stmt(Ret|A, 0))
+		}
 		for i, in := range body {
 			switch in.Code {
 			case Ret | K:

@@ -192,6 +192,8 @@ func TestMatchers(t *testing.T) {
 		{AnyOf{}, nil, []uint64{0, top}},
 		{AllOf{}, []uint64{0, top}, nil},
 		{AnyOf{EqualTo(1), GreaterThan(8)}, []uint64{1, 9}, []uint64{0, 2, 8}},
+		{AllOf{MaskedEqual{0xf0, 0x50}, MaskedEqual{0x0f, 0x05}}, []uint64{0x55, 0x155}, []uint64{0x50, 0x05, 0x5d}},
+		{AnyOf{BitsAllowlist(top &^ 3), MaskedEqual{1, 1}}, []uint64{0, 1, 3, 4, 5}, []uint64{2, 6}},
 		{AllOf{GreaterThan(1), LessThan(8), NotEqual(4)}, []uint64{2, 7}, []uint64{1, 4, 8}},
 	} {
 		x := sample{o: ProgramOptions{DefaultAction: Errno(1)}}

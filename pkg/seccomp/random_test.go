@@ -40,12 +40,14 @@ func (s *source) n(limit int) int { return int(s.byte()) % limit }
 
 // half returns 32 bits: often small, a power of two, or at the upper end.
 func (s *source) half() uint32 {
-	switch s.n(5) {
+	switch s.n(6) {
 	case 0, 1:
 		return uint32(s.n(4))
 	case 2:
 		return 1 << s.n(32)
 	case 3:
+		return 0xf0f << s.n(32)
+	case 4:
 		return -uint32(1 + s.n(2))
 	}
 	return uint32(s.byte()) | uint32(s.byte())<<8 | uint32(s.byte())<<16 | uint32(s.byte())<<24
@@ -126,6 +128,7 @@ var simpleValues = []func(s *source) ValueMatcher{
 		v := s.constant()
 		if s.n(8) != 0 && len(s.vars) == 0 {
 			v &= mask
+			s.values = append(s.values, v)
 		}
 		return MaskedEqual{mask, v}
 	},
