@@ -15,10 +15,10 @@ var tables = []map[uintptr]kernel.Syscall{
 	futexSyscalls,
 	credsSyscalls,
 	miscSyscalls,
+	fileSyscalls, fileSyscallsArch,
 	pollSyscalls, pollSyscallsArch,
 	pipeSyscalls,
 	socketSyscalls,
-	fileSyscalls, fileSyscallsArch,
 }
 
 // Table returns the system calls by number.
