@@ -138,34 +138,12 @@ func sysShutdown(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.S
 	})
 }
 
-// blockOn calls try until it gives something else than EAGAIN, waiting for
-// events on file in between, unless nonblock.
-func blockOn(t *kernel.Task, file *vfs.FileDescription, events waiter.EventMask, nonblock bool, try func() error) error {
-	err := try()
-	if err != unix.EAGAIN || nonblock {
-		return err
-	}
-	e, ready := waiter.NewChannelEntry(events)
-	if err := file.EventRegister(e); err != nil {
-		return err
-	}
-	defer file.EventUnregister(e)
-	for {
-		if err := try(); err != unix.EAGAIN {
-			return err
-		}
-		if err := t.Block(ready); err != nil {
-			return err
-		}
-	}
-}
-
 // send sends p and rights, whose references it takes over. All of a stream is
 // sent unless a signal comes.
 func send(t *kernel.Task, file *vfs.FileDescription, s *vfs.UnixSocket, p []byte, rights []*vfs.FileDescription, flags uint32) (uintptr, error) {
 	done := 0
 	nonblock := file.Nonblocking() || flags&unix.MSG_DONTWAIT != 0
-	err := blockOn(t, file, waiter.WritableEvents, nonblock, func() error {
+	err := untilReady(t, file, waiter.WritableEvents, nonblock, func() error {
 		for {
 			n, err := s.Send(p[done:], rights)
 			if err != nil {
@@ -239,7 +217,7 @@ func receive(t *kernel.Task, file *vfs.FileDescription, s *vfs.UnixSocket, p []b
 	nonblock := file.Nonblocking() || flags&unix.MSG_DONTWAIT != 0
 	peek := flags&unix.MSG_PEEK != 0
 	all := flags&unix.MSG_WAITALL != 0 && !peek && s.Type() == unix.SOCK_STREAM
-	err = blockOn(t, file, waiter.ReadableEvents, nonblock, func() error {
+	err = untilReady(t, file, waiter.ReadableEvents, nonblock, func() error {
 		for {
 			m, f, r, err := s.Receive(p[n:], peek)
 			n, full, rights = n+m, full+f, append(rights, r...)
@@ -257,16 +235,11 @@ func receive(t *kernel.Task, file *vfs.FileDescription, s *vfs.UnixSocket, p []b
 	return n, full, rights, err
 }
 
-// msghdr is struct msghdr (recvmsg(2)).
+// msghdr is struct msghdr (recvmsg(2)), without the name.
 type msghdr struct {
-	iov        []iovec
+	iov        segments
 	control    hostarch.Addr
 	controlLen uint64
-}
-
-type iovec struct {
-	base hostarch.Addr
-	len  uint64
 }
 
 // Offsets in struct msghdr, and its size.
@@ -282,49 +255,28 @@ const (
 	maxControl    = 20480 // net.core.optmem_max
 )
 
-func copyInMsghdr(t *kernel.Task, addr hostarch.Addr) (msghdr, uint64, error) {
+func copyInMsghdr(t *kernel.Task, addr hostarch.Addr) (msghdr, error) {
 	var buf [msghdrSize]byte
 	if err := t.CopyIn(addr, buf[:]); err != nil {
-		return msghdr{}, 0, err
+		return msghdr{}, err
 	}
 	u64 := func(off int) uint64 { return usermem.ByteOrder.Uint64(buf[off:]) }
-	m := msghdr{control: hostarch.Addr(u64(msgControl)), controlLen: u64(msgControlLen)}
-	n := u64(msgIovLen)
-	if n > 1024 { // UIO_MAXIOV
-		return msghdr{}, 0, unix.EMSGSIZE
+	if u64(msgIovLen) > linux.UIO_MAXIOV {
+		return msghdr{}, unix.EMSGSIZE
 	}
-	iov := make([]byte, n*16)
-	if err := t.CopyIn(hostarch.Addr(u64(msgIov)), iov); err != nil && n > 0 {
-		return msghdr{}, 0, err
-	}
-	var total uint64
-	for i := range n {
-		v := iovec{hostarch.Addr(usermem.ByteOrder.Uint64(iov[i*16:])), usermem.ByteOrder.Uint64(iov[i*16+8:])}
-		if v.len > 1<<63-1 {
-			return msghdr{}, 0, unix.EINVAL
-		}
-		v.len = min(v.len, maxSocketIO-total)
-		total += v.len
-		m.iov = append(m.iov, v)
-	}
-	return m, total, nil
+	iov, err := copyInVector(t, hostarch.Addr(u64(msgIov)), uint(u64(msgIovLen)))
+	return msghdr{iov, hostarch.Addr(u64(msgControl)), u64(msgControlLen)}, err
 }
 
 func sysSendmsg(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	return withSocket(t, args[0].Int(), func(file *vfs.FileDescription, s *vfs.UnixSocket) (uintptr, error) {
-		m, total, err := copyInMsghdr(t, args[1].Pointer())
+		m, err := copyInMsghdr(t, args[1].Pointer())
 		if err != nil {
 			return 0, err
 		}
-		p := make([]byte, total)
-		off := uint64(0)
-		for _, v := range m.iov {
-			if v.len > 0 {
-				if err := t.CopyIn(v.base, p[off:off+v.len]); err != nil {
-					return 0, err
-				}
-			}
-			off += v.len
+		p := make([]byte, min(m.iov.total(), maxSocketIO))
+		if _, err := m.iov.copyIn(t, 0, p); err != nil {
+			return 0, err
 		}
 		rights, err := copyInRights(t, m)
 		if err != nil {
@@ -378,11 +330,11 @@ func copyInRights(t *kernel.Task, m msghdr) (rights []*vfs.FileDescription, err 
 func sysRecvmsg(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	return withSocket(t, args[0].Int(), func(file *vfs.FileDescription, s *vfs.UnixSocket) (uintptr, error) {
 		flags := args[2].Uint()
-		m, total, err := copyInMsghdr(t, args[1].Pointer())
+		m, err := copyInMsghdr(t, args[1].Pointer())
 		if err != nil {
 			return 0, err
 		}
-		p := make([]byte, total)
+		p := make([]byte, min(m.iov.total(), maxSocketIO))
 		n, full, rights, err := receive(t, file, s, p, flags)
 		if err != nil {
 			dropRights(rights)
@@ -396,15 +348,8 @@ func sysRecvmsg(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.Sy
 		if truncated {
 			outFlags |= unix.MSG_CTRUNC
 		}
-		rest := p[:n]
-		for _, v := range m.iov {
-			k := min(v.len, uint64(len(rest)))
-			if k > 0 {
-				if err := t.CopyOut(v.base, rest[:k]); err != nil {
-					return 0, err
-				}
-			}
-			rest = rest[k:]
+		if _, err := m.iov.copyOut(t, 0, p[:n]); err != nil {
+			return 0, err
 		}
 		if len(control) > 0 {
 			if err := t.CopyOut(m.control, control); err != nil {
