@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/platform"
 	_ "github.com/ringfence/ringfence/pkg/platform/platforms"
@@ -36,6 +37,10 @@ var bin, tools string
 func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(func() int {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			fmt.Fprintln(os.Stderr, "prctl(PR_SET_CHILD_SUBREAPER):", err)
+			return 1
+		}
 		dir, err := os.MkdirTemp("", "ringfence-e2e-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -66,8 +71,8 @@ type result struct {
 	stderr string
 }
 
-// run runs argv in a session of its own and waits until every process of that
-// session is gone; those that stay are an error.
+// run runs argv in a session of its own and waits until every process that came
+// of it is gone; those that stay are an error.
 func run(t *testing.T, stdin string, argv ...string) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -86,7 +91,7 @@ func run(t *testing.T, stdin string, argv ...string) result {
 	if cmd.ProcessState == nil {
 		t.Fatalf("%q: %v", argv, err)
 	}
-	if left := sessionMembers(t, cmd.Process.Pid); len(left) > 0 {
+	if left := leftovers(t); len(left) > 0 {
 		t.Errorf("%q left processes behind: %v", argv, left)
 	}
 	status := cmd.ProcessState.ExitCode()
@@ -101,9 +106,11 @@ func environ() []string {
 	return []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=/", "LANG=C", "LC_ALL=C", "TZ=UTC"}
 }
 
-// sessionMembers returns the processes of session sid that are still there
-// after a grace period: the host may take a moment to end what was killed.
-func sessionMembers(t *testing.T, sid int) []string {
+// leftovers returns our descendants that are still there after a grace period:
+// the host may take a moment to end what was killed. Since we are a subreaper
+// (see TestMain), processes that lose their parent become our children, whatever
+// they do about sessions; the dead among them are buried here.
+func leftovers(t *testing.T) []string {
 	t.Helper()
 	var left []string
 	for range 100 {
@@ -117,12 +124,17 @@ func sessionMembers(t *testing.T, sid int) []string {
 			if err != nil {
 				continue // ended meanwhile
 			}
-			// pid (comm) state ppid pgrp session
+			// pid (comm) state ppid
 			comm := string(b[:bytes.LastIndexByte(b, ')')+1])
 			f := strings.Fields(string(b[len(comm):]))
-			if f[3] == strconv.Itoa(sid) {
-				left = append(left, comm+" "+f[0])
+			if f[1] != strconv.Itoa(os.Getpid()) {
+				continue
 			}
+			if pid, err := strconv.Atoi(strings.Fields(comm)[0]); f[0] == "Z" && err == nil {
+				syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+				continue
+			}
+			left = append(left, comm+" "+f[0])
 		}
 		if len(left) == 0 {
 			return nil
@@ -320,7 +332,7 @@ func TestKill9(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd.Wait()
-		if left := sessionMembers(t, cmd.Process.Pid); len(left) > 0 {
+		if left := leftovers(t); len(left) > 0 {
 			t.Errorf("after kill -9 these are left: %v", left)
 		}
 	})
@@ -379,7 +391,7 @@ func TestSignalForwarding(t *testing.T) {
 				if status != test.status || stdout.String() != test.stdout {
 					t.Errorf("status %d, stdout %q; want %d, %q", status, stdout.String(), test.status, test.stdout)
 				}
-				if left := sessionMembers(t, cmd.Process.Pid); len(left) > 0 {
+				if left := leftovers(t); len(left) > 0 {
 					t.Errorf("left behind: %v", left)
 				}
 			})
