@@ -22,6 +22,7 @@ type command struct {
 // commands are the sub-commands in the order in which help lists them.
 var commands = []command{
 	{"run", "run a program in a sandbox", runMain},
+	{"version", "print the version", versionMain},
 }
 
 // exitError is the exit status for errors of the command itself, as of env(1)

@@ -7,6 +7,7 @@ which the archive takes off again, and one glob sees the whole tree.
 
 # Not part of the sources, by path from the root.
 _EXCLUDED = [".git", "out", "user.bazelrc"]
+
 # Folders in which Bazel leaves links of its own.
 _WORKSPACES = ["", "test/consumer/"]
 
