@@ -21,6 +21,8 @@ func raise(req Request, sp, pid, tid, sig, fault uintptr) {
 }
 
 // defaultMXCSR is what Go code runs with.
+//
+//lint:ignore U1000 trigger loads it
 var defaultMXCSR uint32 = 0x1f80
 
 // faultSize is the size of the instruction that faults in trigger.

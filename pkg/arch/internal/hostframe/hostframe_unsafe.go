@@ -10,16 +10,22 @@ import (
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 )
 
-// What the handler reads and writes: it has no other way.
+// What the handler and trigger read and write: the handler has no other way.
 var (
 	frameAddr uint64
 	frameTop  uint64
-	frameBuf  *byte
-	frameCap  uint64
-	entry     Entry
-	skip      uint64 // added to the instruction pointer, to go on behind a fault
-	savedSP   uint64
-	savedBP   uint64
+	//lint:ignore U1000 the handler reads it
+	frameBuf *byte
+	//lint:ignore U1000 the handler reads it
+	frameCap uint64
+	entry    Entry
+	// skip is added to the instruction pointer, to go on behind a fault.
+	//lint:ignore U1000 the handler reads it
+	skip uint64
+	//lint:ignore U1000 trigger keeps its stack pointer there
+	savedSP uint64
+	//lint:ignore U1000 trigger keeps its frame pointer there
+	savedBP uint64
 )
 
 const stackSize = 128 << 10

@@ -14,6 +14,7 @@ func GPR(i int) uint64 { return 0x0101010101010101 * uint64(i+1) }
 // faultSize is the size of the instruction that faults in trigger.
 const faultSize = 4
 
+//lint:ignore U1000 trigger keeps its link register there
 var savedLR uint64
 
 func addresses() (handler, restorer uintptr)
