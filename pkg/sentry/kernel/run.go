@@ -311,7 +311,7 @@ func (t *Task) fault(info *linux.SignalInfo, at hostarch.AccessType) {
 	sig := linux.Signal(info.Signo)
 	switch sig {
 	case linux.SIGSEGV:
-		if false {
+		if platform.TryCPUIDEmulate(t, t.mm, t.ac) {
 			return
 		}
 		if info.Code <= 0 || info.Code == linux.SI_KERNEL {
