@@ -149,7 +149,6 @@ E
 chmod +x "$modules/remote_coverage_tools/merge.sh"
 
 {
-	echo "common --lockfile_mode=off"
 	echo "common --distdir=$modules/dist"
 	for m in platforms:tools/platforms bazel_features:tools/features bazel_skylib:tools/skylib \
 		rules_{cc:rules/cc,java:rules/java,license:rules/license,proto:rules/proto,python:rules/python,shell:rules/shell}; do
