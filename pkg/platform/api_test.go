@@ -2,6 +2,7 @@ package platform
 
 import (
 	"bytes"
+	"embed"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -9,12 +10,18 @@ import (
 	"go/parser"
 	"go/printer"
 	"go/token"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 )
+
+// sources are this package's files: a test that is run elsewhere lacks them.
+//
+//go:embed *.go
+var sources embed.FS
 
 var update = flag.Bool("update", false, "rewrite testdata/api.txt")
 
@@ -24,12 +31,14 @@ func surface(t *testing.T, goarch string) []string {
 	t.Helper()
 	ctx := build.Default
 	ctx.GOOS, ctx.GOARCH, ctx.CgoEnabled = "linux", goarch, false
-	files, err := filepath.Glob("*.go")
+	ctx.OpenFile = func(path string) (io.ReadCloser, error) { return sources.Open(filepath.Base(path)) }
+	files, err := sources.ReadDir(".")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var s lister
-	for _, name := range files {
+	for _, file := range files {
+		name := file.Name()
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
@@ -39,7 +48,11 @@ func surface(t *testing.T, goarch string) []string {
 			}
 			continue
 		}
-		f, err := parser.ParseFile(&s.fset, name, nil, 0)
+		src, err := sources.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := parser.ParseFile(&s.fset, name, src, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
