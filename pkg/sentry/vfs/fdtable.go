@@ -15,7 +15,8 @@ type fdEntry struct {
 // FDTable maps descriptor numbers to open file descriptions. It is shared by
 // the threads of a process (CLONE_FILES) and starts with one reference.
 type FDTable struct {
-	refs atomic.Int64
+	refs  atomic.Int64
+	locks atomic.Bool // it has ever held a record lock
 
 	mu sync.RWMutex
 	// fds is indexed by descriptor; entries without a file are free.

@@ -140,6 +140,7 @@ type FileDescription struct {
 	// dentry is where the file was opened; nil if it has no place in a Namespace.
 	dentry *Dentry
 	fifo   *fifoWait
+	locks  atomic.Bool // it has ever held an advisory lock
 
 	// watchMu protects watchers, which hear of the last DecRef: epoll instances
 	// forget a file when it is closed.

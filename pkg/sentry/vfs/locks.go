@@ -51,6 +51,7 @@ func (l *Locks) Flock(f *FileDescription, exclusive bool) error {
 	}
 	was, held := l.flock[f]
 	l.flock[f] = exclusive
+	f.locks.Store(true)
 	if held && was && !exclusive {
 		defer l.Notify(waiter.EventIn)
 	}
@@ -109,6 +110,12 @@ func (l *Locks) Set(r RecordLock) error {
 	}
 	l.recs = append(keep, r)
 	l.mu.Unlock()
+	switch owner := r.Owner.(type) {
+	case *FDTable:
+		owner.locks.Store(true)
+	case *FileDescription:
+		owner.locks.Store(true)
+	}
 	l.Notify(waiter.EventIn) // a write lock may have become a read lock
 	return nil
 }
@@ -158,6 +165,9 @@ func LocksOf(f *FileDescription) *Locks {
 
 // dropLocks gives up the locks that go with the last use of f.
 func (f *FileDescription) dropLocks() {
+	if !f.locks.Load() {
+		return
+	}
 	if l := LocksOf(f); l != nil {
 		l.Funlock(f)
 		l.Unset(f, 0, EndOfFile)
@@ -167,6 +177,9 @@ func (f *FileDescription) dropLocks() {
 // closed gives up the record locks of t on file, which one of its descriptors
 // no longer refers to (fcntl_locking(2): any close gives up all).
 func (t *FDTable) closed(file *FileDescription) {
+	if !t.locks.Load() {
+		return
+	}
 	if l := LocksOf(file); l != nil {
 		l.Unset(t, 0, EndOfFile)
 	}

@@ -268,8 +268,8 @@ func (fs *FSContext) MknodAt(ctx context.Context, at *FileDescription, path stri
 	switch mode & unix.S_IFMT {
 	case 0:
 		mode |= unix.S_IFREG
-	case unix.S_IFREG, unix.S_IFIFO, unix.S_IFSOCK:
-	case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFDIR:
+	case unix.S_IFREG, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
+	case unix.S_IFDIR:
 		return unix.EPERM
 	default:
 		return unix.EINVAL
@@ -279,6 +279,10 @@ func (fs *FSContext) MknodAt(ctx context.Context, at *FileDescription, path stri
 		return err
 	}
 	defer p.drop()
+	switch mode & unix.S_IFMT {
+	case unix.S_IFCHR, unix.S_IFBLK:
+		return unix.EPERM // whoever asks: a device would be the host's
+	}
 	return dir.Mknod(ctx, p.name, mode&(unix.S_IFMT|0o7777&^fs.Umask()))
 }
 

@@ -132,19 +132,38 @@ type directory struct {
 	*node
 	d *vfs.Dentry
 
-	mu   sync.Mutex
-	next int64 // offset of the host's descriptor
+	mu    sync.Mutex
+	next  int64  // offset of the host's descriptor
+	inode *inode // of whoever locks it; nil until then
 }
 
 // Release implements vfs.Impl. The node goes with the Dentry.
-func (*directory) Release() {}
+func (f *directory) Release() {
+	if f.inode != nil {
+		f.inode.DecRef()
+	}
+}
+
+// Locks implements vfs.Locker. Directories are rarely locked.
+func (f *directory) Locks() *vfs.Locks {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.inode == nil {
+		f.inode = f.fs.inode(&f.st)
+	}
+	return &f.inode.locks
+}
 
 // Sync implements vfs.Syncer.
 func (f *directory) Sync(context.Context) error { return unix.Fsync(f.fd) }
 
 // mountOffset is the directory offset from which on mount points follow that
-// the host does not list. File systems use all of 63 bits, but end below.
+// the host does not list. File systems use all of 63 bits, ext4 the last one for
+// the end; none is likely to use these.
 const mountOffset = 1<<63 - 1<<16
+
+// inMounts reports whether off is behind the host's entries.
+func inMounts(off int64) bool { return off >= mountOffset && off < mountOffset+1<<15 }
 
 // seekLocked moves the host's descriptor to off.
 func (f *directory) seekLocked(off int64) error {
@@ -160,7 +179,7 @@ func (f *directory) seekLocked(off int64) error {
 
 // ReadDirRaw implements vfs.RawDirReader: the format is the host's own.
 func (f *directory) ReadDirRaw(_ context.Context, off int64, buf []byte) (int, int64, error) {
-	if off >= mountOffset && off < mountOffset+1<<15 {
+	if inMounts(off) {
 		return 0, off, nil
 	}
 	f.mu.Lock()
@@ -210,7 +229,7 @@ func (f *directory) readMounts(ctx context.Context, off int64, emit func(vfs.Dir
 	pos := int64(mountOffset)
 	for _, name := range names {
 		pos++
-		if off >= mountOffset && pos <= off {
+		if inMounts(off) && pos <= off {
 			continue
 		}
 		if _, err := f.statChild(name); err != unix.ENOENT {

@@ -304,6 +304,9 @@ type directory struct {
 // Release implements vfs.Impl.
 func (directory) Release() {}
 
+// Locks implements vfs.Locker.
+func (f *directory) Locks() *vfs.Locks { return &f.locks }
+
 // Sync implements vfs.Syncer.
 func (directory) Sync(context.Context) error { return nil }
 
