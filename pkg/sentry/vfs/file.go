@@ -201,6 +201,7 @@ func (f *FileDescription) DecRef() {
 		for _, gone := range watchers {
 			gone()
 		}
+		f.dropLocks()
 		f.impl.Release()
 		if f.dentry != nil {
 			f.dentry.Drop()
