@@ -215,7 +215,7 @@ func (fs *FSContext) StatAt(ctx context.Context, at *FileDescription, path strin
 		return unix.Stat_t{}, err
 	}
 	defer p.drop()
-	if s, ok := p.d.node.(lookupStater); ok && path != "" {
+	if s, ok := p.d.node.(lookupStater); ok && p.fresh {
 		return s.LookupStat(), nil
 	}
 	return p.d.node.Stat(ctx)

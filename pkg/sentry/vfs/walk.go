@@ -41,6 +41,8 @@ type place struct {
 	slash bool
 	// d is what the path names; nil for parent, or if it is missing for create.
 	d *Dentry
+	// fresh says that d's Node was looked up just now.
+	fresh bool
 }
 
 func (p *place) drop() {
@@ -62,6 +64,8 @@ type walker struct {
 	mnt  *Mount
 	node Node
 	path string
+	// fresh says that node comes from the last lookup of a name.
+	fresh bool
 
 	root  string // where absolute paths start, and ".." ends
 	base  string // where RESOLVE_BENEATH starts
@@ -73,7 +77,7 @@ func (w *walker) set(mnt *Mount, node Node, path string) {
 	if w.node != nil {
 		w.node.DecRef()
 	}
-	w.mnt, w.node, w.path = mnt, node, path
+	w.mnt, w.node, w.path, w.fresh = mnt, node, path, false
 }
 
 // dentry returns where the walker is; the reference goes with it.
@@ -149,7 +153,7 @@ func (w *walker) walk(path string) (place, error) {
 			if wantDir && !isDir(w.node) {
 				return place{}, unix.ENOTDIR
 			}
-			return place{d: w.dentry()}, nil
+			return place{d: w.dentry(), fresh: w.fresh}, nil
 		}
 		dir, ok := w.node.(Directory)
 		if !ok || !isDir(w.node) {
@@ -228,6 +232,7 @@ func (w *walker) step(dir Directory, rel, rest string, owner *Dentry) (place, st
 	tail := rest[n:]
 	if node.Mode()&unix.S_IFMT != unix.S_IFLNK {
 		w.set(w.mnt, node, joinPath(w.path, rel[:n]))
+		w.fresh = true
 		if owner != nil {
 			if !last && !isDir(node) {
 				return place{}, "", unix.ENOTDIR
@@ -241,7 +246,7 @@ func (w *walker) step(dir Directory, rel, rest string, owner *Dentry) (place, st
 		if owner != nil {
 			return place{dir: owner, name: rel, d: w.dentry()}, "", nil
 		}
-		return place{d: w.dentry()}, "", nil
+		return place{d: w.dentry(), fresh: true}, "", nil
 	}
 
 	defer node.DecRef()

@@ -228,21 +228,19 @@ func (n *node) Open(_ context.Context, d *vfs.Dentry, flags uint32) (*vfs.FileDe
 	if err != nil {
 		return nil, err
 	}
-	return n.fs.newFile(fd, d, flags)
+	file := &node{fs: n.fs, fd: fd, st: n.st} // the same inode, so nothing is to be checked again
+	file.refs.inc()
+	return file.newFile(d, flags), nil
 }
 
-// newFile returns the open file fd, which it takes over; d belongs to it if
-// there is no error.
-func (fs *FS) newFile(fd int, d *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
-	n, err := fs.newNode(fd)
-	if err != nil {
-		return nil, err
-	}
+// newFile returns n, which is open for more than O_PATH, as a file that was
+// opened at d. Both belong to it.
+func (n *node) newFile(d *vfs.Dentry, flags uint32) *vfs.FileDescription {
 	d.SetNode(n)
 	if n.isDir() {
-		return vfs.NewFileAt(&directory{node: n, d: d}, flags, d), nil
+		return vfs.NewFileAt(&directory{node: n, d: d}, flags, d)
 	}
-	return vfs.NewFileAt(&regular{node: n, d: d, inode: fs.inode(&n.st), flags: flags}, flags, d), nil
+	return vfs.NewFileAt(&regular{node: n, d: d, inode: n.fs.inode(&n.st), flags: flags}, flags, d)
 }
 
 // SetAttr implements vfs.AttrSetter.
@@ -341,7 +339,11 @@ func (n *node) create(ctx context.Context, name string, d *vfs.Dentry, hostFlags
 		unix.Close(fd)
 		return nil, err
 	}
-	return n.fs.newFile(fd, d, flags)
+	file, err := n.fs.newNode(fd)
+	if err != nil {
+		return nil, err
+	}
+	return file.newFile(d, flags), nil
 }
 
 // Mkdir implements vfs.MutableDirectory.

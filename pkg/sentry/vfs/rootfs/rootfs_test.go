@@ -597,6 +597,23 @@ func checkChanges(t *testing.T, s *sandbox, dir string) {
 		}
 	}
 
+	// Attributes of what has been open for long are as of now.
+	s.must(fs.Chdir(ctx, dir))
+	fd, err := s.fds.NewFD(0, f, false, 100)
+	s.must(err)
+	f.IncRef()
+	for i, size := range []int64{10, 20} {
+		s.must(f.Truncate(ctx, size))
+		s.must(fs.MkdirAt(ctx, nil, fmt.Sprint("sub", i), 0o755))
+		if st, err := fs.StatAt(ctx, nil, fmt.Sprintf("/proc/self/fd/%d", fd), 0); st.Size != size {
+			t.Errorf("size through /proc %d, %v; want %d", st.Size, err, size)
+		}
+		st, err := fs.StatAt(ctx, nil, ".", 0)
+		if st2, _ := fs.StatAt(ctx, nil, dir, 0); st != st2 || err != nil {
+			t.Errorf("attributes of . differ: %+v, %+v, %v", st, st2, err)
+		}
+	}
+
 	// A file without a name that gets one.
 	tf, err := fs.OpenAt(ctx, nil, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600, 0)
 	s.must(err)
