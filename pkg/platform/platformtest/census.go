@@ -150,8 +150,7 @@ func (c *census) compare() error {
 		left = append(left, fmt.Errorf("%d more threads", n))
 	}
 	if n := now.goroutines - c.goroutines; n > 0 {
-		buf := make([]byte, 1<<16)
-		left = append(left, fmt.Errorf("%d more goroutines; all are:\n%s", n, buf[:runtime.Stack(buf, true)]))
+		left = append(left, fmt.Errorf("%d more goroutines; all are:\n%s", n, goroutines()))
 	}
 	return errors.Join(left...)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -76,8 +77,7 @@ func (t *T) run(f func(t *T)) bool {
 		defer t.end()
 		defer func() {
 			if r := recover(); r != nil {
-				buf := make([]byte, 1<<16)
-				t.Errorf("panic: %v\n%s", r, buf[:runtime.Stack(buf, false)])
+				t.Errorf("panic: %v\n%s", r, debug.Stack())
 			}
 		}()
 		f(t)
@@ -87,8 +87,7 @@ func (t *T) run(f func(t *T)) bool {
 	select {
 	case <-done:
 	case <-timeout.C:
-		buf := make([]byte, 1<<20)
-		t.Errorf("not done after %v; all goroutines:\n%s", t.s.cfg.Timeout, buf[:runtime.Stack(buf, true)])
+		t.Errorf("not done after %v; all goroutines:\n%s", t.s.cfg.Timeout, goroutines())
 		t.end()
 	}
 	joined := make(chan struct{})
@@ -103,6 +102,12 @@ func (t *T) run(f func(t *T)) bool {
 	}
 	t.free()
 	return true
+}
+
+// goroutines returns the stacks of all goroutines.
+func goroutines() []byte {
+	buf := make([]byte, 1<<20)
+	return buf[:runtime.Stack(buf, true)]
 }
 
 // shake interrupts all Contexts until joined is closed, for some seconds.
@@ -150,8 +155,7 @@ func (t *T) worker(f func()) (done chan struct{}) {
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil {
-				buf := make([]byte, 1<<16)
-				t.Errorf("panic: %v\n%s", r, buf[:runtime.Stack(buf, false)])
+				t.Errorf("panic: %v\n%s", r, debug.Stack())
 				t.end()
 			}
 		}()

@@ -120,9 +120,23 @@ func newSuite(tb testing.TB, cfg Config) *suite {
 	if err != nil {
 		tb.Fatalf("OpenDevice(%q): %v", cfg.DevicePath, err)
 	}
-	p, err := cfg.Constructor.New(dev)
-	if err != nil {
-		tb.Fatalf("New: %v", err)
+	type made struct {
+		p   platform.Platform
+		err error
+	}
+	done := make(chan made, 1)
+	go func() {
+		p, err := cfg.Constructor.New(dev)
+		done <- made{p, err}
+	}()
+	var m made
+	select {
+	case m = <-done:
+	case <-time.After(cfg.Timeout):
+		tb.Fatalf("New: not done after %v; all goroutines:\n%s", cfg.Timeout, goroutines())
+	}
+	if m.err != nil {
+		tb.Fatalf("New: %v", m.err)
 	}
 	text, err := newTextFile()
 	if err != nil {
@@ -133,7 +147,7 @@ func newSuite(tb testing.TB, cfg Config) *suite {
 			tb.Error(err)
 		}
 	})
-	return &suite{cfg: cfg, p: p, text: text}
+	return &suite{cfg: cfg, p: m.p, text: text}
 }
 
 // warmUp uses the platform once, so that what is made only once is there before
@@ -148,6 +162,9 @@ func (s *suite) warmUp(tb testing.TB) {
 			th.c.Interrupt()
 		}
 	})
+	if tb.Failed() {
+		tb.FailNow()
+	}
 	// The runtime's own descriptors and threads.
 	r, w, err := os.Pipe()
 	if err != nil {
