@@ -60,8 +60,7 @@ func retry(call func() (int, error)) (int, error) {
 
 // SetStatusFlags implements vfs.FlagSetter.
 func (f *regular) SetStatusFlags(flags uint32) error {
-	const ours = unix.O_APPEND | unix.O_DIRECT | unix.O_NOATIME
-	_, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, int(flags&ours))
+	_, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, int(flags&(unix.O_APPEND|unix.O_NOATIME))|unix.O_NONBLOCK)
 	return err
 }
 

@@ -201,8 +201,9 @@ func (n *node) HostAccess(mode uint32) error {
 	return unix.Faccessat(n.fs.procFD, procName(n.fd), mode, unix.AT_EACCESS)
 }
 
-// openFlags are the flags of open(2) that reach the host.
-const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_TRUNC | unix.O_DIRECT | unix.O_NOATIME | unix.O_DSYNC | unix.O_SYNC
+// openFlags are the flags of open(2) that reach the host. O_DIRECT does not: it
+// asks for an alignment of buffers, and ours are not the application's.
+const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_TRUNC | unix.O_NOATIME | unix.O_DSYNC | unix.O_SYNC
 
 // Open implements vfs.Node.
 func (n *node) Open(_ context.Context, d *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
@@ -215,6 +216,7 @@ func (n *node) Open(_ context.Context, d *vfs.Dentry, flags uint32) (*vfs.FileDe
 	}
 	switch n.st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		hostFlags |= unix.O_NONBLOCK // for what waits although it is a regular file, as in tracefs
 	case unix.S_IFDIR:
 		hostFlags = unix.O_RDONLY | unix.O_DIRECTORY
 	case unix.S_IFLNK:
