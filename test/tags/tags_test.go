@@ -73,37 +73,42 @@ func imports(files map[string]*ast.File) []string {
 func needs(pkg string, files map[string]*ast.File, linked []string) map[string]string {
 	found := map[string]string{}
 	hasTests := false
-	for name, file := range files {
-		isTest := strings.HasSuffix(name, "_test.go")
+	for fileName, file := range files {
+		isTest := strings.HasSuffix(fileName, "_test.go")
 		hasTests = hasTests || isTest
-		imported := imports(map[string]*ast.File{name: file})
+		imported := imports(map[string]*ast.File{fileName: file})
 		if slices.Contains(imported, module+"/"+platformsDir) {
 			imported = append(imported, linked...)
 		}
 		for _, path := range imported {
 			if tag := backends[path]; tag != "" && isTest && harmless[pkg] == "" {
-				found[tag] = name + " imports " + path
+				found[tag] = fileName + " imports " + path
 			}
 		}
 		ast.Inspect(file, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.BasicLit:
 				if n.Kind == token.STRING && strings.Contains(n.Value, "/dev/kvm") && opensFiles(file) {
-					found[kvm] = name + " has " + n.Value
+					found[kvm] = fileName + " has " + n.Value
 				}
-			case *ast.SelectorExpr:
-				x, ok := n.X.(*ast.Ident)
-				if !ok || x.Name != "unix" && x.Name != "syscall" {
+			case *ast.CallExpr:
+				pkg, name := selector(n.Fun)
+				if pkg != "unix" && pkg != "syscall" {
 					break
 				}
-				if strings.HasPrefix(n.Sel.Name, "Ptrace") || n.Sel.Name == "SYS_PTRACE" {
-					found[ptrace] = fmt.Sprintf("%s uses %s.%s", name, x.Name, n.Sel.Name)
+				raw := strings.Contains(name, "Syscall") && len(n.Args) > 0
+				if raw {
+					_, number := selector(n.Args[0])
+					raw = number == "SYS_PTRACE"
+				}
+				if raw || strings.HasPrefix(name, "Ptrace") {
+					found[ptrace] = fmt.Sprintf("%s calls ptrace by %s.%s", fileName, pkg, name)
 				}
 			case *ast.KeyValueExpr:
 				k, ok := n.Key.(*ast.Ident)
 				v, isIdent := n.Value.(*ast.Ident)
 				if ok && isIdent && k.Name == "Ptrace" && v.Name == "true" {
-					found[ptrace] = name + " sets SysProcAttr.Ptrace"
+					found[ptrace] = fileName + " sets SysProcAttr.Ptrace"
 				}
 			}
 			return true
@@ -113,6 +118,16 @@ func needs(pkg string, files map[string]*ast.File, linked []string) map[string]s
 		return nil
 	}
 	return found
+}
+
+// selector returns the two names of a selector like unix.Ptrace.
+func selector(e ast.Expr) (x, sel string) {
+	if s, ok := e.(*ast.SelectorExpr); ok {
+		if id, ok := s.X.(*ast.Ident); ok {
+			return id.Name, s.Sel.Name
+		}
+	}
+	return "", ""
 }
 
 // opensFiles reports whether the file calls something named Open, OpenFile,
@@ -223,6 +238,7 @@ func TestNeeds(t *testing.T) {
 		{"opens kvm", "a_test.go", header + `var f, _ = os.OpenFile("/dev/kvm", os.O_RDWR, 0)`, []string{kvm}},
 		{"says kvm", "a_test.go", header + `var s = "open /dev/kvm: permission denied"`, nil},
 		{"wrapper", "a_test.go", header + `var e = unix.PtraceAttach(1)`, []string{ptrace}},
+		{"number", "a_test.go", header + `var a = map[int]bool{unix.SYS_PTRACE: true}; var r unix.PtraceRegs`, nil},
 		{"raw", "a_test.go", header + `func f() { unix.RawSyscall6(unix.SYS_PTRACE, 0, 0, 0, 0, 0, 0) }`, []string{ptrace}},
 		{"exec", "a_test.go", header + `var a = syscall.SysProcAttr{Ptrace: true}`, []string{ptrace}},
 		{"backend", "a_test.go", `package x; import _ "` + module + `/pkg/kvm"`, []string{kvm}},
