@@ -3,3 +3,5 @@
 //
 // It must hold nothing but imports.
 package platforms
+
+import _ "github.com/ringfence/ringfence/pkg/ptrace"

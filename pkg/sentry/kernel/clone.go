@@ -132,7 +132,7 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 }
 
 func newTask(k *Kernel, ac *arch.Context64, name string) *Task {
-	t := &Task{k: k, ac: ac, name: name, wake: make(chan struct{}, 1), start: time.Now()}
+	t := &Task{k: k, ac: ac, name: name, wake: make(chan struct{}, 1), startTime: time.Now()}
 	t.Prctl.TimerSlack = 50000 // Linux's default
 	t.affinity.Store(&k.cpus)
 	t.state.Store('R')

@@ -148,7 +148,7 @@ func (t *Task) becomeAlone() error {
 		t.tid.Store(tg.id)
 		k.tasks[tg.id] = t
 		tg.leader = t
-		t.start = old.start
+		t.startTime = old.startTime
 		tg.exitStatus = 0
 	}
 	return nil
@@ -156,11 +156,24 @@ func (t *Task) becomeAlone() error {
 
 // Start makes the first process run a program. It must be called once.
 func (k *Kernel) Start(args *ExecArgs, fdt *vfs.FDTable, fs *vfs.FSContext) error {
+	t := k.newInit(fdt, fs)
+	p, err := t.load(args)
+	if err != nil {
+		return err
+	}
+	t.enter(p)
+	t.start()
+	return nil
+}
+
+// newInit makes the task of the first process.
+func (k *Kernel) newInit(fdt *vfs.FDTable, fs *vfs.FSContext) *Task {
 	t := newTask(k, arch.New(), "ringfence")
 	t.fdt, t.fs = fdt, fs
 	t.creds.Store(HostCreds())
 
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	id := k.newPIDLocked()
 	t.tid.Store(id)
 	tg := newThreadGroup(k, id, t)
@@ -174,16 +187,12 @@ func (k *Kernel) Start(args *ExecArgs, fdt *vfs.FDTable, fs *vfs.FSContext) erro
 	tg.joinLocked(s, id)
 	k.tasks[id] = t
 	k.init = tg
-	k.live.Add(1)
-	k.mu.Unlock()
+	return t
+}
 
-	p, err := t.load(args)
-	if err != nil {
-		k.live.Done()
-		return err
-	}
-	t.enter(p)
-	t.pc = k.cfg.Platform.NewContext(t)
+// start runs the first task.
+func (t *Task) start() {
+	t.pc = t.k.cfg.Platform.NewContext(t)
+	t.k.live.Add(1)
 	go t.run()
-	return nil
 }

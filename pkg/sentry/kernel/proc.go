@@ -70,7 +70,7 @@ func (p procTask) Status() vfs.ProcStatus {
 	t := p.t
 	c := t.Creds()
 	s := vfs.ProcStatus{
-		PID: t.TID(), TGID: t.TGID(), Comm: t.Name(), State: byte(t.state.Load()), Start: t.start,
+		PID: t.TID(), TGID: t.TGID(), Comm: t.Name(), State: byte(t.state.Load()), Start: t.startTime,
 		UID: [4]uint32{c.RUID, c.EUID, c.SUID, c.FSUID}, GID: [4]uint32{c.RGID, c.EGID, c.SGID, c.FSGID},
 		Groups: slices.Clone(c.Groups),
 	}

@@ -146,6 +146,11 @@ func (k *Kernel) sendLocked(tg *ThreadGroup, to *Task, info *linux.SignalInfo, t
 		return nil // it exists, but nothing can reach it any more
 	}
 
+	if sig == linux.SIGKILL { // nothing stands in its way, not even a stop
+		k.exitGroupLocked(tg, linux.WaitStatusKilled(sig, false))
+		return nil
+	}
+
 	// Stop signals and SIGCONT cancel each other, and SIGCONT acts at once,
 	// blocked, ignored or not.
 	switch {
@@ -171,7 +176,7 @@ func (k *Kernel) sendLocked(tg *ThreadGroup, to *Task, info *linux.SignalInfo, t
 	if sig.IsStandard() && p.set.Has(sig) {
 		return nil
 	}
-	if max, _ := tg.limitLocked(unix.RLIMIT_SIGPENDING); uint64(k.queued) >= max && sig != linux.SIGKILL && sig != linux.SIGSTOP {
+	if max, _ := tg.limitLocked(unix.RLIMIT_SIGPENDING); uint64(k.queued) >= max {
 		// One that is not queued yet is sent all the same: there are 64 at most.
 		switch {
 		case sig.IsRealtime() && info.Code != linux.SI_USER:

@@ -55,7 +55,7 @@ type Task struct {
 
 	// userTicks and sysTicks are the times spent, in ticks.
 	userTicks, sysTicks atomic.Int64
-	start               time.Time
+	startTime           time.Time
 
 	// Of signals. pending, mask and what follows are protected by Kernel.mu; the
 	// task itself may read mask and savedMask without.

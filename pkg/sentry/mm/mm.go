@@ -4,10 +4,31 @@
 //
 // It depends on platform, memmap, usermem and package pgalloc, which holds the
 // memory. It must not know of tasks, files by name, or system calls.
+//
+// What the application has mapped stands in vmas (vma.go); the pages that it
+// has used of them in pmas (pma.go); the AddressSpace is a cache of those. An
+// AddressSpace that runs out of room is emptied and filled again by faults.
+//
+// Locks are taken in this order:
+//
+//	MemoryManager.mappingMu
+//	  locks of Mappable.AddMapping, RemoveMapping and CopyMapping
+//	    MemoryManager.activeMu
+//	      locks of Mappable.Translate
+//	        locks of AddressSpaces and memmap.Files
+//
+// Invalidate takes activeMu alone: a Mappable may call it with the locks of the
+// second line held, and must not with those of Translate. A Mappable that
+// shrinks makes Translate refuse first, then calls Invalidate, then frees its
+// pages.
 package mm
 
 import (
 	"context"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -15,16 +36,19 @@ import (
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/sentry/pgalloc"
-	"github.com/ringfence/ringfence/pkg/usermem"
 )
 
 // Limits are the resource limits that bound an address space, in bytes
 // (getrlimit(2)).
 type Limits struct {
-	AS    uint64
-	Data  uint64
-	Stack uint64
+	AS      uint64
+	Data    uint64
+	Stack   uint64
+	MemLock uint64
 }
+
+// DefaultLimits are those of an Options without any.
+var DefaultLimits = Limits{AS: math.MaxUint64, Data: math.MaxUint64, Stack: 8 << 20, MemLock: 8 << 20}
 
 // FaultError says why an access to application memory failed. errors.Is finds
 // unix.EFAULT in it.
@@ -38,7 +62,12 @@ type FaultError struct {
 }
 
 // Error implements error.
-func (e *FaultError) Error() string { return "" }
+func (e *FaultError) Error() string {
+	if e.Mapped {
+		return fmt.Sprintf("access to address %v is not allowed", e.Addr)
+	}
+	return fmt.Sprintf("nothing is mapped at address %v", e.Addr)
+}
 
 // Unwrap returns unix.EFAULT.
 func (e *FaultError) Unwrap() error { return unix.EFAULT }
@@ -49,196 +78,236 @@ type Options struct {
 	// (personality(2), ADDR_NO_RANDOMIZE).
 	NoRandomize bool
 
-	// Limits are those at the start.
+	// Limits are those at the start; the zero value means DefaultLimits.
 	Limits Limits
 }
 
-// MemoryManager is the memory of one process.
+// MemoryManager is the memory of one process. It implements
+// platform.MemoryManager and memmap.MappingSpace. Methods are safe for
+// concurrent use.
 type MemoryManager struct {
+	p      platform.Platform
+	mf     *pgalloc.MemoryFile
+	layout layout
+	users  atomic.Int64
+
+	// as is the AddressSpace, nil when there is none. It is changed under
+	// activeMu.
+	as atomic.Pointer[platform.AddressSpace]
+
+	metaMu sync.Mutex
+	meta   Metadata
+
+	// mappingMu protects the vmas and what follows.
+	mappingMu sync.RWMutex
+	vmas      set[vma]
+	usage     uint64 // bytes in all vmas
+	dataUsage uint64 // bytes in those that RLIMIT_DATA counts
+	heap      hostarch.AddrRange
+	limits    Limits
+
+	// activeMu protects the pmas, and the AddressSpace's contents.
+	activeMu sync.RWMutex
+	pmas     set[pma]
+	active   int64 // calls of Activate without Deactivate
+	resident atomic.Uint64
+	peak     atomic.Uint64
 }
 
-// New returns an empty address space with one user, and its AddressSpace.
+// New returns an empty address space with one user. The error is that of
+// Platform.NewAddressSpace.
 func New(p platform.Platform, mf *pgalloc.MemoryFile, opts Options) (*MemoryManager, error) {
-	return nil, unix.ENOSYS
+	if opts.Limits == (Limits{}) {
+		opts.Limits = DefaultLimits
+	}
+	mm := newMM(p, mf)
+	mm.limits = opts.Limits
+	mm.layout = newLayout(p, opts)
+	return mm, mm.prepare()
 }
 
-// Fork returns a copy of mm with one user (fork(2)).
-func (mm *MemoryManager) Fork(ctx context.Context) (*MemoryManager, error) { return nil, unix.ENOSYS }
+func newMM(p platform.Platform, mf *pgalloc.MemoryFile) *MemoryManager {
+	mm := &MemoryManager{p: p, mf: mf}
+	mm.users.Store(1)
+	mm.vmas = set[vma]{advance: (*vma).advance, merges: vmasMerge, drop: (*vma).release}
+	mm.pmas = set[pma]{advance: (*pma).advance, merges: pmasMerge, drop: func(*pma) {}}
+	return mm
+}
+
+// prepare makes the AddressSpace early, so that it is the fork or execve that
+// fails if there can be none.
+func (mm *MemoryManager) prepare() error {
+	if mm.p.CooperativelySchedulesAddressSpace() {
+		return nil
+	}
+	return mm.Activate()
+}
+
+// Fork returns a copy of mm with one user (fork(2)). Private pages are shared
+// until one of both writes them.
+func (mm *MemoryManager) Fork(ctx context.Context) (*MemoryManager, error) {
+	child := newMM(mm.p, mm.mf)
+	if err := child.prepare(); err != nil {
+		return nil, err
+	}
+	mm.mappingMu.Lock()
+	child.layout = mm.layout
+	child.limits = mm.limits
+	child.heap = mm.heap
+	child.SetMetadata(mm.Metadata())
+	err := mm.forkVMAs(child)
+	if err == nil {
+		mm.forkPMAs(child)
+	}
+	mm.mappingMu.Unlock()
+	if err != nil {
+		child.DecUsers(ctx)
+		return nil, err
+	}
+	return child, nil
+}
+
+// forkVMAs copies the vmas.
+//
+// Preconditions: mm.mappingMu is locked for writing; nobody uses child yet.
+func (mm *MemoryManager) forkVMAs(child *MemoryManager) error {
+	for p := (pos{}); ; p = mm.vmas.next(p) {
+		seg := mm.vmas.at(p)
+		if seg == nil {
+			return nil
+		}
+		if seg.v.dontFork {
+			continue
+		}
+		if m := seg.v.mappable; m != nil {
+			if err := m.CopyMapping(child, seg.AddrRange, seg.AddrRange, seg.v.off, seg.v.canShareWrites()); err != nil {
+				return err
+			}
+		}
+		child.addVMA(&segment[vma]{seg.AddrRange, seg.v.clone()})
+	}
+}
 
 // IncUsers adds a user.
-func (mm *MemoryManager) IncUsers() {}
+func (mm *MemoryManager) IncUsers() { mm.users.Add(1) }
 
 // DecUsers drops one; the last unmaps everything and releases the AddressSpace.
-func (mm *MemoryManager) DecUsers(ctx context.Context) {}
-
-// Activate makes the AddressSpace be there; it must be called before each
-// Switch, and Deactivate after it. It may wait for another address space to
-// become idle.
-func (mm *MemoryManager) Activate() error { return unix.ENOSYS }
-
-// Deactivate undoes Activate.
-func (mm *MemoryManager) Deactivate() {}
-
-// AddressSpace implements platform.MemoryManager.
-func (mm *MemoryManager) AddressSpace() platform.AddressSpace { return nil }
-
-// SetLimits changes the limits.
-func (mm *MemoryManager) SetLimits(l Limits) {}
-
-// HandleUserFault makes the page at addr accessible after a fault. nil means
-// that the access can be tried again; *FaultError is SIGSEGV, *memmap.BusError
-// SIGBUS; anything else wraps an errno: there is no memory.
-func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr, at hostarch.AccessType, sp hostarch.Addr) error {
-	return unix.ENOSYS
+func (mm *MemoryManager) DecUsers(context.Context) {
+	if n := mm.users.Add(-1); n > 0 {
+		return
+	} else if n < 0 {
+		panic("mm: DecUsers without a user")
+	}
+	all := hostarch.AddrRange{End: math.MaxUint64}
+	mm.mappingMu.Lock()
+	mm.activeMu.Lock()
+	mm.releaseAddressSpaceLocked()
+	mm.dropLocked(all)
+	mm.activeMu.Unlock()
+	removed := mm.takeVMAs(all)
+	mm.mappingMu.Unlock()
+	releaseVMAs(removed)
 }
 
-// MMap implements platform.MemoryManager.
-func (mm *MemoryManager) MMap(ctx context.Context, opts memmap.MMapOpts) (hostarch.Addr, error) {
-	return 0, unix.ENOSYS
+// Activate makes sure that there is an AddressSpace, and that it stays until
+// Deactivate. Where AddressSpaces are few it waits for one. A task calls it
+// before it runs application code.
+func (mm *MemoryManager) Activate() error {
+	mm.activeMu.Lock()
+	defer mm.activeMu.Unlock()
+	for mm.AddressSpace() == nil {
+		as, wait, err := mm.p.NewAddressSpace(nil)
+		if err != nil {
+			return err
+		}
+		if as != nil {
+			mm.as.Store(&as)
+			break
+		}
+		mm.activeMu.Unlock()
+		<-wait
+		mm.activeMu.Lock()
+	}
+	mm.active++
+	return nil
 }
 
-// MUnmap is munmap(2).
-func (mm *MemoryManager) MUnmap(ctx context.Context, addr hostarch.Addr, length uint64) error {
-	return unix.ENOSYS
+// Deactivate undoes one Activate: the task is not going to run application code
+// soon.
+func (mm *MemoryManager) Deactivate() {
+	mm.activeMu.Lock()
+	defer mm.activeMu.Unlock()
+	mm.active--
+	if mm.active > 0 || !mm.p.CooperativelySchedulesAddressSpace() {
+		return
+	}
+	mm.releaseAddressSpaceLocked()
 }
 
-// MProtect is mprotect(2); growsDown is PROT_GROWSDOWN.
-func (mm *MemoryManager) MProtect(ctx context.Context, addr hostarch.Addr, length uint64, perms hostarch.AccessType, growsDown bool) error {
-	return unix.ENOSYS
+// releaseAddressSpaceLocked gives the AddressSpace back.
+//
+// Preconditions: mm.activeMu is locked for writing.
+func (mm *MemoryManager) releaseAddressSpaceLocked() {
+	if as := mm.as.Swap(nil); as != nil {
+		(*as).Release()
+	}
+	mm.forgetMappedLocked()
 }
 
-// MRemapMove says whether mremap(2) may move a mapping.
-type MRemapMove int
-
-// The values of MRemapMove: no flag, MREMAP_MAYMOVE, and that with MREMAP_FIXED.
-const (
-	MRemapNoMove MRemapMove = iota
-	MRemapMayMove
-	MRemapFixed
-)
-
-// MRemapOpts are the options of MRemap.
-type MRemapOpts struct {
-	Move MRemapMove
-	// NewAddr is where to, with MRemapFixed.
-	NewAddr hostarch.Addr
-	// DontUnmap is MREMAP_DONTUNMAP.
-	DontUnmap bool
+// AddressSpace implements platform.MemoryManager.AddressSpace.
+func (mm *MemoryManager) AddressSpace() platform.AddressSpace {
+	if as := mm.as.Load(); as != nil {
+		return *as
+	}
+	return nil
 }
 
-// MRemap is mremap(2).
-func (mm *MemoryManager) MRemap(ctx context.Context, old hostarch.Addr, oldSize, newSize uint64, opts MRemapOpts) (hostarch.Addr, error) {
-	return 0, unix.ENOSYS
+// SetLimits changes the limits. What exceeds them stays.
+func (mm *MemoryManager) SetLimits(l Limits) {
+	mm.mappingMu.Lock()
+	mm.limits = l
+	mm.mappingMu.Unlock()
 }
-
-// BrkSetup places the empty heap at addr, which is rounded up.
-func (mm *MemoryManager) BrkSetup(ctx context.Context, addr hostarch.Addr) error { return unix.ENOSYS }
-
-// Brk is brk(2): it returns the end of the heap, changed or not.
-func (mm *MemoryManager) Brk(ctx context.Context, addr hostarch.Addr) (hostarch.Addr, error) {
-	return 0, unix.ENOSYS
-}
-
-// Madvise is madvise(2).
-func (mm *MemoryManager) Madvise(ctx context.Context, addr hostarch.Addr, length uint64, advice int32) error {
-	return unix.ENOSYS
-}
-
-// MSync is msync(2).
-func (mm *MemoryManager) MSync(ctx context.Context, addr hostarch.Addr, length uint64, flags int32) error {
-	return unix.ENOSYS
-}
-
-// Mincore is mincore(2): it returns a byte per page.
-func (mm *MemoryManager) Mincore(ctx context.Context, addr hostarch.Addr, length uint64) ([]byte, error) {
-	return nil, unix.ENOSYS
-}
-
-// MLock is mlock2(2); MLockNone is munlock(2). Nothing is ever paged out by the
-// Sentry, so that only the checks are made.
-func (mm *MemoryManager) MLock(ctx context.Context, addr hostarch.Addr, length uint64, mode memmap.MLockMode) error {
-	return unix.ENOSYS
-}
-
-// Key names a futex: keys are equal when they mean the same word of memory.
-type Key struct {
-	kind uint8
-	obj  any
-	off  uint64
-}
-
-// FutexKey returns the key of the futex at addr; private is
-// FUTEX_PRIVATE_FLAG. The error is EINVAL if addr is not a multiple of 4, and
-// EFAULT if it cannot be an address or, unless private, nothing is mapped there.
-func (mm *MemoryManager) FutexKey(ctx context.Context, addr hostarch.Addr, private bool) (Key, error) {
-	return Key{}, unix.ENOSYS
-}
-
-// ReadMaps returns the contents of /proc/PID/maps.
-func (mm *MemoryManager) ReadMaps() string { return "" }
 
 // VirtualMemorySize returns the size of all mappings in bytes.
-func (mm *MemoryManager) VirtualMemorySize() uint64 { return 0 }
+func (mm *MemoryManager) VirtualMemorySize() uint64 {
+	mm.mappingMu.RLock()
+	defer mm.mappingMu.RUnlock()
+	return mm.usage
+}
 
-// ResidentSize returns the size of all pages in bytes.
-func (mm *MemoryManager) ResidentSize() uint64 { return 0 }
+// ResidentSize returns the size in bytes of the pages that the application can
+// use without asking the Sentry for more. The host may hold less.
+func (mm *MemoryManager) ResidentSize() uint64 { return mm.resident.Load() }
 
 // PeakResidentSize returns the most that ResidentSize was.
-func (mm *MemoryManager) PeakResidentSize() uint64 { return 0 }
-
-// FindVMAByName implements platform.MemoryManager.
-func (mm *MemoryManager) FindVMAByName(ar hostarch.AddrRange, hint string) (hostarch.Addr, uint64, error) {
-	return 0, 0, unix.ENOSYS
-}
-
-// Invalidate implements memmap.MappingSpace.
-func (mm *MemoryManager) Invalidate(ar hostarch.AddrRange) {}
-
-// CopyOut implements usermem.IO.
-func (mm *MemoryManager) CopyOut(ctx context.Context, addr hostarch.Addr, src []byte, opts usermem.IOOpts) (int, error) {
-	return 0, unix.ENOSYS
-}
-
-// CopyIn implements usermem.IO.
-func (mm *MemoryManager) CopyIn(ctx context.Context, addr hostarch.Addr, dst []byte, opts usermem.IOOpts) (int, error) {
-	return 0, unix.ENOSYS
-}
-
-// ZeroOut implements usermem.IO.
-func (mm *MemoryManager) ZeroOut(ctx context.Context, addr hostarch.Addr, toZero int64, opts usermem.IOOpts) (int64, error) {
-	return 0, unix.ENOSYS
-}
-
-// SwapUint32 implements usermem.IO.
-func (mm *MemoryManager) SwapUint32(ctx context.Context, addr hostarch.Addr, new uint32, opts usermem.IOOpts) (uint32, error) {
-	return 0, unix.ENOSYS
-}
-
-// CompareAndSwapUint32 implements usermem.IO.
-func (mm *MemoryManager) CompareAndSwapUint32(ctx context.Context, addr hostarch.Addr, old, new uint32, opts usermem.IOOpts) (uint32, error) {
-	return 0, unix.ENOSYS
-}
-
-// LoadUint32 implements usermem.IO.
-func (mm *MemoryManager) LoadUint32(ctx context.Context, addr hostarch.Addr, opts usermem.IOOpts) (uint32, error) {
-	return 0, unix.ENOSYS
-}
+func (mm *MemoryManager) PeakResidentSize() uint64 { return mm.peak.Load() }
 
 // Metadata is what the loader leaves for /proc and prctl(PR_SET_MM).
 type Metadata struct {
 	// Args and Env are where the argument and environment strings lie.
 	Args, Env hostarch.AddrRange
-	// Auxv is the auxiliary vector as the program got it.
+	// Auxv is the auxiliary vector as the program got it; not to be changed.
 	Auxv []byte
 	// Executable is the absolute path of the program.
 	Executable string
 }
 
 // Metadata returns what SetMetadata was given.
-func (mm *MemoryManager) Metadata() Metadata { return Metadata{} }
+func (mm *MemoryManager) Metadata() Metadata {
+	mm.metaMu.Lock()
+	defer mm.metaMu.Unlock()
+	return mm.meta
+}
 
 // SetMetadata replaces it.
-func (mm *MemoryManager) SetMetadata(m Metadata) {}
+func (mm *MemoryManager) SetMetadata(m Metadata) {
+	mm.metaMu.Lock()
+	mm.meta = m
+	mm.metaMu.Unlock()
+}
 
-var _ platform.MemoryManager = (*MemoryManager)(nil)
-var _ memmap.MappingSpace = (*MemoryManager)(nil)
+var (
+	_ platform.MemoryManager = (*MemoryManager)(nil)
+	_ memmap.MappingSpace    = (*MemoryManager)(nil)
+)

@@ -19,6 +19,7 @@ var tables = []map[uintptr]kernel.Syscall{
 	pollSyscalls, pollSyscallsArch,
 	pipeSyscalls,
 	socketSyscalls,
+	mmSyscalls,
 }
 
 // Table returns the system calls by number.

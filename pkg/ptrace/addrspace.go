@@ -1,0 +1,238 @@
+package ptrace
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/stub"
+)
+
+// addressSpace is a stub process. It implements platform.AddressSpace.
+type addressSpace struct {
+	platform.NoAddressSpaceIO
+
+	zygote *stub.Zygote
+	pid    int
+
+	// leader is the process's first thread, which makes the others. It belongs to
+	// the keeper thread and never runs application code.
+	leader *thread
+
+	// frameMu is held while the kernel writes a signal frame onto the signal stack,
+	// which all threads share.
+	frameMu sync.Mutex
+
+	mu sync.Mutex
+
+	// threads are those that run application code, by the id of the OS thread that
+	// traces them.
+	threads map[int]*thread
+
+	// users is the number of goroutines between enter and leave, idle is signalled
+	// when there are none.
+	users int
+	idle  sync.Cond
+
+	// dead is why the AddressSpace was given up, if it was.
+	dead     error
+	released bool
+}
+
+func newAddressSpace() (*addressSpace, error) {
+	zygote, err := stub.Shared()
+	if err != nil {
+		return nil, err
+	}
+	pid, err := zygote.Fork()
+	if err != nil {
+		return nil, err
+	}
+	as := &addressSpace{zygote: zygote, pid: pid, threads: make(map[int]*thread)}
+	as.idle.L = &as.mu
+	stub.OnKeeper(func() { _, err = as.attach(pid, func(t *thread) { as.leader = t }) })
+	if err != nil {
+		as.Release()
+		return nil, err
+	}
+	return as, nil
+}
+
+// enter keeps the AddressSpace from being reaped until leave. It returns an error
+// if it was released or given up.
+func (as *addressSpace) enter() error {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.dead != nil {
+		return as.dead
+	}
+	as.users++
+	return nil
+}
+
+func (as *addressSpace) leave() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.users--
+	if as.users == 0 {
+		as.idle.Broadcast()
+	}
+}
+
+// fail gives the AddressSpace up because of err, unless it was before, and
+// returns the reason.
+func (as *addressSpace) fail(err error) error {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.dead == nil {
+		as.dead = err
+	}
+	as.kill()
+	return as.dead
+}
+
+// kill kills the stub process: nothing that we wait for in it goes on for long.
+func (as *addressSpace) kill() { stub.Kill(as.pid) }
+
+// thread returns the thread that belongs to the calling OS thread, to which the
+// goroutine must be locked. The caller is between enter and leave.
+func (as *addressSpace) thread() (*thread, error) {
+	self := unix.Gettid()
+	as.mu.Lock()
+	t := as.threads[self]
+	as.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
+	var tid uintptr
+	var err error
+	stub.OnKeeper(func() {
+		tid, err = as.leader.call(as.zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
+	})
+	if err != nil {
+		if errors.Is(err, unix.EAGAIN) {
+			err = fmt.Errorf("%w: raise RLIMIT_NPROC (ulimit -u) or the pids limit of the control group (pids.max)", err)
+		}
+		return nil, fmt.Errorf("clone of a thread in stub process %d: %w", as.pid, err)
+	}
+	t, err = as.attach(int(tid), func(t *thread) {
+		as.mu.Lock()
+		as.threads[self] = t
+		as.mu.Unlock()
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := t.initStack(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// cloneThread are the flags of a new thread of a stub.
+const cloneThread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM
+
+// call makes a system call of the host in the stub.
+func (as *addressSpace) call(nr uintptr, args ...uintptr) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	as.mu.Lock()
+	t := as.threads[unix.Gettid()]
+	as.mu.Unlock()
+	var err error
+	if t != nil {
+		_, err = t.call(as.zygote.Layout.Call, nr, args...)
+		return err
+	}
+	stub.OnKeeper(func() { _, err = as.leader.call(as.zygote.Layout.Call, nr, args...) })
+	return err
+}
+
+// checkRange returns an error unless applications may map [addr, addr+length).
+func (as *addressSpace) checkRange(addr hostarch.Addr, length uint64) error {
+	ar, ok := addr.ToRange(length)
+	if !ok || length == 0 || !ar.IsPageAligned() || ar.Start < platform.SystemMMapMinAddr() || ar.End > hostarch.Addr(as.zygote.Layout.Start) {
+		return fmt.Errorf("%#x bytes at %v: not whole pages that an application can have: %w", length, addr, unix.EINVAL)
+	}
+	return nil
+}
+
+// MapFile implements platform.AddressSpace.MapFile.
+func (as *addressSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.FileRange, at hostarch.AccessType, precommit bool) error {
+	if !fr.WellFormed() || fr.Start&hostarch.PageMask != 0 || !at.Any() {
+		return fmt.Errorf("MapFile of the bytes %v with access %v: %w", fr, at, unix.EINVAL)
+	}
+	if err := as.checkRange(addr, fr.Length()); err != nil {
+		return fmt.Errorf("MapFile: %w", err)
+	}
+	if err := as.enter(); err != nil {
+		return fmt.Errorf("MapFile: %w", err)
+	}
+	defer as.leave()
+	flags := unix.MAP_SHARED | unix.MAP_FIXED
+	if precommit {
+		flags |= unix.MAP_POPULATE
+	}
+	err := as.zygote.WithFile(f, func(num int) error {
+		return as.call(unix.SYS_MMAP, uintptr(addr), uintptr(fr.Length()), uintptr(at.Prot()), uintptr(flags), uintptr(num), uintptr(fr.Start))
+	})
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.ENOMEM) {
+		err = fmt.Errorf("%w: raise sysctl vm.max_map_count or RLIMIT_AS (ulimit -v), or give the host more memory", err)
+	}
+	return fmt.Errorf("MapFile: mmap of %#x bytes at %v with access %v in stub process %d: %w", fr.Length(), addr, at, as.pid, err)
+}
+
+// Unmap implements platform.AddressSpace.Unmap.
+func (as *addressSpace) Unmap(addr hostarch.Addr, length uint64) {
+	if as.enter() != nil {
+		return // Nothing runs in it any more.
+	}
+	defer as.leave()
+	err := as.checkRange(addr, length)
+	if err == nil {
+		err = as.call(unix.SYS_MUNMAP, uintptr(addr), uintptr(length))
+	}
+	if err != nil {
+		as.fail(fmt.Errorf("munmap of %#x bytes at %v in stub process %d: %w", length, addr, as.pid, err))
+	}
+}
+
+// Release implements platform.AddressSpace.Release.
+func (as *addressSpace) Release() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.released {
+		return
+	}
+	as.released = true
+	if as.dead == nil {
+		as.dead = fmt.Errorf("the AddressSpace was released: %w", unix.ESRCH)
+	}
+	as.kill()
+	for as.users > 0 {
+		as.idle.Wait()
+	}
+	for _, t := range as.threads {
+		if !t.gone {
+			stub.Reap(t.tid)
+			t.gone = true
+		}
+	}
+	// Only now can the process go.
+	as.zygote.Release(as.pid)
+}
+
+// PreFork implements platform.AddressSpace.PreFork.
+func (*addressSpace) PreFork() {}
+
+// PostFork implements platform.AddressSpace.PostFork.
+func (*addressSpace) PostFork() {}

@@ -1,0 +1,177 @@
+package ptrace
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+)
+
+const (
+	// fpRegSet is the register set with all floating point and vector state.
+	fpRegSet = unix.NT_X86_XSTATE
+
+	// ptraceSysemu is PTRACE_SYSEMU (asm/ptrace-abi.h).
+	ptraceSysemu = 31
+)
+
+// noSyscall in Orig_rax keeps the kernel from restarting what it takes for an
+// interrupted system call when the thread is resumed
+// (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
+const noSyscall = ^uint64(0)
+
+// Selectors of 64-bit user code and data, and the flags of a new program
+// (asm/segment.h).
+const (
+	userCS    = 0x33
+	userDS    = 0x2b
+	userFlags = 0x202
+)
+
+// Exceptions (Intel SDM vol. 3, 6.15).
+const (
+	vectorDB = 1
+	vectorBP = 3
+	vectorUD = 6
+	vectorGP = 13
+	vectorPF = 14
+)
+
+// Bits of a page fault's error code (Intel SDM vol. 3, 4.7).
+const (
+	pfWrite = 1 << 1
+	pfFetch = 1 << 4
+)
+
+// setRegs writes the general registers for a thread to run application code.
+func setRegs(tid int, r *arch.Registers) error {
+	regs := *r
+	regs.Orig_rax = noSyscall
+	return setRegSet(tid, unix.NT_PRSTATUS, regs.PRStatus())
+}
+
+// injectRegs sets regs so that a thread makes a system call at gadget. There is
+// no stack.
+func injectRegs(regs *arch.Registers, gadget, nr uintptr, args []uintptr) {
+	*regs = arch.Registers{Rip: uint64(gadget), Rax: uint64(nr), Orig_rax: noSyscall, Cs: userCS, Ss: userDS, Eflags: userFlags}
+	for i, p := range []*uint64{&regs.Rdi, &regs.Rsi, &regs.Rdx, &regs.R10, &regs.R8, &regs.R9}[:len(args)] {
+		*p = uint64(args[i])
+	}
+}
+
+// maxGadget is more than the length of a gadget in bytes.
+const maxGadget = 32
+
+// injectResult returns the result of the system call made at gadget. done is
+// false when the thread has not come to the breakpoint after it.
+func injectResult(regs *arch.Registers, gadget uintptr) (result uintptr, done bool) {
+	return uintptr(regs.Rax), regs.Rip > uint64(gadget)+2 && regs.Rip < uint64(gadget)+maxGadget
+}
+
+// nativeSyscall reports whether the thread stopped for a 64-bit system call. The
+// others use other numbers: int $0x80, sysenter and 32-bit code.
+func (t *thread) nativeSyscall(r *arch.Registers) (bool, error) {
+	// SYSCALL leaves its return address in RCX and the flags in R11 (Intel SDM
+	// vol. 2, SYSCALL). An application that arranges the same before int $0x80
+	// makes a 64-bit system call with other bytes, and gains nothing.
+	if r.Cs == userCS && r.Rcx == r.Rip && r.R11 == r.Eflags {
+		return true, nil
+	}
+	arch, err := syscallArch(t.tid)
+	if err != nil {
+		return false, t.fail("ptrace(PTRACE_GET_SYSCALL_INFO)", err)
+	}
+	return arch == unix.AUDIT_ARCH_X86_64, nil
+}
+
+// protectionFault returns the signal for what a kernel without 32-bit system
+// calls gives for int $0x80: a general protection fault. ac is at the
+// instruction after a system call instruction, or cannot run at all.
+func protectionFault(ac *arch.Context64) *linux.SignalInfo {
+	ac.Fault = arch.FaultInfo{TrapNo: vectorGP}
+	return &linux.SignalInfo{Signo: int32(linux.SIGSEGV), Code: linux.SI_KERNEL}
+}
+
+// isFakeSyscall reports whether a SIGSYS comes from a call of the vsyscall page,
+// and then makes ac what it would be after the same system call: the kernel has
+// already returned to the caller.
+func isFakeSyscall(info *linux.SignalInfo, ac *arch.Context64) bool {
+	if info.Code != linux.SYS_SECCOMP {
+		return false
+	}
+	ac.Regs.Orig_rax = uint64(info.Syscall())
+	return true
+}
+
+// Offsets from the stack pointer in a signal handler: the return address, then
+// ucontext_t up to uc_mcontext (asm/sigcontext.h).
+const (
+	frameError = 8 + 40 + 19*8
+	frameTrap  = 8 + 40 + 20*8
+)
+
+// fault returns what the CPU said of the exception behind sig.
+func (t *thread) fault(ac *arch.Context64, sig unix.Signal, info *linux.SignalInfo) (arch.FaultInfo, hostarch.AccessType, error) {
+	switch sig {
+	case unix.SIGILL:
+		return arch.FaultInfo{TrapNo: vectorUD}, hostarch.NoAccess, nil
+	case unix.SIGTRAP:
+		if info.Code == linux.SI_KERNEL {
+			return arch.FaultInfo{TrapNo: vectorBP}, hostarch.NoAccess, nil
+		}
+		return arch.FaultInfo{TrapNo: vectorDB}, hostarch.NoAccess, nil
+	}
+	trap, code, err := t.signalFrame(sig)
+	if err != nil {
+		return arch.FaultInfo{}, hostarch.NoAccess, err
+	}
+	f := arch.FaultInfo{TrapNo: trap, ErrorCode: code}
+	if trap != vectorPF {
+		return f, hostarch.NoAccess, nil
+	}
+	f.Addr = info.Addr()
+	switch {
+	case code&pfFetch != 0:
+		return f, hostarch.Execute, nil
+	case code&pfWrite != 0:
+		return f, hostarch.Write, nil
+	}
+	return f, hostarch.Read, nil
+}
+
+// signalFrame returns the exception's vector and error code, which ptrace(2) does
+// not tell: it makes the kernel write a signal frame, and stops the thread before
+// the handler's first instruction. The frame is memory that other threads of the
+// application can write, so what it says is true only if they let it be; a lie
+// hurts nobody but them.
+func (t *thread) signalFrame(sig unix.Signal) (trap, code uint64, err error) {
+	// The kernel resets the floating point state for a handler.
+	t.owner = nil
+	t.as.frameMu.Lock()
+	defer t.as.frameMu.Unlock()
+	if err := ptraceCall(unix.PTRACE_SINGLESTEP, t.tid, 0, uintptr(sig)); err != nil {
+		return 0, 0, t.fail("ptrace(PTRACE_SINGLESTEP)", err)
+	}
+	if _, err := t.wait(); err != nil {
+		return 0, 0, err
+	}
+	var regs arch.Registers
+	if _, err := getRegSet(t.tid, unix.NT_PRSTATUS, regs.PRStatus()); err != nil {
+		return 0, 0, t.fail("ptrace(PTRACE_GETREGSET, NT_PRSTATUS)", err)
+	}
+	l := &t.as.zygote.Layout
+	sp := uintptr(regs.Rsp)
+	if regs.Rip != uint64(l.Handler) || sp < l.SignalStack[0] || sp >= l.SignalStack[1] {
+		return 0, 0, t.fail("writing a signal frame", unix.ENOMEM)
+	}
+	for _, w := range []struct {
+		off uintptr
+		v   *uint64
+	}{{frameTrap, &trap}, {frameError, &code}} {
+		if *w.v, err = peek(t.tid, sp+w.off); err != nil {
+			return 0, 0, t.fail("ptrace(PTRACE_PEEKDATA)", err)
+		}
+	}
+	return trap, code, nil
+}

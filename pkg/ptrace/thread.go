@@ -1,0 +1,173 @@
+package ptrace
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/platform"
+)
+
+// thread is a thread of a stub process, traced by one OS thread of ours: all
+// methods must be called from that. Between calls it is stopped.
+type thread struct {
+	as  *addressSpace
+	tid int
+
+	// owner is the Context whose floating point state the thread has, if any.
+	owner *threadContext
+
+	// gone says that the thread has ended and was reaped.
+	gone bool
+}
+
+// Options of PTRACE_SEIZE: the stub dies with its tracer, and stops at system
+// calls can be told from those for a SIGTRAP.
+const seizeOptions = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD
+
+// attach attaches to the thread tid, tells remember before anything else can go
+// wrong, and stops it.
+func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, error) {
+	if err := ptraceCall(unix.PTRACE_SEIZE, tid, 0, seizeOptions); err != nil {
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSYS) {
+			return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w: allow ptrace(2) in the seccomp filter or security module, and set sysctl kernel.yama.ptrace_scope to 0 or 1", tid, err)
+		}
+		return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w", tid, err)
+	}
+	t := &thread{as: as, tid: tid}
+	remember(t)
+	if err := ptraceCall(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
+		return nil, t.fail("PTRACE_INTERRUPT", err)
+	}
+	if _, err := t.wait(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// fail gives up the AddressSpace, because the host refused op, and returns the
+// error.
+func (t *thread) fail(op string, err error) error {
+	if errors.Is(err, unix.ESRCH) && op != "wait4" {
+		// It is dying, and wait says of what.
+		t.as.kill()
+		if _, werr := t.wait(); werr != nil {
+			return werr
+		}
+	}
+	return t.as.fail(fmt.Errorf("%s of stub process %d: %w", op, t.as.pid, err))
+}
+
+// wait waits until the thread stops.
+func (t *thread) wait() (unix.WaitStatus, error) {
+	if t.gone {
+		return 0, t.as.fail(fmt.Errorf("stub process %d has died: %w", t.as.pid, unix.ESRCH))
+	}
+	status, err := wait4(t.tid)
+	switch {
+	case err != nil:
+		t.gone = true
+		return 0, t.fail("wait4", err)
+	case status.Stopped():
+		return status, nil
+	}
+	t.gone = true
+	if status.Signaled() {
+		return 0, t.as.fail(fmt.Errorf("stub process %d was killed by %v: %w", t.as.pid, status.Signal(), unix.ESRCH))
+	}
+	return 0, t.as.fail(fmt.Errorf("stub process %d exited with status %d: %w", t.as.pid, status.ExitStatus(), unix.ESRCH))
+}
+
+// syscallStop is what wait4 reports for a system call with
+// PTRACE_O_TRACESYSGOOD.
+const syscallStop = unix.SIGTRAP | 0x80
+
+// signalStop reports whether status is that of a thread that is about to get a
+// signal. Otherwise, leaving system calls aside, it is an event of ptrace's:
+// nothing but a stop by job control, which we end at once.
+func signalStop(status unix.WaitStatus) bool { return status>>16 == 0 }
+
+// call makes the thread execute a system call of the host and returns the
+// result. gadget is Layout.Call or Layout.Clone. The general registers are lost.
+//
+// The error is an Errno when the call itself failed; otherwise the AddressSpace
+// was given up.
+func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, error) {
+	var regs arch.Registers
+	injectRegs(&regs, gadget, nr, args)
+	if err := setRegSet(t.tid, unix.NT_PRSTATUS, regs.PRStatus()); err != nil {
+		return 0, t.fail("ptrace(PTRACE_SETREGSET, NT_PRSTATUS)", err)
+	}
+	for {
+		if err := ptraceCall(unix.PTRACE_CONT, t.tid, 0, 0); err != nil {
+			return 0, t.fail("ptrace(PTRACE_CONT)", err)
+		}
+		status, err := t.wait()
+		if err != nil {
+			return 0, err
+		}
+		// Anything else is a signal from outside, or one of Interrupt's that came
+		// too late: not for us.
+		if !signalStop(status) || status.StopSignal() != unix.SIGTRAP {
+			continue
+		}
+		if _, err := getRegSet(t.tid, unix.NT_PRSTATUS, regs.PRStatus()); err != nil {
+			return 0, t.fail("ptrace(PTRACE_GETREGSET, NT_PRSTATUS)", err)
+		}
+		result, done := injectResult(&regs, gadget)
+		if !done {
+			continue
+		}
+		if result > ^uintptr(4095) {
+			return 0, unix.Errno(-result)
+		}
+		return result, nil
+	}
+}
+
+// getRegs reads the general registers.
+func (t *thread) getRegs(ac *arch.Context64) error {
+	if _, err := getRegSet(t.tid, unix.NT_PRSTATUS, ac.Regs.PRStatus()); err != nil {
+		return t.fail("ptrace(PTRACE_GETREGSET, NT_PRSTATUS)", err)
+	}
+	return nil
+}
+
+// getFP reads the floating point state.
+func (t *thread) getFP(ac *arch.Context64) error {
+	if _, err := getRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
+		return t.fail("ptrace(PTRACE_GETREGSET) of the floating point state", err)
+	}
+	return nil
+}
+
+// probe checks what New relies on.
+func (t *thread) probe() error {
+	fp := make([]byte, 1<<16)
+	n, err := getRegSet(t.tid, fpRegSet, fp)
+	if err != nil {
+		return t.fail("ptrace(PTRACE_GETREGSET) of the floating point state", err)
+	}
+	if want := len(arch.New().FloatingPointData()); n != want {
+		return fmt.Errorf("the host's floating point register set has %d bytes, and the CPU says %d: %w", n, want, platform.ErrNotSupported)
+	}
+	if err := ptraceCall(ptraceSysemu, t.tid, 0, 0); err != nil {
+		return fmt.Errorf("ptrace(PTRACE_SYSEMU): %w: the kernel is too old", err)
+	}
+	if err := ptraceCall(unix.PTRACE_INTERRUPT, t.tid, 0, 0); err != nil {
+		return t.fail("ptrace(PTRACE_INTERRUPT)", err)
+	}
+	_, err = t.wait()
+	return err
+}
+
+// initStack gives the thread its signal stack.
+func (t *thread) initStack() error {
+	l := &t.as.zygote.Layout
+	if _, err := t.call(l.Call, unix.SYS_SIGALTSTACK, l.AltStack); err != nil {
+		return t.fail("sigaltstack", err)
+	}
+	return nil
+}

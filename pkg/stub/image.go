@@ -1,0 +1,193 @@
+package stub
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// The parts of the image, in bytes.
+const (
+	textSize        = 4096
+	infoSize        = 4096
+	signalStackSize = 8 * 4096 // a signal frame with AMX state needs 12 KiB
+	imageSize       = textSize + infoSize + signalStackSize
+
+	// altStackOffset is where the text page holds a stack_t.
+	altStackOffset = textSize - 32
+)
+
+// The info page. The text's assembler knows these names.
+const (
+	infoName        = 0   // the process's name, at most 15 bytes
+	infoEnd         = 16  // the end of the image
+	infoTaskEnd     = 24  // the end of the process's addresses
+	infoReply       = 32  // two words
+	infoRequest     = 48  // two words
+	infoMsg         = 64  // struct msghdr
+	infoIovec       = 120 // struct iovec
+	infoControl     = 136 // controlSize bytes
+	infoSignals     = 160 // signal numbers, 32 bits each, then 0
+	infoAction      = 192 // struct sigaction of all of them
+	infoMask        = 224 // an empty signal mask
+	infoFilter      = 232 // struct sock_fprog
+	infoFilterFlags = 248 // 32 bits
+	infoProgram     = 256 // the filter's instructions
+)
+
+const (
+	controlSize = 24 // CMSG_SPACE(sizeof(int))
+
+	// maxInherited bounds the descriptors that are closed one by one on kernels
+	// without close_range(2).
+	maxInherited = 4096
+
+	stubName = "ringfence-stub"
+)
+
+// What the zygote sends in the second word of its replies: the stage of its
+// start that it has come to, or the request.
+const (
+	stageUnmap   = 101
+	stageSignals = 102
+	stageSeccomp = 103
+	stageReady   = 104
+
+	opPutFile   = 1
+	opCloseFile = 2
+	opFork      = 3
+)
+
+// text returns the stub's text and the symbols in it, relative to its start.
+func text() ([]byte, symbols, error) {
+	s := textSymbols()
+	if s.start == 0 {
+		return nil, s, notSupported()
+	}
+	if !(s.start < s.park && s.park < s.call && s.call < s.clone && s.clone < s.end && s.end-s.start <= altStackOffset) {
+		return nil, s, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", s)
+	}
+	t := readText(s.start, s.end)
+	for _, p := range []*uintptr{&s.park, &s.call, &s.clone, &s.end} {
+		*p -= s.start
+	}
+	s.start = 0
+	return t, s, nil
+}
+
+// exceptionSignals are those that the CPU's exceptions give and that a signal
+// frame tells more about than siginfo.
+var exceptionSignals = []unix.Signal{unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE}
+
+// buildImage returns the ELF image for a process whose addresses end at taskEnd,
+// linked at base.
+func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
+	t, sym, err := text()
+	if err != nil {
+		return nil, Layout{}, err
+	}
+	info := base + textSize
+	stack := info + infoSize
+	at := func(off uintptr) uintptr { return uintptr(base) + off }
+	l := Layout{
+		Start: at(0), End: at(imageSize),
+		Park: at(sym.park), Handler: at(sym.park),
+		Call: at(sym.call), Clone: at(sym.clone),
+		AltStack:    at(altStackOffset),
+		SignalStack: [2]uintptr{uintptr(stack), at(imageSize)},
+	}
+
+	le := binary.LittleEndian
+	text := make([]byte, textSize)
+	copy(text, t)
+	le.PutUint64(text[altStackOffset:], stack)              // ss_sp
+	le.PutUint64(text[altStackOffset+16:], signalStackSize) // ss_size
+
+	page := make([]byte, infoSize)
+	copy(page[infoName:], stubName)
+	le.PutUint64(page[infoEnd:], base+imageSize)
+	le.PutUint64(page[infoTaskEnd:], taskEnd)
+	le.PutUint64(page[infoMsg+16:], info+infoIovec) // msg_iov
+	le.PutUint64(page[infoMsg+24:], 1)              // msg_iovlen
+	le.PutUint64(page[infoMsg+32:], info+infoControl)
+	le.PutUint64(page[infoIovec:], info+infoRequest)
+	le.PutUint64(page[infoIovec+8:], 16)
+	for i, sig := range exceptionSignals {
+		le.PutUint32(page[infoSignals+4*i:], uint32(sig))
+	}
+	le.PutUint64(page[infoAction:], uint64(l.Handler))
+	le.PutUint64(page[infoAction+8:], saSigInfo|saOnStack|saNoDefer|saRestorer)
+	le.PutUint64(page[infoAction+16:], uint64(l.Handler))
+	prog := filter()
+	le.PutUint16(page[infoFilter:], uint16(len(prog)))
+	le.PutUint64(page[infoFilter+8:], info+infoProgram)
+	// Without this flag older kernels switch a costly mitigation on
+	// (Documentation/userspace-api/spec_ctrl.rst): it is for processes that run
+	// code they must protect themselves from, and a stub has nothing to protect.
+	le.PutUint32(page[infoFilterFlags:], unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW)
+	for i, ins := range prog {
+		b := page[infoProgram+8*i:]
+		le.PutUint16(b, ins.Code)
+		b[2], b[3] = ins.Jt, ins.Jf
+		le.PutUint32(b[4:], ins.K)
+	}
+
+	var out bytes.Buffer
+	hdr := elf.Header64{
+		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
+		Entry: base, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 3,
+	}
+	copy(hdr.Ident[:], elf.ELFMAG)
+	hdr.Ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
+	hdr.Ident[elf.EI_DATA] = byte(elf.ELFDATA2LSB)
+	hdr.Ident[elf.EI_VERSION] = byte(elf.EV_CURRENT)
+	progs := []elf.Prog64{
+		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: 4096, Vaddr: base, Paddr: base, Filesz: textSize, Memsz: textSize, Align: 4096},
+		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: 4096 + textSize, Vaddr: info, Paddr: info, Filesz: infoSize, Memsz: infoSize + signalStackSize, Align: 4096},
+		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
+	}
+	binary.Write(&out, le, hdr)
+	binary.Write(&out, le, progs)
+	out.Write(make([]byte, 4096-out.Len()))
+	out.Write(text)
+	out.Write(page)
+	return out.Bytes(), l, nil
+}
+
+// Flags of struct sigaction (asm-generic/signal-defs.h).
+const (
+	saSigInfo = 0x4
+	saOnStack = 0x08000000
+	saNoDefer = 0x40000000
+)
+
+// mfdExec is MFD_EXEC (linux/memfd.h), since Linux 6.3.
+const mfdExec = 0x10
+
+// imageFile returns a sealed memory file with the image.
+func imageFile(image []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(stubName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
+	if err == unix.EINVAL {
+		fd, err = unix.MemfdCreate(stubName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		if err == unix.EACCES {
+			return nil, fmt.Errorf("memfd_create of an executable memory file: %w: set sysctl vm.memfd_noexec to 0 or 1", err)
+		}
+		return nil, fmt.Errorf("memfd_create of the stub's image: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), stubName)
+	if _, err := f.Write(image); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("writing the stub's image to a memory file: %w", err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("sealing the stub's image: %w", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,25 @@
+package stub
+
+import (
+	"os"
+	"fmt"
+	"testing"
+)
+
+func TestX(t *testing.T) {
+	z, err := Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+	pid, err := z.Fork()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	t.Logf("%d\n%s", pid, b)
+	Kill(pid)
+	Reap(pid)
+	}
+	z.Close()
+}
