@@ -21,9 +21,9 @@ type addressSpace struct {
 	zygote *stub.Zygote
 	pid    int
 
-	// leader is the process's first thread, which makes the others. It belongs to
-	// the keeper thread and never runs application code.
-	leader *thread
+	// helper makes the other threads, and maps for callers that have none. It
+	// belongs to the keeper thread and never runs application code.
+	helper *thread
 
 	// frameMu is held while the kernel writes a signal frame onto the signal stack,
 	// which all threads share.
@@ -50,13 +50,13 @@ func newAddressSpace() (*addressSpace, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, err := zygote.Fork()
+	pid, tid, err := zygote.Fork()
 	if err != nil {
 		return nil, err
 	}
 	as := &addressSpace{zygote: zygote, pid: pid, threads: make(map[int]*thread)}
 	as.idle.L = &as.mu
-	stub.OnKeeper(func() { _, err = as.attach(pid, func(t *thread) { as.leader = t }) })
+	stub.OnKeeper(func() { _, err = as.attach(tid, func(t *thread) { as.helper = t }) })
 	if err != nil {
 		as.Release()
 		return nil, err
@@ -113,7 +113,7 @@ func (as *addressSpace) thread() (*thread, error) {
 	var tid uintptr
 	var err error
 	stub.OnKeeper(func() {
-		tid, err = as.leader.call(as.zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
+		tid, err = as.helper.call(as.zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
 	})
 	if err != nil {
 		if errors.Is(err, unix.EAGAIN) {
@@ -150,7 +150,7 @@ func (as *addressSpace) call(nr uintptr, args ...uintptr) error {
 		_, err = t.call(as.zygote.Layout.Call, nr, args...)
 		return err
 	}
-	stub.OnKeeper(func() { _, err = as.leader.call(as.zygote.Layout.Call, nr, args...) })
+	stub.OnKeeper(func() { _, err = as.helper.call(as.zygote.Layout.Call, nr, args...) })
 	return err
 }
 
@@ -222,10 +222,10 @@ func (as *addressSpace) Release() {
 		as.idle.Wait()
 	}
 	for _, t := range as.threads {
-		if !t.gone {
-			stub.Reap(t.tid)
-			t.gone = true
-		}
+		t.reap()
+	}
+	if as.helper != nil {
+		as.helper.reap()
 	}
 	// Only now can the process go.
 	as.zygote.Release(as.pid)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/stub"
 )
 
 // thread is a thread of a stub process, traced by one OS thread of ours: all
@@ -78,6 +79,15 @@ func (t *thread) wait() (unix.WaitStatus, error) {
 		return 0, t.as.fail(fmt.Errorf("stub process %d was killed by %v: %w", t.as.pid, status.Signal(), unix.ESRCH))
 	}
 	return 0, t.as.fail(fmt.Errorf("stub process %d exited with status %d: %w", t.as.pid, status.ExitStatus(), unix.ESRCH))
+}
+
+// reap waits for the thread's end. Any OS thread may call it once the stub process
+// was killed and nobody else uses the thread.
+func (t *thread) reap() {
+	if !t.gone {
+		stub.Reap(t.tid)
+		t.gone = true
+	}
 }
 
 // syscallStop is what wait4 reports for a system call with

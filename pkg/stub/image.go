@@ -36,7 +36,8 @@ const (
 	infoMask        = 224 // an empty signal mask
 	infoFilter      = 232 // struct sock_fprog
 	infoFilterFlags = 248 // 32 bits
-	infoProgram     = 256 // the filter's instructions
+	infoFullMask    = 256 // a signal mask with all signals
+	infoProgram     = 264 // the filter's instructions
 )
 
 const (
@@ -49,8 +50,9 @@ const (
 	stubName = "ringfence-stub"
 )
 
-// What the zygote sends in the second word of its replies: the stage of its
-// start that it has come to, or the request.
+// What the zygote sends in the second word of its replies, below bit 32: the
+// stage of its start that it has come to, or the request. The first word is the
+// result, or an errno negated.
 const (
 	stageUnmap   = 101
 	stageSignals = 102
@@ -122,6 +124,7 @@ func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
 	le.PutUint64(page[infoAction:], uint64(l.Handler))
 	le.PutUint64(page[infoAction+8:], saSigInfo|saOnStack|saNoDefer|saRestorer)
 	le.PutUint64(page[infoAction+16:], uint64(l.Handler))
+	le.PutUint64(page[infoFullMask:], ^uint64(0))
 	prog := filter()
 	le.PutUint16(page[infoFilter:], uint16(len(prog)))
 	le.PutUint64(page[infoFilter+8:], info+infoProgram)

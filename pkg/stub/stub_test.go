@@ -1,8 +1,8 @@
 package stub
 
 import (
-	"os"
 	"fmt"
+	"os"
 	"testing"
 )
 
@@ -12,14 +12,14 @@ func TestX(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-	pid, err := z.Fork()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	t.Logf("%d\n%s", pid, b)
-	Kill(pid)
-	Reap(pid)
+		pid, _, err := z.Fork()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+		t.Logf("%d\n%s", pid, b)
+		Kill(pid)
+		Reap(pid)
 	}
 	z.Close()
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -233,13 +234,14 @@ func (z *Zygote) receive() (int64, uint64, error) {
 	}
 }
 
-// request makes a request and returns its result. An error from the zygote's
+// request makes a request and returns its result, and what is above bit 32 of
+// the reply's second word. An error from the zygote's
 // system call is an Errno; any other error is the end of the zygote.
-func (z *Zygote) request(op, arg uint64, rights []byte) (int, error) {
+func (z *Zygote) request(op, arg uint64, rights []byte) (result, extra int, err error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if z.dead != nil {
-		return 0, z.dead
+		return 0, 0, z.dead
 	}
 	var buf [16]byte
 	binary.LittleEndian.PutUint64(buf[:], op)
@@ -250,39 +252,43 @@ func (z *Zygote) request(op, arg uint64, rights []byte) (int, error) {
 			continue
 		}
 		if err == unix.EBADF || err == unix.ETOOMANYREFS || err == unix.EINVAL {
-			return 0, err // of the file that we send
+			return 0, 0, err // of the file that we send
 		}
 		if err != nil {
 			err = fmt.Errorf("sendmsg to the stub zygote %d: %w", z.pid, err)
 			z.fail(err)
-			return 0, err
+			return 0, 0, err
 		}
 		break
 	}
 	v, kind, err := z.receive()
-	if err == nil && kind != op {
+	if err == nil && kind&math.MaxUint32 != op {
 		err = fmt.Errorf("the stub zygote %d answers request %d with %d: %w", z.pid, op, kind, unix.EPROTO)
 	}
 	if err != nil {
 		z.fail(err)
-		return 0, err
+		return 0, 0, err
 	}
 	if v < 0 {
-		return 0, unix.Errno(-v)
+		return 0, int(kind >> 32), unix.Errno(-v)
 	}
-	return int(v), nil
+	return int(v), int(kind >> 32), nil
 }
 
-// Fork clones a stub off the zygote and returns its process id. The stub's only
-// thread is in Layout.Park, or on its way there. The caller must Release
-// it.
-func (z *Zygote) Fork() (int, error) {
-	pid, err := z.request(opFork, 0, nil)
+// Fork clones a stub off the zygote. It returns the process's id, and that of the
+// thread with which the caller can do what it wants; both are in Layout.Park, or
+// on their way there. The process's first thread stays there, with all signals
+// blocked. The caller must Release the stub.
+func (z *Zygote) Fork() (pid, tid int, err error) {
+	tid, pid, err = z.request(opFork, 0, nil)
 	if err != nil {
-		return 0, fmt.Errorf("clone of a stub process: %w%s", err, hint(err))
+		if pid != 0 {
+			Reap(pid)
+		}
+		return 0, 0, fmt.Errorf("clone of a stub process: %w%s", err, hint(err))
 	}
 	z.stubs.Add(1)
-	return pid, nil
+	return pid, tid, nil
 }
 
 // Release kills and reaps the stub pid, all of whose traced threads were reaped.
