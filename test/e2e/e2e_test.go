@@ -230,7 +230,8 @@ X
 				set +m
 				trap 'echo usr1' USR1; trap 'echo exit' EXIT
 				kill -USR1 $$; (trap 'echo sub' TERM; kill -TERM $BASHPID; echo after; exit 5); echo "sub $?"
-				sleep 30 & p=$!; kill $p; wait $p; echo "wait $?"
+				# Bash itself may lose a signal between its fork and exec; sh does not.
+				exec 9< <(exec sh -c 'echo $$; exec sleep 30'); q=$!; read -r p <&9; kill "$p"; wait "$q"; echo "wait $?"
 				f() { local x=$(echo inner); echo "$x $((6*7))"; }; f
 				coproc cat; echo ping >&"${COPROC[1]}"; read -r l <&"${COPROC[0]}"; echo "$l"; kill $COPROC_PID
 				while read -r n; do s=$((s+n)); done < <(seq 10); echo "$s"
