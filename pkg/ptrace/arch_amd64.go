@@ -44,17 +44,23 @@ const (
 	pfFetch = 1 << 4
 )
 
-// setRegs writes the general registers for a thread to run application code.
+// getRegs reads the general registers. PTRACE_GETREGSET would read those of a
+// 32-bit process while the thread is in 32-bit code.
+func getRegs(tid int, r *arch.Registers) error {
+	return ptraceRegs(unix.PTRACE_GETREGS, tid, r.PRStatus())
+}
+
+// setRegs writes the general registers of a thread that is to run user code.
 func setRegs(tid int, r *arch.Registers) error {
 	regs := *r
 	regs.Orig_rax = noSyscall
-	return setRegSet(tid, unix.NT_PRSTATUS, regs.PRStatus())
+	return ptraceRegs(unix.PTRACE_SETREGS, tid, regs.PRStatus())
 }
 
 // injectRegs sets regs so that a thread makes a system call at gadget. There is
 // no stack.
 func injectRegs(regs *arch.Registers, gadget, nr uintptr, args []uintptr) {
-	*regs = arch.Registers{Rip: uint64(gadget), Rax: uint64(nr), Orig_rax: noSyscall, Cs: userCS, Ss: userDS, Eflags: userFlags}
+	*regs = arch.Registers{Rip: uint64(gadget), Rax: uint64(nr), Cs: userCS, Ss: userDS, Eflags: userFlags}
 	for i, p := range []*uint64{&regs.Rdi, &regs.Rsi, &regs.Rdx, &regs.R10, &regs.R8, &regs.R9}[:len(args)] {
 		*p = uint64(args[i])
 	}
@@ -85,9 +91,20 @@ func (t *thread) nativeSyscall(r *arch.Registers) (bool, error) {
 	return arch == unix.AUDIT_ARCH_X86_64, nil
 }
 
-// protectionFault returns the signal for what a kernel without 32-bit system
-// calls gives for int $0x80: a general protection fault. ac is at the
-// instruction after a system call instruction, or cannot run at all.
+// foreignSyscall turns a system call that is no 64-bit one into what a kernel
+// without 32-bit system calls makes of int $0x80: a general protection fault at
+// the instruction. (Where sysenter works at all the kernel does not tell its
+// address.)
+func foreignSyscall(ac *arch.Context64) *linux.SignalInfo {
+	const instruction = 2 // bytes
+	ac.Regs.Rip -= instruction
+	ac.Regs.Rax = ac.Regs.Orig_rax
+	ac.Regs.Orig_rax = noSyscall
+	return protectionFault(ac)
+}
+
+// protectionFault returns the signal for a general protection fault: a state that
+// no thread can have gets it as well.
 func protectionFault(ac *arch.Context64) *linux.SignalInfo {
 	ac.Fault = arch.FaultInfo{TrapNo: vectorGP}
 	return &linux.SignalInfo{Signo: int32(linux.SIGSEGV), Code: linux.SI_KERNEL}
@@ -157,8 +174,8 @@ func (t *thread) signalFrame(sig unix.Signal) (trap, code uint64, err error) {
 		return 0, 0, err
 	}
 	var regs arch.Registers
-	if _, err := getRegSet(t.tid, unix.NT_PRSTATUS, regs.PRStatus()); err != nil {
-		return 0, 0, t.fail("ptrace(PTRACE_GETREGSET, NT_PRSTATUS)", err)
+	if err := getRegs(t.tid, &regs); err != nil {
+		return 0, 0, t.fail("reading the general registers", err)
 	}
 	l := &t.as.zygote.Layout
 	sp := uintptr(regs.Rsp)

@@ -17,6 +17,8 @@ const (
 	ptraceSysemu = 31 // PTRACE_SYSEMU (asm/ptrace.h)
 )
 
+func getRegs(int, *arch.Registers) error { return unix.ENOSYS }
+
 func setRegs(int, *arch.Registers) error { return unix.ENOSYS }
 
 func injectRegs(*arch.Registers, uintptr, uintptr, []uintptr) {}
@@ -26,6 +28,8 @@ func injectResult(*arch.Registers, uintptr) (uintptr, bool) { return 0, false }
 func (t *thread) nativeSyscall(*arch.Registers) (bool, error) {
 	return false, platform.ErrNotSupported
 }
+
+func foreignSyscall(*arch.Context64) *linux.SignalInfo { return nil }
 
 func protectionFault(*arch.Context64) *linux.SignalInfo { return nil }
 

@@ -94,12 +94,12 @@ func (t *thread) run(c *threadContext, ac *arch.Context64) (*linux.SignalInfo, h
 		return nil, hostarch.NoAccess, contextError(t.fail(what, err))
 	}
 	if err := setRegs(t.tid, &ac.Regs); err != nil {
-		return refused("ptrace(PTRACE_SETREGSET, NT_PRSTATUS)", err)
+		return refused("writing the general registers", err)
 	}
 	if t.owner != c || c.ac != ac || c.fpChanged {
 		t.owner = nil
 		if err := setRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
-			return refused("ptrace(PTRACE_SETREGSET) of the floating point state", err)
+			return refused("writing the floating point state", err)
 		}
 		t.owner, c.ac, c.fpChanged = c, ac, false
 	}
@@ -136,7 +136,7 @@ func (t *thread) stopped(c *threadContext, ac *arch.Context64, sig unix.Signal) 
 			return nil, at, true, err
 		}
 		if !native {
-			return protectionFault(ac), at, true, platform.ErrContextSignal
+			return foreignSyscall(ac), at, true, platform.ErrContextSignal
 		}
 		return nil, at, true, nil
 	}
@@ -178,10 +178,13 @@ func (t *thread) stopped(c *threadContext, ac *arch.Context64, sig unix.Signal) 
 
 // getState reads all registers.
 func (t *thread) getState(ac *arch.Context64) error {
-	if err := t.getRegs(ac); err != nil {
-		return err
+	if err := getRegs(t.tid, &ac.Regs); err != nil {
+		return t.fail("reading the general registers", err)
 	}
-	return t.getFP(ac)
+	if _, err := getRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
+		return t.fail("reading the floating point state", err)
+	}
+	return nil
 }
 
 // PullFullState implements platform.Context.PullFullState: Switch leaves nothing

@@ -32,6 +32,11 @@ func setRegSet(tid int, set uintptr, buf []byte) error {
 	return ptraceCall(unix.PTRACE_SETREGSET, tid, set, uintptr(unsafe.Pointer(&iov)))
 }
 
+// ptraceRegs is PTRACE_GETREGS or PTRACE_SETREGS.
+func ptraceRegs(req, tid int, buf []byte) error {
+	return ptraceCall(req, tid, 0, uintptr(unsafe.Pointer(unsafe.SliceData(buf))))
+}
+
 // getSigInfo reads the siginfo of a signal stop.
 func getSigInfo(tid int, info *linux.SignalInfo) error {
 	return ptraceCall(unix.PTRACE_GETSIGINFO, tid, 0, uintptr(unsafe.Pointer(info)))

@@ -107,8 +107,8 @@ func signalStop(status unix.WaitStatus) bool { return status>>16 == 0 }
 func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, error) {
 	var regs arch.Registers
 	injectRegs(&regs, gadget, nr, args)
-	if err := setRegSet(t.tid, unix.NT_PRSTATUS, regs.PRStatus()); err != nil {
-		return 0, t.fail("ptrace(PTRACE_SETREGSET, NT_PRSTATUS)", err)
+	if err := setRegs(t.tid, &regs); err != nil {
+		return 0, t.fail("writing the general registers", err)
 	}
 	for {
 		if err := ptraceCall(unix.PTRACE_CONT, t.tid, 0, 0); err != nil {
@@ -123,8 +123,8 @@ func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, err
 		if !signalStop(status) || status.StopSignal() != unix.SIGTRAP {
 			continue
 		}
-		if _, err := getRegSet(t.tid, unix.NT_PRSTATUS, regs.PRStatus()); err != nil {
-			return 0, t.fail("ptrace(PTRACE_GETREGSET, NT_PRSTATUS)", err)
+		if err := getRegs(t.tid, &regs); err != nil {
+			return 0, t.fail("reading the general registers", err)
 		}
 		result, done := injectResult(&regs, gadget)
 		if !done {
@@ -137,28 +137,12 @@ func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, err
 	}
 }
 
-// getRegs reads the general registers.
-func (t *thread) getRegs(ac *arch.Context64) error {
-	if _, err := getRegSet(t.tid, unix.NT_PRSTATUS, ac.Regs.PRStatus()); err != nil {
-		return t.fail("ptrace(PTRACE_GETREGSET, NT_PRSTATUS)", err)
-	}
-	return nil
-}
-
-// getFP reads the floating point state.
-func (t *thread) getFP(ac *arch.Context64) error {
-	if _, err := getRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
-		return t.fail("ptrace(PTRACE_GETREGSET) of the floating point state", err)
-	}
-	return nil
-}
-
 // probe checks what New relies on.
 func (t *thread) probe() error {
 	fp := make([]byte, 1<<16)
 	n, err := getRegSet(t.tid, fpRegSet, fp)
 	if err != nil {
-		return t.fail("ptrace(PTRACE_GETREGSET) of the floating point state", err)
+		return t.fail("reading the floating point state", err)
 	}
 	if want := len(arch.New().FloatingPointData()); n != want {
 		return fmt.Errorf("the host's floating point register set has %d bytes, and the CPU says %d: %w", n, want, platform.ErrNotSupported)
