@@ -147,7 +147,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		Log:        c.Log,
 	})
 	root, err := rootfs.New(rootfs.Config{
-		Root: c.Root, Write: c.Write, Binds: c.Binds, Proc: k, TTY: hostfs.TTY(files...),
+		Root: c.Root, Write: c.Write, Binds: c.Binds, Proc: k, Stdio: files,
 	})
 	if err != nil {
 		fdt.DecRef()

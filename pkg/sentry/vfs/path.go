@@ -87,9 +87,10 @@ type Reopener interface {
 	Reopen(flags uint32, path func() string) (*FileDescription, error)
 }
 
-// Reopen implements Reopener.
+// Reopen implements Reopener. Unlike that of a FIFO, opening a pipe never waits
+// for the other end.
 func (e *pipeEnd) Reopen(flags uint32, path func() string) (*FileDescription, error) {
-	return OpenPipe(e.p, statusFlags(flags), path)
+	return e.p.Open(statusFlags(flags), path), nil
 }
 
 // fifoWait is what open(2) of a FIFO waits for.
@@ -98,13 +99,15 @@ type fifoWait struct {
 	before uint64 // peers opened until now
 }
 
-// OpenPipe opens an end of p as open(2) does: see FIFOWait.
-func OpenPipe(p *Pipe, flags uint32, path func() string) (*FileDescription, error) {
+// OpenFIFO opens an end of the FIFO d as open(2) does: see FIFOWait. d belongs to
+// the description if there is no error.
+func OpenFIFO(p *Pipe, flags uint32, d *Dentry) (*FileDescription, error) {
 	before, open := p.PeerCount(flags)
 	if !open && flags&(unix.O_ACCMODE|unix.O_NONBLOCK) == unix.O_WRONLY|unix.O_NONBLOCK {
 		return nil, unix.ENXIO
 	}
-	f := p.Open(flags, path)
+	f := p.Open(statusFlags(flags), d.String)
+	f.dentry = d.use()
 	if !open && flags&unix.O_ACCMODE != unix.O_RDWR && flags&unix.O_NONBLOCK == 0 {
 		f.fifo = &fifoWait{p, before}
 	}
@@ -130,14 +133,4 @@ func (f *FileDescription) FIFOWait(block func(ready <-chan struct{}) error) erro
 			return err
 		}
 	}
-}
-
-// OpenPipeAt is OpenPipe for the FIFO d, which belongs to the description if
-// there is no error.
-func OpenPipeAt(p *Pipe, flags uint32, d *Dentry) (*FileDescription, error) {
-	f, err := OpenPipe(p, statusFlags(flags), d.String)
-	if err == nil {
-		f.dentry = d.use()
-	}
-	return f, err
 }

@@ -7,6 +7,7 @@ package devfs
 import (
 	"context"
 	"crypto/rand"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +20,10 @@ import (
 	"github.com/ringfence/ringfence/pkg/usermem"
 )
 
-// New returns the root of a file system with the number dev. tty opens the
-// terminal behind /dev/tty, with an error, as a rule ENXIO, if there is none.
-func New(dev uint64, tty func(ctx context.Context, flags uint32) (*vfs.FileDescription, error)) vfs.Directory {
+// New returns the root of a file system with the number dev. terminals are those
+// that the sandbox was started on: the first is /dev/tty, and all are in /dev/pts
+// under their own names. They must stay open.
+func New(dev uint64, terminals []*vfs.FileDescription) vfs.Directory {
 	fs := &pseudofs.FS{Dev: dev, Magic: unix.TMPFS_MAGIC, Start: time.Now()}
 	attr := func(name string, mode uint32) pseudofs.Attr {
 		return pseudofs.Attr{FS: fs, Ino: pseudofs.Ino("/dev/" + name), FileMode: mode}
@@ -50,17 +52,19 @@ func New(dev uint64, tty func(ctx context.Context, flags uint32) (*vfs.FileDescr
 	memory("full", 7, &full{special{node: func() vfs.Node { return nodes["full"] }}})
 	memory("null", 3, &null{special{node: func() vfs.Node { return nodes["null"] }}})
 	memory("random", 8, &random{special{node: func() vfs.Node { return nodes["random"] }}})
+	pts := &pseudofs.Dir{Attr: attr("pts", unix.S_IFDIR|0o755)}
+	pts.Lookup, pts.List = pseudofs.Static(terminalNodes(terminals))
+	add("pts", pts)
 	link("stderr", "/proc/self/fd/2")
 	link("stdin", "/proc/self/fd/0")
 	link("stdout", "/proc/self/fd/1")
 	a := attr("tty", unix.S_IFCHR|0o666)
 	a.Rdev = unix.Mkdev(5, 0)
-	add("tty", &device{Attr: a, open: func(ctx context.Context, at *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
-		f, err := tty(ctx, flags)
-		if err == nil {
-			at.Drop()
+	add("tty", &device{Attr: a, open: func(_ context.Context, at *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
+		if len(terminals) == 0 {
+			return nil, unix.ENXIO
 		}
-		return f, err
+		return reopen(terminals[0], at, flags)
 	}})
 	memory("urandom", 9, &random{special{node: func() vfs.Node { return nodes["urandom"] }}})
 	memory("zero", 5, &zero{special{node: func() vfs.Node { return nodes["zero"] }}})
@@ -79,6 +83,60 @@ type device struct {
 // Open implements vfs.Node.
 func (d *device) Open(ctx context.Context, at *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
 	return d.open(ctx, at, flags)
+}
+
+// terminalNodes returns the entries of /dev/pts.
+func terminalNodes(terminals []*vfs.FileDescription) (names []string, nodes map[string]vfs.Node) {
+	nodes = map[string]vfs.Node{}
+	for _, f := range terminals {
+		name, ok := strings.CutPrefix(f.Path(), "/dev/pts/")
+		if !ok || nodes[name] != nil || strings.Contains(name, "/") {
+			continue
+		}
+		names = append(names, name)
+		nodes[name] = &terminal{f}
+	}
+	return names, nodes
+}
+
+// terminal is the inode of a terminal from outside.
+type terminal struct{ file *vfs.FileDescription }
+
+// IncRef implements vfs.Node.
+func (*terminal) IncRef() {}
+
+// DecRef implements vfs.Node.
+func (*terminal) DecRef() {}
+
+// Mode implements vfs.Node.
+func (t *terminal) Mode() uint32 {
+	st, err := t.file.Stat(context.Background())
+	if err != nil {
+		return unix.S_IFCHR
+	}
+	return st.Mode
+}
+
+// Stat implements vfs.Node.
+func (t *terminal) Stat(ctx context.Context) (unix.Stat_t, error) { return t.file.Stat(ctx) }
+
+// Open implements vfs.Node.
+func (t *terminal) Open(_ context.Context, d *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
+	return reopen(t.file, d, flags)
+}
+
+// reopen opens a terminal again, at d.
+func reopen(f *vfs.FileDescription, d *vfs.Dentry, flags uint32) (*vfs.FileDescription, error) {
+	r, ok := f.Impl().(vfs.Reopener)
+	if !ok {
+		return nil, unix.ENXIO
+	}
+	path := d.String()
+	file, err := r.Reopen(flags, func() string { return path })
+	if err == nil {
+		d.Drop()
+	}
+	return file, err
 }
 
 // special is what the open devices have in common.

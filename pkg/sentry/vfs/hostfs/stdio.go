@@ -91,19 +91,6 @@ func newFile(p *Poller, fd int) (*vfs.FileDescription, error) {
 	return vfs.NewFileDescription(&stream{in}, shown, in.path), nil
 }
 
-// TTY returns a function that opens /dev/tty: the first terminal among files, or
-// ENXIO.
-func TTY(files ...*vfs.FileDescription) func(ctx context.Context, flags uint32) (*vfs.FileDescription, error) {
-	for _, f := range files {
-		if s, ok := f.Impl().(*stream); ok && s.tty {
-			return func(_ context.Context, flags uint32) (*vfs.FileDescription, error) {
-				return s.Reopen(flags, func() string { return "/dev/tty" })
-			}
-		}
-	}
-	return func(context.Context, uint32) (*vfs.FileDescription, error) { return nil, unix.ENXIO }
-}
-
 // inherited is a descriptor from outside.
 type inherited struct {
 	waiter.Queue

@@ -293,7 +293,7 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("read %q, %v", buf[:n], err)
 	}
 	blockingFlags(t, slave)
-	tty, err := TTY(f)(ctx, unix.O_RDWR)
+	tty, err := f.Impl().(vfs.Reopener).Reopen(unix.O_RDWR, func() string { return "/dev/tty" })
 	must(t, err)
 	defer tty.DecRef()
 	if _, err := tty.Write(ctx, []byte("hi")); err != nil {

@@ -34,8 +34,9 @@ type Config struct {
 	Binds []Bind
 	// Proc is what /proc shows.
 	Proc vfs.ProcProvider
-	// TTY opens the terminal that /dev/tty is; nil means that there is none.
-	TTY func(ctx context.Context, flags uint32) (*vfs.FileDescription, error)
+	// Stdio are the files that the first task is given. /dev/tty and /dev/pts show
+	// the terminals among them, and hold references until Close.
+	Stdio []*vfs.FileDescription
 	// TmpSize bounds what /tmp holds, and /dev/shm as well, in bytes each; 0
 	// means half of the host's memory.
 	TmpSize int64
@@ -61,13 +62,17 @@ func dev(minor uint32) uint64 { return unix.Mkdev(0, minor) }
 type Root struct {
 	*vfs.Namespace
 
-	hosts []*hostfs.FS
+	hosts     []*hostfs.FS
+	terminals []*vfs.FileDescription
 }
 
-// Close closes the host directories. No task may run any more.
+// Close closes the host directories and terminals. No task may run any more.
 func (r *Root) Close() {
 	for _, fs := range r.hosts {
 		fs.Close()
+	}
+	for _, f := range r.terminals {
+		f.DecRef()
 	}
 }
 
@@ -87,8 +92,11 @@ func New(c Config) (*Root, error) {
 		}
 		c.TmpSize = int64(uint64(info.Totalram) * uint64(info.Unit) / 2)
 	}
-	if c.TTY == nil {
-		c.TTY = func(context.Context, uint32) (*vfs.FileDescription, error) { return nil, unix.ENXIO }
+	for _, f := range c.Stdio {
+		if t, ok := f.Impl().(vfs.Terminal); ok && t.IsTerminal() {
+			f.IncRef()
+			r.terminals = append(r.terminals, f)
+		}
 	}
 
 	root, err := r.host(c.Root, c.Write, "/")
@@ -105,7 +113,7 @@ func New(c Config) (*Root, error) {
 		return tmpfs.NewMemfd(ctx, memfds, name, sealable)
 	}
 	for _, m := range []*vfs.Mount{
-		{Point: "/dev", Root: devfs.New(dev(devMinor), c.TTY), Source: "none", Type: "devtmpfs", Dev: dev(devMinor), ReadOnly: true},
+		{Point: "/dev", Root: devfs.New(dev(devMinor), r.terminals), Source: "none", Type: "devtmpfs", Dev: dev(devMinor), ReadOnly: true},
 		{Point: "/dev/shm", Root: tmpfs.New(dev(shmMinor), 0o1777, c.TmpSize).Root(), Source: "none", Type: "tmpfs", Dev: dev(shmMinor)},
 		{Point: "/proc", Root: procfs.New(dev(procMinor), c.Proc, func() *vfs.Namespace { return r.Namespace }), Source: "none", Type: "proc", Dev: dev(procMinor)},
 		{Point: "/tmp", Root: tmpfs.New(dev(tmpMinor), 0o1777, c.TmpSize).Root(), Source: "none", Type: "tmpfs", Dev: dev(tmpMinor)},

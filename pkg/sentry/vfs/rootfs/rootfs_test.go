@@ -817,7 +817,8 @@ func TestProc(t *testing.T) {
 		t.Errorf("/proc has %q", got)
 	}
 	// The same pipe, opened again.
-	again := s.open("/proc/self/fd/7", unix.O_WRONLY)
+	again, err := s.fs.OpenAt(ctx, nil, "/proc/self/fd/7", unix.O_WRONLY, 0, 0)
+	s.must(err)
 	if _, err := again.Write(ctx, []byte("hi")); err != nil {
 		t.Error(err)
 	}
@@ -825,6 +826,16 @@ func TestProc(t *testing.T) {
 	if n, err := r.Read(ctx, buf); string(buf[:n]) != "hi" {
 		t.Errorf("read %q, %v", buf[:n], err)
 	}
+	// And its other end when nobody writes any more: no wait.
+	again.DecRef()
+	s.fds.Remove(7).DecRef()
+	end, err := s.fs.OpenAt(ctx, nil, "/proc/self/fd/6", unix.O_RDONLY, 0, 0)
+	s.must(err)
+	s.must(end.FIFOWait(func(<-chan struct{}) error { return unix.EINTR }))
+	if n, err := end.Read(ctx, buf); n != 0 || err != nil {
+		t.Errorf("read at the end = %d, %v", n, err)
+	}
+	end.DecRef()
 	for _, path := range []string{"/proc/8", "/proc/9", "/proc/07", "/proc/self/fd/9", "/proc/self/fd/05"} {
 		_, err := s.fs.StatAt(ctx, nil, path, 0)
 		if path != "/proc/8" { // a thread is there, though not listed

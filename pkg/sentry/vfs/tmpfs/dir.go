@@ -288,7 +288,7 @@ func (n *inode) Open(_ context.Context, d *vfs.Dentry, flags uint32) (*vfs.FileD
 	case unix.S_IFDIR:
 		return vfs.NewFileAt(&directory{inode: n}, flags, d), nil
 	case unix.S_IFIFO:
-		return vfs.OpenPipeAt(n.pipe, flags, d)
+		return vfs.OpenFIFO(n.pipe, flags, d)
 	case unix.S_IFLNK:
 		return nil, unix.ELOOP
 	}
