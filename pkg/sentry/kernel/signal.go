@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/sentry/waiter"
 )
 
 // The signals whose default action is not to end the process (signal(7)).
@@ -191,6 +192,7 @@ func (k *Kernel) sendLocked(tg *ThreadGroup, to *Task, info *linux.SignalInfo, t
 		timer.queued = true
 	}
 	k.queued++
+	tg.signalled.Notify(waiter.ReadableEvents)
 
 	if to != nil {
 		if to.wantsLocked(sig) {

@@ -68,8 +68,9 @@ type ThreadGroup struct {
 	dumpable    atomic.Int32
 	personality atomic.Uint32
 
-	// ended is notified when the process has ended, for pidfds.
-	ended waiter.Queue
+	// ended is notified when the process has ended, for pidfds; signalled when a
+	// signal is pending, for signalfds.
+	ended, signalled waiter.Queue
 }
 
 // stopReport is a change of a process that wait(2) reports once.

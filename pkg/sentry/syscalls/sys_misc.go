@@ -35,6 +35,7 @@ var miscSyscalls = map[uintptr]kernel.Syscall{
 	unix.SYS_SCHED_GET_PRIORITY_MAX: {Name: "sched_get_priority_max", Fn: sysSchedPriorityMax},
 	unix.SYS_SCHED_GET_PRIORITY_MIN: {Name: "sched_get_priority_min", Fn: sysSchedPriorityMin},
 	unix.SYS_SCHED_RR_GET_INTERVAL:  {Name: "sched_rr_get_interval", Fn: sysSchedRRGetInterval},
+	unix.SYS_SCHED_GETATTR:          {Name: "sched_getattr", Fn: sysSchedGetattr},
 	unix.SYS_GETPRIORITY:            {Name: "getpriority", Fn: sysGetpriority},
 	unix.SYS_SETPRIORITY:            {Name: "setpriority", Fn: sysSetpriority},
 	unix.SYS_IOPRIO_GET:             {Name: "ioprio_get", Fn: sysIoprioGet},
@@ -48,6 +49,11 @@ var miscSyscalls = map[uintptr]kernel.Syscall{
 	unix.SYS_IO_SETUP:                {Name: "io_setup", Fn: sysENOSYS},
 	unix.SYS_USERFAULTFD:             {Name: "userfaultfd", Fn: sysENOSYS},
 	unix.SYS_LANDLOCK_CREATE_RULESET: {Name: "landlock_create_ruleset", Fn: sysENOSYS},
+	unix.SYS_GET_MEMPOLICY:           {Name: "get_mempolicy", Fn: sysENOSYS},
+	unix.SYS_SET_MEMPOLICY:           {Name: "set_mempolicy", Fn: sysENOSYS},
+	unix.SYS_MBIND:                   {Name: "mbind", Fn: sysENOSYS},
+	unix.SYS_MIGRATE_PAGES:           {Name: "migrate_pages", Fn: sysENOSYS},
+	unix.SYS_MOVE_PAGES:              {Name: "move_pages", Fn: sysENOSYS},
 	unix.SYS_PIDFD_GETFD:             {Name: "pidfd_getfd", Fn: sysEPERM},
 
 	// Refused to every task, as a host without the privilege does.
@@ -336,6 +342,23 @@ func sysSchedSetparam(t *kernel.Task, args arch.SyscallArguments) (uintptr, *ker
 		return 0, nil, unix.EINVAL
 	}
 	return 0, nil, nil
+}
+
+func sysSchedGetattr(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
+	const sizeV0 = 48 // SCHED_ATTR_SIZE_VER0
+	size := args[2].Uint()
+	if args[3].Uint() != 0 || size < sizeV0 || size > 4096 {
+		return 0, nil, unix.EINVAL
+	}
+	other, err := otherTask(t, args[0].Int())
+	if err != nil {
+		return 0, nil, err
+	}
+	a := linux.SchedAttr{Policy: uint32(other.Scheduler()), Nice: other.Nice()}
+	a.Size = min(size, uint32(a.SizeBytes()))
+	buf := make([]byte, a.SizeBytes())
+	a.MarshalBytes(buf)
+	return 0, nil, t.CopyOut(args[1].Pointer(), buf[:a.Size])
 }
 
 // priorityRange returns the priorities of a policy.

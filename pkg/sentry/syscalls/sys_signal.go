@@ -25,6 +25,7 @@ var signalSyscalls = map[uintptr]kernel.Syscall{
 	unix.SYS_RT_SIGSUSPEND:     {Name: "rt_sigsuspend", Fn: sysRtSigsuspend},
 	unix.SYS_RT_SIGRETURN:      {Name: "rt_sigreturn", Fn: sysRtSigreturn},
 	unix.SYS_SIGALTSTACK:       {Name: "sigaltstack", Fn: sysSigaltstack},
+	unix.SYS_SIGNALFD4:         {Name: "signalfd4", Fn: sysSignalfd4},
 	unix.SYS_RESTART_SYSCALL:   {Name: "restart_syscall", Fn: sysRestartSyscall},
 }
 
@@ -248,4 +249,29 @@ func sysSigaltstack(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kerne
 func sysRestartSyscall(t *kernel.Task, _ arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	n, err := t.RestartSyscall()
 	return n, nil, err
+}
+
+func sysSignalfd4(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
+	return signalfd(t, args, args[3].Uint())
+}
+
+func signalfd(t *kernel.Task, args arch.SyscallArguments, flags uint32) (uintptr, *kernel.SyscallControl, error) {
+	if flags&^(unix.SFD_CLOEXEC|unix.SFD_NONBLOCK) != 0 {
+		return 0, nil, unix.EINVAL
+	}
+	set, err := copyInSignalSet(t, args[1].Pointer(), args[2].SizeT())
+	if err != nil {
+		return 0, nil, err
+	}
+	fd := args[0].Int()
+	if fd == -1 {
+		fd, err = addFD(t, t.NewSignalFD(set, flags&unix.O_NONBLOCK), flags&unix.SFD_CLOEXEC != 0)
+		return uintptr(fd), nil, err
+	}
+	file, err := t.GetFile(fd)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer file.DecRef()
+	return uintptr(fd), nil, kernel.SetSignalFD(file, set)
 }

@@ -27,6 +27,7 @@ var taskSyscallsArch = map[uintptr]kernel.Syscall{
 	unix.SYS_ARCH_PRCTL: {Name: "arch_prctl", Fn: sysArchPrctl},
 	unix.SYS_ALARM:      {Name: "alarm", Fn: sysAlarm},
 	unix.SYS_PAUSE:      {Name: "pause", Fn: sysPause},
+	unix.SYS_SIGNALFD:   {Name: "signalfd", Fn: sysSignalfd},
 	unix.SYS_TIME:       {Name: "time", Fn: sysTime},
 }
 
@@ -72,4 +73,8 @@ func sysArchPrctl(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.
 		return 0, nil, unix.EINVAL
 	}
 	return 0, nil, nil
+}
+
+func sysSignalfd(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
+	return signalfd(t, args, 0)
 }
