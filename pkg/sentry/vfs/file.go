@@ -75,6 +75,22 @@ type Seeker interface {
 	Seek(ctx context.Context, cur, off int64, whence int) (int64, error)
 }
 
+// SeekDir is Seek for a directory, where only offsets that ReadDir gave have a
+// meaning: there is no end to seek from.
+func SeekDir(cur, off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekStart:
+	case io.SeekCurrent:
+		off += cur
+	default:
+		return 0, unix.EINVAL
+	}
+	if off < 0 {
+		return 0, unix.EINVAL
+	}
+	return off, nil
+}
+
 // Dirent is an entry of a directory.
 type Dirent struct {
 	Name string

@@ -243,15 +243,9 @@ func (f *directory) readMounts(ctx context.Context, off int64, emit func(vfs.Dir
 
 // Seek implements vfs.Seeker.
 func (f *directory) Seek(_ context.Context, cur, off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekStart:
-	case io.SeekCurrent:
-		off += cur
-	default:
-		return 0, unix.EINVAL
-	}
-	if off < 0 {
-		return 0, unix.EINVAL
+	off, err := vfs.SeekDir(cur, off, whence)
+	if err != nil {
+		return 0, err
 	}
 	if off == 0 { // rewinding reads the directory anew
 		f.mu.Lock()

@@ -174,17 +174,7 @@ func isMount(at *vfs.Dentry, name string) bool {
 
 // Seek implements vfs.Seeker.
 func (d *openDir) Seek(_ context.Context, cur, off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekStart:
-	case io.SeekCurrent:
-		off += cur
-	default:
-		return 0, unix.EINVAL
-	}
-	if off < 0 {
-		return 0, unix.EINVAL
-	}
-	return off, nil
+	return vfs.SeekDir(cur, off, whence)
 }
 
 // Link is a symbolic link.

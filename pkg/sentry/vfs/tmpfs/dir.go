@@ -2,7 +2,6 @@ package tmpfs
 
 import (
 	"context"
-	"io"
 	"sort"
 	"strings"
 
@@ -340,15 +339,5 @@ func (f *directory) ReadDir(_ context.Context, off int64, emit func(vfs.Dirent) 
 
 // Seek implements vfs.Seeker.
 func (f *directory) Seek(_ context.Context, cur, off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekStart:
-	case io.SeekCurrent:
-		off += cur
-	default:
-		return 0, unix.EINVAL
-	}
-	if off < 0 {
-		return 0, unix.EINVAL
-	}
-	return off, nil
+	return vfs.SeekDir(cur, off, whence)
 }
