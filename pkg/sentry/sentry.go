@@ -13,7 +13,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"os/signal"
 	"path"
 	"strings"
 
@@ -137,7 +136,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		fdt.NewFDAt(int32(i), f, false, uint64(len(c.Files)))
 	}
 
-	k := kernel.New(kernel.Config{
+	config := kernel.Config{
 		Platform:   c.Platform,
 		MemoryFile: mf,
 		Syscalls:   syscalls.Table(),
@@ -145,7 +144,13 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		Trace:      c.Trace,
 		Strict:     c.Strict,
 		Log:        c.Log,
-	})
+	}
+	var signals *forwarder
+	if c.Signals {
+		signals = newForwarder()
+		config.Stopped = signals.stop
+	}
+	k := kernel.New(config)
 	root, err := rootfs.New(rootfs.Config{
 		Root: c.Root, Write: c.Write, Binds: c.Binds, Proc: k, Stdio: files,
 	})
@@ -155,6 +160,10 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	}
 	defer root.Close()
 
+	if signals != nil {
+		signals.start(k)
+		defer signals.close()
+	}
 	fs := vfs.NewFSContext(root.Namespace)
 	program, err := prepare(ctx, &c, fs)
 	if err == nil {
@@ -167,10 +176,6 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		fdt.DecRef()
 		fs.DecRef()
 		return Result{}, err
-	}
-	if c.Signals {
-		stop := forwardSignals(k)
-		defer stop()
 	}
 	stop := context.AfterFunc(ctx, func() { k.Abort(context.Cause(ctx)) })
 	defer stop()
@@ -251,38 +256,4 @@ func explain(ctx context.Context, fs *vfs.FSContext, program string, err error) 
 		return &ProgramError{false, fmt.Errorf("%s: %w", program, err)}
 	}
 	return fmt.Errorf("start %s: %w", program, err)
-}
-
-// forwardSignals passes on the signals of this process until stop is called.
-// Those of a terminal go to the process group in its foreground, others to the
-// first program.
-func forwardSignals(k *kernel.Kernel) (stop func()) {
-	c := make(chan os.Signal, 16)
-	signal.Notify(c, unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGWINCH, unix.SIGHUP, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for s := range c {
-			sig := linux.Signal(s.(unix.Signal))
-			switch sig {
-			case linux.SIGTSTP:
-				if !k.ForegroundIsInit() {
-					k.SignalForeground(sig)
-					continue
-				}
-				// No shell in the sandbox takes care of it: the sandbox stops as a
-				// whole, for the shell outside.
-				unix.Kill(unix.Getpid(), unix.SIGSTOP)
-			case linux.SIGINT, linux.SIGQUIT, linux.SIGWINCH:
-				k.SignalForeground(sig)
-			default:
-				k.SignalInit(sig)
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(c)
-		close(c)
-		<-done
-	}
 }

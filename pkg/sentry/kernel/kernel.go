@@ -63,6 +63,12 @@ type Config struct {
 	// Strict ends the sandbox at the first system call that is not in the table.
 	Strict bool
 
+	// Stopped is called, on a goroutine of its own, when the first process has
+	// stopped for job control, and is to see that it gets SIGCONT again. If it is
+	// nil, the first process is one that nobody can continue: the terminal's stop
+	// signals have no effect on it (setpgid(2), "orphaned process group").
+	Stopped func()
+
 	// Log gets messages about the host failing a task. It must not be nil.
 	Log *log.Logger
 }

@@ -301,6 +301,9 @@ func (tg *ThreadGroup) leaveLocked() {
 // another group of the session, that could let it go on when it is stopped.
 func (pg *ProcessGroup) orphanedLocked() bool {
 	for _, tg := range pg.members {
+		if tg == tg.k.init && tg.k.cfg.Stopped != nil {
+			return false
+		}
 		if p := tg.parent; p != nil && !tg.zombie && p.pgrp != nil && p.pgrp != pg && p.pgrp.session == pg.session {
 			return false
 		}
@@ -476,7 +479,7 @@ func (t *Task) SetForeground(pgid int32) error {
 }
 
 // SignalForeground sends a signal to the process group that the terminal's
-// signals go to, which is the first process's until a task says otherwise.
+// signals go to: that of the first process, until a task says otherwise.
 func (k *Kernel) SignalForeground(sig linux.Signal) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -496,17 +499,6 @@ func (k *Kernel) SignalInit(sig linux.Signal) {
 	if k.init != nil {
 		k.sendLocked(k.init, nil, KernelSignal(sig), nil)
 	}
-}
-
-// ForegroundIsInit reports whether the process group that the terminal's signals
-// go to is that of the first process.
-func (k *Kernel) ForegroundIsInit() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.init == nil || k.init.pgrp == nil {
-		return true
-	}
-	return k.init.pgrp.session.foreground == k.init.pgrp.id
 }
 
 func (k *Kernel) signalGroupLocked(pg *ProcessGroup, info *linux.SignalInfo) {
@@ -638,6 +630,9 @@ func (tg *ThreadGroup) stoppedLocked() {
 		return
 	}
 	tg.report = reportStopped
+	if tg == tg.k.init && tg.k.cfg.Stopped != nil {
+		go tg.k.cfg.Stopped()
+	}
 	tg.notifyParentLocked(linux.CLD_STOPPED, int32(tg.stopSignal))
 }
 

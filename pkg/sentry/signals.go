@@ -1,0 +1,71 @@
+package sentry
+
+import (
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/sentry/kernel"
+)
+
+// forwarder passes the signals of this process on to the sandbox. Those that a
+// terminal sends go to the process group in its foreground, others to the first
+// program.
+type forwarder struct {
+	c chan os.Signal
+
+	// mu is held while this process is stopped. k is nil when nothing is forwarded.
+	mu sync.Mutex
+	k  *kernel.Kernel
+}
+
+func newForwarder() *forwarder { return &forwarder{c: make(chan os.Signal, 16)} }
+
+// start begins to forward signals to k.
+func (f *forwarder) start(k *kernel.Kernel) {
+	f.mu.Lock()
+	f.k = k
+	f.mu.Unlock()
+	signal.Notify(f.c, unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGWINCH, unix.SIGHUP, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2)
+	go func() {
+		for s := range f.c {
+			switch sig := linux.Signal(s.(unix.Signal)); sig {
+			case linux.SIGINT, linux.SIGQUIT, linux.SIGTSTP, linux.SIGWINCH:
+				k.SignalForeground(sig)
+			default:
+				k.SignalInit(sig)
+			}
+		}
+	}()
+}
+
+// close ends it: signals have their usual effect again.
+func (f *forwarder) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.k = nil
+	signal.Stop(f.c)
+	close(f.c)
+}
+
+// stop stops this process when the first program has stopped, so that the shell
+// outside sees it, and lets the sandbox go on when this process does. Where no
+// shell could let it go on, the host ignores the signal, and so does the sandbox.
+//
+// The signal is SIGTTOU: once SIGTSTP is caught, the Go runtime does not give it
+// back.
+func (f *forwarder) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.k == nil {
+		return
+	}
+	runtime.LockOSThread() // a signal to one's own thread comes at once
+	defer runtime.UnlockOSThread()
+	unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGTTOU)
+	f.k.SignalForeground(linux.SIGCONT)
+}
