@@ -244,6 +244,15 @@ type Context interface {
 	PrepareSleep()
 }
 
+// ThreadBinder is implemented by Contexts that are faster if they stay on one OS
+// thread.
+type ThreadBinder interface {
+	// BindThread promises that the calling goroutine is locked to its OS thread
+	// (runtime.LockOSThread) and makes all further calls to the Context, Interrupt
+	// aside, up to and with Release; and that it calls PrepareSleep before it blocks.
+	BindThread()
+}
+
 // ContextError is returned by Context.Switch when the host failed: a stub was
 // killed, a vCPU could not run, memory ran out.
 type ContextError struct {

@@ -46,6 +46,7 @@ type addressSpace struct {
 }
 
 func newAddressSpace() (*addressSpace, error) {
+	noStopSignals()
 	zygote, err := stub.Shared()
 	if err != nil {
 		return nil, err
@@ -100,10 +101,9 @@ func (as *addressSpace) fail(err error) error {
 // kill kills the stub process: nothing that we wait for in it goes on for long.
 func (as *addressSpace) kill() { stub.Kill(as.pid) }
 
-// thread returns the thread that belongs to the calling OS thread, to which the
-// goroutine must be locked. The caller is between enter and leave.
-func (as *addressSpace) thread() (*thread, error) {
-	self := unix.Gettid()
+// thread returns the thread that belongs to self, the calling OS thread, to which
+// the goroutine must be locked. The caller is between enter and leave.
+func (as *addressSpace) thread(self int) (*thread, error) {
 	as.mu.Lock()
 	t := as.threads[self]
 	as.mu.Unlock()

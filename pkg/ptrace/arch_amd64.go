@@ -75,21 +75,55 @@ func injectResult(regs *arch.Registers, gadget uintptr) (result uintptr, done bo
 	return uintptr(regs.Rax), regs.Rip > uint64(gadget)+2 && regs.Rip < uint64(gadget)+maxGadget
 }
 
-// nativeSyscall reports whether the thread stopped for a 64-bit system call. The
-// others use other numbers: int $0x80, sysenter and 32-bit code.
-func (t *thread) nativeSyscall(r *arch.Registers) (bool, error) {
-	// SYSCALL leaves its return address in RCX and the flags in R11 (Intel SDM
-	// vol. 2, SYSCALL). An application that arranges the same before int $0x80
-	// makes a 64-bit system call with other bytes, and gains nothing.
-	if r.Cs == userCS && r.Rcx == r.Rip && r.R11 == r.Eflags {
+// hasSyscallMark reports whether a thread that stopped for a system call has what
+// SYSCALL leaves in 64-bit code: its return address in RCX, and the flags in R11
+// (Intel SDM vol. 2, SYSCALL). An application that arranges the same before int
+// $0x80 makes a 64-bit system call with other bytes, and gains nothing.
+func hasSyscallMark(r *arch.Registers) bool {
+	return r.Cs == userCS && r.Rcx == r.Rip && r.R11 == r.Eflags
+}
+
+// getSyscall sets the registers of r that a system call is made with. native is
+// false, and r unchanged, when it is no 64-bit one: int $0x80, sysenter and 32-bit
+// code use other numbers. known is false when the kernel (before Linux 5.3) cannot
+// tell.
+func getSyscall(tid int, r *arch.Registers) (native, known bool, err error) {
+	var info syscallInfo
+	if err := getSyscallInfo(tid, &info); err == unix.EIO {
+		return false, false, nil
+	} else if err != nil {
+		return false, false, err
+	}
+	if info.Arch != unix.AUDIT_ARCH_X86_64 {
+		return false, true, nil
+	}
+	r.Orig_rax, r.Rip, r.Rsp = info.Nr, info.IP, info.SP
+	r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9 = info.Args[0], info.Args[1], info.Args[2], info.Args[3], info.Args[4], info.Args[5]
+	r.Rax = resultNone
+	return true, true, nil
+}
+
+// resultNone is what the kernel has in RAX before a system call is made: -ENOSYS.
+const resultNone = ^uint64(unix.ENOSYS - 1)
+
+// setResult writes what r has instead of known, as the thread has it, if that is
+// no more than the result of a system call. Otherwise done is false.
+func setResult(tid int, r, known *arch.Registers) (done bool, err error) {
+	same := *r
+	same.Rax = known.Rax
+	// The kernel might take these for its own (see noSyscall).
+	const restartFirst, restartLast = ^uint64(516 - 1), ^uint64(512 - 1)
+	if same != *known || r.Rax >= restartFirst && r.Rax <= restartLast {
+		return false, nil
+	}
+	if r.Rax == known.Rax {
 		return true, nil
 	}
-	arch, err := syscallArch(t.tid)
-	if err != nil {
-		return false, t.fail("ptrace(PTRACE_GET_SYSCALL_INFO)", err)
-	}
-	return arch == unix.AUDIT_ARCH_X86_64, nil
+	return true, ptraceCall(unix.PTRACE_POKEUSR, tid, offsetRax, uintptr(r.Rax))
 }
+
+// offsetRax is where struct user has RAX (asm/user_64.h).
+const offsetRax = 10 * 8
 
 // foreignSyscall turns a system call that is no 64-bit one into what a kernel
 // without 32-bit system calls makes of int $0x80: a general protection fault at

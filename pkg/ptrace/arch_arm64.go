@@ -25,9 +25,13 @@ func injectRegs(*arch.Registers, uintptr, uintptr, []uintptr) {}
 
 func injectResult(*arch.Registers, uintptr) (uintptr, bool) { return 0, false }
 
-func (t *thread) nativeSyscall(*arch.Registers) (bool, error) {
-	return false, platform.ErrNotSupported
+func hasSyscallMark(*arch.Registers) bool { return false }
+
+func getSyscall(int, *arch.Registers) (native, known bool, err error) {
+	return false, false, unix.ENOSYS
 }
+
+func setResult(int, *arch.Registers, *arch.Registers) (bool, error) { return false, unix.ENOSYS }
 
 func foreignSyscall(*arch.Context64) *linux.SignalInfo { return nil }
 

@@ -31,10 +31,17 @@ type threadContext struct {
 	// sent: the next Switch returns it.
 	late bool
 
+	// osThread is the OS thread that the Context is bound to, or 0.
+	osThread int
+
 	// ac is the state that the last Switch had. Its floating point state, unless
-	// fpChanged, is what the thread has whose owner this Context is.
-	ac        *arch.Context64
-	fpChanged bool
+	// changed, is what the thread has whose owner this Context is.
+	ac      *arch.Context64
+	changed bool
+	lazy    lazyState
+
+	// thread is the one that the last Switch ran on.
+	thread *thread
 }
 
 // NotifyInterrupt implements interrupt.Receiver.
@@ -61,9 +68,13 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 		return nil, hostarch.NoAccess, contextError(err)
 	}
 	defer as.leave()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	t, err := as.thread()
+	self := c.osThread
+	if self == 0 {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		self = unix.Gettid()
+	}
+	t, err := as.thread(self)
 	if err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
@@ -71,7 +82,14 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 	if !c.forwarder.Enable(c) {
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 	}
+	c.thread = t
+	t.pair.pin()
 	info, at, err := t.run(c, ac)
+	t.pair.returned()
+	if c.osThread == 0 {
+		// Whoever runs on the OS thread next must be free.
+		t.pair.releaseTracer()
+	}
 	c.forwarder.Disable()
 	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
 	return info, at, err
@@ -86,22 +104,12 @@ func contextError(err error) error {
 
 // run runs the thread with the state ac until the Sentry must see it.
 func (t *thread) run(c *threadContext, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
-	refused := func(what string, err error) (*linux.SignalInfo, hostarch.AccessType, error) {
-		if err == unix.EIO || err == unix.EINVAL || err == unix.EFAULT {
-			// What the CPU would not take: as Linux does in rt_sigreturn(2).
+	if err := t.load(c, ac); err != nil {
+		if errors.As(err, new(refusedError)) {
+			// As rt_sigreturn(2) does.
 			return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
 		}
-		return nil, hostarch.NoAccess, contextError(t.fail(what, err))
-	}
-	if err := setRegs(t.tid, &ac.Regs); err != nil {
-		return refused("writing the general registers", err)
-	}
-	if t.owner != c || c.ac != ac || c.fpChanged {
-		t.owner = nil
-		if err := setRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
-			return refused("writing the floating point state", err)
-		}
-		t.owner, c.ac, c.fpChanged = c, ac, false
+		return nil, hostarch.NoAccess, contextError(err)
 	}
 	for {
 		if err := ptraceCall(ptraceSysemu, t.tid, 0, 0); err != nil {
@@ -128,10 +136,7 @@ func (t *thread) run(c *threadContext, ac *arch.Context64) (*linux.SignalInfo, h
 // false when it is to go on.
 func (t *thread) stopped(c *threadContext, ac *arch.Context64, sig unix.Signal) (info *linux.SignalInfo, at hostarch.AccessType, done bool, err error) {
 	if sig == syscallStop {
-		if err := t.getState(ac); err != nil {
-			return nil, at, true, err
-		}
-		native, err := t.nativeSyscall(&ac.Regs)
+		native, err := t.syscallStopped(c, ac)
 		if err != nil {
 			return nil, at, true, err
 		}
@@ -187,16 +192,67 @@ func (t *thread) getState(ac *arch.Context64) error {
 	return nil
 }
 
-// PullFullState implements platform.Context.PullFullState: Switch leaves nothing
-// out, since a caller that comes on another OS thread could not have it.
-func (*threadContext) PullFullState(platform.AddressSpace, *arch.Context64) error { return nil }
+// syscallStopped reads the state of a thread that stopped for a system call. native
+// is false if it is no 64-bit one.
+func (t *thread) syscallStopped(c *threadContext, ac *arch.Context64) (native bool, err error) {
+	if c.osThread == 0 {
+		// The caller may come back on another OS thread, which cannot read it.
+		if err := t.getState(ac); err != nil {
+			return false, err
+		}
+		if hasSyscallMark(&ac.Regs) {
+			return true, nil
+		}
+	}
+	native, known, err := getSyscall(t.tid, &ac.Regs)
+	if err != nil {
+		return false, t.fail("ptrace(PTRACE_GET_SYSCALL_INFO)", err)
+	}
+	if c.osThread != 0 {
+		if native && known {
+			c.lazy = lazyState{regs: t, fp: t, known: ac.Regs}
+			t.lazy = c
+			return true, nil
+		}
+		if err := t.getState(ac); err != nil {
+			return false, err
+		}
+		if !known {
+			native = hasSyscallMark(&ac.Regs)
+		}
+	}
+	return native, nil
+}
+
+// PullFullState implements platform.Context.PullFullState.
+func (c *threadContext) PullFullState(_ platform.AddressSpace, ac *arch.Context64) error {
+	if c.changed || c.ac != ac {
+		return nil
+	}
+	return c.pull()
+}
 
 // FullStateChanged implements platform.Context.FullStateChanged.
-func (c *threadContext) FullStateChanged() { c.fpChanged = true }
+func (c *threadContext) FullStateChanged() {
+	c.changed = true
+	c.lazy = lazyState{}
+}
+
+// BindThread implements platform.ThreadBinder.BindThread.
+func (c *threadContext) BindThread() { c.osThread = unix.Gettid() }
 
 // Release implements platform.Context.Release. The thread that ran the Context is
 // for others that come on the same OS thread.
-func (*threadContext) Release() {}
+func (c *threadContext) Release() {
+	c.PrepareSleep()
+	c.lazy = lazyState{}
+	c.thread = nil
+}
 
 // PrepareSleep implements platform.Context.PrepareSleep.
-func (*threadContext) PrepareSleep() {}
+func (c *threadContext) PrepareSleep() {
+	if c.thread != nil && c.osThread != 0 {
+		c.thread.pair.quick = 0
+		c.thread.pair.releaseTracer()
+	}
+}

@@ -30,6 +30,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/fd"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 )
 
 // Name is the name under which the platform is registered.
@@ -67,7 +68,7 @@ func (constructor) Requirements() platform.Requirements { return platform.Requir
 
 // PrecompiledSeccompInfo implements platform.Constructor.PrecompiledSeccompInfo.
 func (constructor) PrecompiledSeccompInfo() []platform.SeccompInfo {
-	return []platform.SeccompInfo{seccompInfo()}
+	return []platform.SeccompInfo{seccompInfo{sysno.Native}}
 }
 
 // ptrace implements platform.Platform. It has no state: all instances share the
@@ -95,7 +96,7 @@ func (p *ptrace) probe() error {
 		return err
 	}
 	defer as.leave()
-	t, err := as.thread()
+	t, err := as.thread(unix.Gettid())
 	if err != nil {
 		return err
 	}
@@ -134,8 +135,4 @@ func (p *ptrace) NewAddressSpace(any) (platform.AddressSpace, <-chan struct{}, e
 func (*ptrace) NewContext(context.Context) platform.Context { return &threadContext{} }
 
 // SeccompInfo implements platform.Platform.SeccompInfo.
-func (*ptrace) SeccompInfo() platform.SeccompInfo { return seccompInfo() }
-
-func seccompInfo() platform.SeccompInfo {
-	return platform.StaticSeccompInfo{PlatformName: Name}
-}
+func (*ptrace) SeccompInfo() platform.SeccompInfo { return seccompInfo{sysno.Native} }

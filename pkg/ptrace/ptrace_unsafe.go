@@ -18,34 +18,43 @@ func ptraceCall(req, tid int, addr, data uintptr) error {
 	return nil
 }
 
+// ptraceMemory is ptraceCall with memory of ours for data.
+func ptraceMemory(req, tid int, addr uintptr, data unsafe.Pointer) error {
+	_, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(req), uintptr(tid), addr, uintptr(data), 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // getRegSet reads a register set into buf, and returns its size or that of buf,
 // whichever is less.
 func getRegSet(tid int, set uintptr, buf []byte) (int, error) {
 	iov := unix.Iovec{Base: unsafe.SliceData(buf), Len: uint64(len(buf))}
-	err := ptraceCall(unix.PTRACE_GETREGSET, tid, set, uintptr(unsafe.Pointer(&iov)))
+	err := ptraceMemory(unix.PTRACE_GETREGSET, tid, set, unsafe.Pointer(&iov))
 	return int(iov.Len), err
 }
 
 // setRegSet writes a register set.
 func setRegSet(tid int, set uintptr, buf []byte) error {
 	iov := unix.Iovec{Base: unsafe.SliceData(buf), Len: uint64(len(buf))}
-	return ptraceCall(unix.PTRACE_SETREGSET, tid, set, uintptr(unsafe.Pointer(&iov)))
+	return ptraceMemory(unix.PTRACE_SETREGSET, tid, set, unsafe.Pointer(&iov))
 }
 
 // ptraceRegs is PTRACE_GETREGS or PTRACE_SETREGS.
 func ptraceRegs(req, tid int, buf []byte) error {
-	return ptraceCall(req, tid, 0, uintptr(unsafe.Pointer(unsafe.SliceData(buf))))
+	return ptraceMemory(req, tid, 0, unsafe.Pointer(unsafe.SliceData(buf)))
 }
 
 // getSigInfo reads the siginfo of a signal stop.
 func getSigInfo(tid int, info *linux.SignalInfo) error {
-	return ptraceCall(unix.PTRACE_GETSIGINFO, tid, 0, uintptr(unsafe.Pointer(info)))
+	return ptraceMemory(unix.PTRACE_GETSIGINFO, tid, 0, unsafe.Pointer(info))
 }
 
 // peek reads a word of the stub's memory.
 func peek(tid int, addr uintptr) (uint64, error) {
 	var v uint64
-	err := ptraceCall(unix.PTRACE_PEEKDATA, tid, addr, uintptr(unsafe.Pointer(&v)))
+	err := ptraceMemory(unix.PTRACE_PEEKDATA, tid, addr, unsafe.Pointer(&v))
 	return v, err
 }
 
@@ -64,19 +73,53 @@ func wait4(tid int) (unix.WaitStatus, error) {
 	}
 }
 
-// syscallArch returns the AUDIT_ARCH_ of the system call that a thread stopped
-// for.
-func syscallArch(tid int) (uint32, error) {
-	var info struct { // struct ptrace_syscall_info (linux/ptrace.h)
-		op   uint8
-		_    [3]uint8
-		arch uint32
-		_    [10]uint64
-	}
-	// Since Linux 5.3. What an older kernel cannot tell is not a 64-bit one.
-	err := ptraceCall(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)))
-	if err == unix.EIO {
-		return 0, nil
-	}
-	return info.arch, err
+// syscallInfo is struct ptrace_syscall_info (linux/ptrace.h) for the entry of a
+// system call.
+type syscallInfo struct {
+	Op   uint8
+	_    [3]uint8
+	Arch uint32
+	IP   uint64
+	SP   uint64
+	Nr   uint64
+	Args [6]uint64
+	_    [3]uint64 // what other operations may need
 }
+
+// getSyscallInfo reads what system call a thread stopped for. EIO means that the
+// kernel is older than Linux 5.3.
+func getSyscallInfo(tid int, info *syscallInfo) error {
+	return ptraceMemory(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Sizeof(*info), unsafe.Pointer(info))
+}
+
+// currentCPU returns the number of the CPU that the caller runs on.
+func currentCPU() (int, error) {
+	var cpu uint32
+	_, _, errno := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(cpu), nil
+}
+
+// sigaction is the kernel's struct sigaction (asm/signal.h).
+type sigaction struct {
+	handler, flags, restorer uintptr
+	mask                     uint64
+}
+
+// noStopSignals stops the kernel from sending this process a SIGCHLD whenever a
+// child stops (SA_NOCLDSTOP), which costs as much as a quarter of a Switch. The
+// handler, the Go runtime's, stays, and so do the signals for the end of
+// children. If it fails, or is undone by signal.Notify, all is well but slower.
+func noStopSignals() {
+	const setSize = 8
+	var act sigaction
+	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), 0, uintptr(unsafe.Pointer(&act)), setSize, 0, 0); errno != 0 || act.flags&saNoCldStop != 0 {
+		return
+	}
+	act.flags |= saNoCldStop
+	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&act)), 0, setSize, 0, 0)
+}
+
+const saNoCldStop = 1 // SA_NOCLDSTOP (asm-generic/signal-defs.h)

@@ -17,8 +17,11 @@ type thread struct {
 	as  *addressSpace
 	tid int
 
-	// owner is the Context whose floating point state the thread has, if any.
-	owner *threadContext
+	// owner is the Context whose floating point state the thread has, if any, and
+	// lazy the one that may have state nowhere else.
+	owner, lazy *threadContext
+
+	pair pair
 
 	// gone says that the thread has ended and was reaped.
 	gone bool
@@ -37,7 +40,7 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 		}
 		return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w", tid, err)
 	}
-	t := &thread{as: as, tid: tid}
+	t := &thread{as: as, tid: tid, pair: pair{tracer: unix.Gettid(), tracee: tid, cpu: -1}}
 	remember(t)
 	if err := ptraceCall(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
 		return nil, t.fail("PTRACE_INTERRUPT", err)
@@ -84,6 +87,7 @@ func (t *thread) wait() (unix.WaitStatus, error) {
 // reap waits for the thread's end. Any OS thread may call it once the stub process
 // was killed and nobody else uses the thread.
 func (t *thread) reap() {
+	pinned.forget(&t.pair)
 	if !t.gone {
 		stub.Reap(t.tid)
 		t.gone = true
@@ -105,6 +109,11 @@ func signalStop(status unix.WaitStatus) bool { return status>>16 == 0 }
 // The error is an Errno when the call itself failed; otherwise the AddressSpace
 // was given up.
 func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, error) {
+	if t.lazy != nil && t.lazy.lazy.regs == t {
+		if err := t.lazy.pullRegs(); err != nil {
+			return 0, err
+		}
+	}
 	var regs arch.Registers
 	injectRegs(&regs, gadget, nr, args)
 	if err := setRegs(t.tid, &regs); err != nil {
