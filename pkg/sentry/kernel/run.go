@@ -18,6 +18,9 @@ import (
 func (t *Task) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if b, ok := t.pc.(platform.ThreadBinder); ok {
+		b.BindThread()
+	}
 	defer t.k.live.Done()
 	t.running()
 	for {
