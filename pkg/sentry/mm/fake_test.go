@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,11 +23,19 @@ type fakePlatform struct {
 
 	mu  sync.Mutex
 	all map[*fakeAS]bool
-	// max bounds the mappings of an AddressSpace; 0 is no bound.
+	// max bounds the pages of an AddressSpace if it is more than 0; err is what
+	// MapFile returns in any case.
 	max int
+	err error
+	// newErr is what NewAddressSpace returns; wait is returned once.
+	newErr      error
+	wait        chan struct{}
+	cooperative bool
+	// forget makes AddressSpaces not remember, for benchmarks.
+	forget bool
 }
 
-func (p *fakePlatform) CooperativelySchedulesAddressSpace() bool { return false }
+func (p *fakePlatform) CooperativelySchedulesAddressSpace() bool { return p.cooperative }
 func (p *fakePlatform) MapUnit() uint64                          { return p.unit }
 func (p *fakePlatform) MinUserAddress() hostarch.Addr            { return 0x10000 }
 func (p *fakePlatform) MaxUserAddress() hostarch.Addr            { return 1<<47 - hostarch.PageSize }
@@ -34,6 +43,13 @@ func (p *fakePlatform) NewAddressSpace(any) (platform.AddressSpace, <-chan struc
 	as := &fakeAS{p: p, pages: make(map[hostarch.Addr]fakePage)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if w := p.wait; w != nil {
+		p.wait = nil
+		return nil, w, nil
+	}
+	if p.newErr != nil {
+		return nil, nil, p.newErr
+	}
 	if p.all == nil {
 		p.all = make(map[*fakeAS]bool)
 	}
@@ -63,8 +79,14 @@ func (as *fakeAS) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.FileRange
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	as.maps++
+	if as.p.forget {
+		return nil
+	}
 	if !addr.IsPageAligned() || fr.Start%hostarch.PageSize != 0 || fr.End%hostarch.PageSize != 0 || fr.Length() == 0 || !at.Any() || as.released {
 		as.bad = fmt.Errorf("MapFile(%v, %v, %v)", addr, fr, at)
+	}
+	if as.p.err != nil {
+		return as.p.err
 	}
 	if as.p.max > 0 && len(as.pages)+int(fr.Length()/hostarch.PageSize) > as.p.max {
 		return unix.ENOMEM
@@ -79,6 +101,9 @@ func (as *fakeAS) Unmap(addr hostarch.Addr, length uint64) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	as.unmaps++
+	if as.p.forget {
+		return
+	}
 	if !addr.IsPageAligned() || length%hostarch.PageSize != 0 || length == 0 || as.released {
 		as.bad = fmt.Errorf("Unmap(%v, %#x)", addr, length)
 	}
@@ -150,10 +175,10 @@ func touch(mm *MemoryManager, addr hostarch.Addr, at hostarch.AccessType, value 
 
 // testFile is a file that can be mapped. It checks what it is told of mappings.
 type testFile struct {
-	t    *testing.T
+	t    testing.TB
 	mf   *pgalloc.MemoryFile
 	fr   memmap.FileRange
-	refs int
+	refs atomic.Int64
 	// perms is the most that a mapping can have.
 	perms hostarch.AccessType
 
@@ -172,7 +197,7 @@ type testMapping struct {
 	writable bool
 }
 
-func newTestFile(t *testing.T, mf *pgalloc.MemoryFile, pages uint64) *testFile {
+func newTestFile(t testing.TB, mf *pgalloc.MemoryFile, pages uint64) *testFile {
 	fr, err := mf.Allocate(pages * hostarch.PageSize)
 	if err != nil {
 		t.Fatal(err)
@@ -237,8 +262,8 @@ func (f *testFile) truncate(size uint64) {
 	}
 }
 
-func (f *testFile) IncRef()                                               { f.refs++ }
-func (f *testFile) DecRef()                                               { f.refs-- }
+func (f *testFile) IncRef()                                               { f.refs.Add(1) }
+func (f *testFile) DecRef()                                               { f.refs.Add(-1) }
 func (f *testFile) MappedName() string                                    { return "/a/file" }
 func (f *testFile) DeviceID() uint64                                      { return 0x801 }
 func (f *testFile) InodeID() uint64                                       { return 42 }
@@ -254,19 +279,27 @@ func (f *testFile) bytes() []byte {
 }
 
 type env struct {
-	t  *testing.T
+	t  testing.TB
 	p  *fakePlatform
 	mf *pgalloc.MemoryFile
+
+	files []*testFile
 }
 
 // newEnv returns a platform and memory; the test fails if it leaves something.
-func newEnv(t *testing.T) *env {
+func newEnv(t testing.TB) *env {
 	mf, err := pgalloc.New("test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{t, &fakePlatform{}, mf}
+	e := &env{t: t, p: &fakePlatform{}, mf: mf}
 	t.Cleanup(func() {
+		for _, f := range e.files {
+			if len(f.maps) != 0 || f.refs.Load() != 0 {
+				t.Errorf("file has %d mappings and %d references left", len(f.maps), f.refs.Load())
+			}
+			mf.DecRef(f.fr)
+		}
 		if n := len(e.p.all); n != 0 {
 			t.Errorf("%d AddressSpaces left", n)
 		}
@@ -288,15 +321,10 @@ func (e *env) newMM() *MemoryManager {
 	return mm
 }
 
-// newFile returns a file, whose memory is freed at the end of the test.
+// newFile returns a file, freed at the end of the test.
 func (e *env) newFile(pages uint64) *testFile {
 	f := newTestFile(e.t, e.mf, pages)
-	e.t.Cleanup(func() {
-		if len(f.maps) != 0 || f.refs != 0 {
-			e.t.Errorf("file has %d mappings and %d references left", len(f.maps), f.refs)
-		}
-		f.mf.DecRef(f.fr)
-	})
+	e.files = append(e.files, f)
 	return f
 }
 

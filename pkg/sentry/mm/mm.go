@@ -90,6 +90,8 @@ type MemoryManager struct {
 	mf     *pgalloc.MemoryFile
 	layout layout
 	users  atomic.Int64
+	// cooperative is the platform's CooperativelySchedulesAddressSpace.
+	cooperative bool
 
 	// as is the AddressSpace, nil when there is none. It is changed under
 	// activeMu.
@@ -109,7 +111,7 @@ type MemoryManager struct {
 	// activeMu protects the pmas, and the AddressSpace's contents.
 	activeMu sync.RWMutex
 	pmas     set[pma]
-	active   int64 // calls of Activate without Deactivate
+	active   int64 // if cooperative: calls of Activate without Deactivate
 	resident atomic.Uint64
 	peak     atomic.Uint64
 }
@@ -123,11 +125,14 @@ func New(p platform.Platform, mf *pgalloc.MemoryFile, opts Options) (*MemoryMana
 	mm := newMM(p, mf)
 	mm.limits = opts.Limits
 	mm.layout = newLayout(p, opts)
-	return mm, mm.prepare()
+	if err := mm.prepare(); err != nil {
+		return nil, err
+	}
+	return mm, nil
 }
 
 func newMM(p platform.Platform, mf *pgalloc.MemoryFile) *MemoryManager {
-	mm := &MemoryManager{p: p, mf: mf}
+	mm := &MemoryManager{p: p, mf: mf, cooperative: p.CooperativelySchedulesAddressSpace()}
 	mm.users.Store(1)
 	mm.vmas = set[vma]{advance: (*vma).advance, merges: vmasMerge, drop: (*vma).release}
 	mm.pmas = set[pma]{advance: (*pma).advance, merges: pmasMerge, drop: func(*pma) {}}
@@ -137,7 +142,7 @@ func newMM(p platform.Platform, mf *pgalloc.MemoryFile) *MemoryManager {
 // prepare makes the AddressSpace early, so that it is the fork or execve that
 // fails if there can be none.
 func (mm *MemoryManager) prepare() error {
-	if mm.p.CooperativelySchedulesAddressSpace() {
+	if mm.cooperative {
 		return nil
 	}
 	return mm.Activate()
@@ -213,6 +218,9 @@ func (mm *MemoryManager) DecUsers(context.Context) {
 // Deactivate. Where AddressSpaces are few it waits for one. A task calls it
 // before it runs application code.
 func (mm *MemoryManager) Activate() error {
+	if !mm.cooperative && mm.as.Load() != nil {
+		return nil
+	}
 	mm.activeMu.Lock()
 	defer mm.activeMu.Unlock()
 	for mm.AddressSpace() == nil {
@@ -235,13 +243,14 @@ func (mm *MemoryManager) Activate() error {
 // Deactivate undoes one Activate: the task is not going to run application code
 // soon.
 func (mm *MemoryManager) Deactivate() {
-	mm.activeMu.Lock()
-	defer mm.activeMu.Unlock()
-	mm.active--
-	if mm.active > 0 || !mm.p.CooperativelySchedulesAddressSpace() {
+	if !mm.cooperative {
 		return
 	}
-	mm.releaseAddressSpaceLocked()
+	mm.activeMu.Lock()
+	defer mm.activeMu.Unlock()
+	if mm.active--; mm.active == 0 {
+		mm.releaseAddressSpaceLocked()
+	}
 }
 
 // releaseAddressSpaceLocked gives the AddressSpace back.

@@ -201,7 +201,10 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 		mm.pmas.isolate(around)
 		seg = mm.pmas.lookup(page)
 		allowed := want(seg, v.v.perms)
-		if err = mm.mapLocked(seg, allowed, false); err == nil && !allowed.SupersetOf(at) {
+		if !changed || seg.v.mapped != allowed { // a copy may be mapped already
+			err = mm.mapLocked(seg, allowed, false)
+		}
+		if err == nil && !allowed.SupersetOf(at) {
 			err = &FaultError{Addr: addr, Mapped: true} // more than the file allows
 		}
 		mm.pmas.merge(around)
