@@ -104,9 +104,7 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 		}
 	}
 	if err != nil {
-		child.vfork = nil
-		child.clearTID = 0
-		child.releaseMemory()
+		child.mm.DecUsers(t)
 		child.fdt.DecRef()
 		child.fs.DecRef()
 		child.pc.Release()

@@ -60,11 +60,12 @@ func (p *fakePlatform) NewContext(ctx context.Context) platform.Context {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := &fakeContext{
-		app:     &app{p: p, task: ctx.(*kernel.Task), resume: make(chan bool), event: make(chan event)},
-		program: p.programs[0],
-		intr:    make(chan struct{}, 1),
+		app:  &app{p: p, task: ctx.(*kernel.Task), resume: make(chan bool), event: make(chan event)},
+		intr: make(chan struct{}, 1),
 	}
-	p.programs = p.programs[1:]
+	if len(p.programs) > 0 { // none for a clone that fails
+		c.program, p.programs = p.programs[0], p.programs[1:]
+	}
 	p.contexts++
 	return c
 }

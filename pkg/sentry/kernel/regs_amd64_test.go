@@ -30,3 +30,6 @@ func handlerInfo(ac *arch.Context64) uintptr { return uintptr(ac.Regs.Rsi) }
 
 // handlerReturn is the return instruction at the end of a handler.
 func handlerReturn(ac *arch.Context64) { ac.Regs.Rsp += 8 }
+
+// cloneChildTID is where clone(2) takes the address for CLONE_CHILD_CLEARTID.
+const cloneChildTID = 3

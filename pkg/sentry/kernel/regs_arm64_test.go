@@ -30,3 +30,6 @@ func handlerInfo(ac *arch.Context64) uintptr { return uintptr(ac.Regs.Regs[1]) }
 
 // handlerReturn is the return instruction at the end of a handler.
 func handlerReturn(*arch.Context64) {}
+
+// cloneChildTID is where clone(2) takes the address for CLONE_CHILD_CLEARTID.
+const cloneChildTID = 4
