@@ -220,10 +220,6 @@ func sysRtSigsuspend(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kern
 	return 0, nil, noHandRestart(t.Block(nil))
 }
 
-func sysPause(t *kernel.Task, _ arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
-	return 0, nil, noHandRestart(t.Block(nil))
-}
-
 func sysRtSigreturn(t *kernel.Task, _ arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	ctl, err := t.SignalReturn()
 	return 0, ctl, err

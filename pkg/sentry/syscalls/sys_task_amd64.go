@@ -2,6 +2,7 @@ package syscalls
 
 import (
 	"encoding/binary"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,4 +78,31 @@ func sysArchPrctl(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.
 
 func sysSignalfd(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	return signalfd(t, args, 0)
+}
+
+func sysPause(t *kernel.Task, _ arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
+	return 0, nil, noHandRestart(t.Block(nil))
+}
+
+func sysTime(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
+	now := uint64(hostNow(linux.CLOCK_REALTIME) / time.Second)
+	if addr := args[0].Pointer(); addr != 0 {
+		var buf [8]byte
+		binary.LittleEndian.PutUint64(buf[:], now)
+		if err := t.CopyOut(addr, buf[:]); err != nil {
+			return 0, nil, err
+		}
+	}
+	return uintptr(now), nil, nil
+}
+
+// sysAlarm is alarm(2): it returns seconds, and never 0 for a timer that runs.
+func sysAlarm(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
+	d := time.Duration(args[0].Uint()) * time.Second
+	old, _, err := t.ThreadGroup().SetIntervalTimer(linux.ITIMER_REAL, d, 0)
+	left := old.Round(time.Second)
+	if old > 0 && left == 0 {
+		left = time.Second
+	}
+	return uintptr(left / time.Second), nil, err
 }

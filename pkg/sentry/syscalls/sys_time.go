@@ -1,7 +1,6 @@
 package syscalls
 
 import (
-	"encoding/binary"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -131,18 +130,6 @@ func sysGettimeofday(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kern
 		return 0, nil, t.CopyOutStruct(addr, &linux.Timezone{})
 	}
 	return 0, nil, nil
-}
-
-func sysTime(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
-	now := uint64(hostNow(linux.CLOCK_REALTIME) / time.Second)
-	if addr := args[0].Pointer(); addr != 0 {
-		var buf [8]byte
-		binary.LittleEndian.PutUint64(buf[:], now)
-		if err := t.CopyOut(addr, buf[:]); err != nil {
-			return 0, nil, err
-		}
-	}
-	return uintptr(now), nil, nil
 }
 
 // sleepUntil waits for a time, and writes what is left of it to rem when a
@@ -278,17 +265,6 @@ func sysSetitimer(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.
 		return 0, nil, t.CopyOutStruct(addr, itimerval(oldValue, oldInterval))
 	}
 	return 0, nil, nil
-}
-
-// sysAlarm is alarm(2): it returns seconds, and never 0 for a timer that runs.
-func sysAlarm(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
-	d := time.Duration(args[0].Uint()) * time.Second
-	old, _, err := t.ThreadGroup().SetIntervalTimer(linux.ITIMER_REAL, d, 0)
-	left := old.Round(time.Second)
-	if old > 0 && left == 0 {
-		left = time.Second
-	}
-	return uintptr(left / time.Second), nil, err
 }
 
 func sysTimerCreate(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
