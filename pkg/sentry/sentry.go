@@ -251,7 +251,7 @@ func explain(ctx context.Context, fs *vfs.FSContext, program string, err error) 
 		}
 		return &ProgramError{false, fmt.Errorf("%s: %w: %s", program, err, hint)}
 	case errors.Is(err, unix.ENOEXEC):
-		return &ProgramError{false, fmt.Errorf("%s: %w: it must be an ELF program for %s, or a script that starts with #!", program, err, linux.MachineName)}
+		return &ProgramError{false, fmt.Errorf("%s: %w: it must start with #! if it is a script, or be an ELF program for %s", program, err, linux.MachineName)}
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ELIBBAD), errors.Is(err, unix.EINVAL):
 		return &ProgramError{false, fmt.Errorf("%s: %w", program, err)}
 	}

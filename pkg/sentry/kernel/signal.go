@@ -14,8 +14,6 @@ import (
 var (
 	ignoredByDefault = linux.MakeSignalSet(linux.SIGCHLD, linux.SIGCONT, linux.SIGURG, linux.SIGWINCH)
 	stopSignals      = linux.MakeSignalSet(linux.SIGSTOP, linux.SIGTSTP, linux.SIGTTIN, linux.SIGTTOU)
-	coreSignals      = linux.MakeSignalSet(linux.SIGQUIT, linux.SIGILL, linux.SIGTRAP, linux.SIGABRT, linux.SIGBUS,
-		linux.SIGFPE, linux.SIGSEGV, linux.SIGXCPU, linux.SIGXFSZ, linux.SIGSYS)
 	// synchronousSignals come from what the thread itself does, and are
 	// delivered before all others.
 	synchronousSignals = linux.MakeSignalSet(linux.SIGSEGV, linux.SIGBUS, linux.SIGILL, linux.SIGTRAP, linux.SIGFPE, linux.SIGSYS)
