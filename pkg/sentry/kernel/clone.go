@@ -56,6 +56,7 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 	child.policy.Store(t.Scheduler())
 	child.affinity.Store(t.affinity.Load())
 	child.mask = t.mask
+	child.restorer = t.restorer
 	if t.haveSaved {
 		child.mask = t.savedMask
 	}

@@ -5,9 +5,12 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/sentry/loader"
 	"github.com/ringfence/ringfence/pkg/sentry/mm"
 	"github.com/ringfence/ringfence/pkg/sentry/vfs"
+	"github.com/ringfence/ringfence/pkg/usermem"
 )
 
 // ExecArgs say which program to run, and how.
@@ -24,8 +27,9 @@ type ExecArgs struct {
 
 // loaded is a program in memory of its own, ready to run.
 type loaded struct {
-	mm    *mm.MemoryManager
-	image loader.Image
+	mm       *mm.MemoryManager
+	image    loader.Image
+	restorer hostarch.Addr
 }
 
 // load loads a program for t into new memory.
@@ -63,11 +67,30 @@ func (t *Task) load(args *ExecArgs) (*loaded, error) {
 		EGID:       c.EGID,
 		StackLimit: limits.Stack,
 	})
+	var restorer hostarch.Addr
+	if err == nil {
+		restorer, err = t.mapRestorer(m)
+	}
 	if err != nil {
 		m.DecUsers(t)
 		return nil, err
 	}
-	return &loaded{m, image}, nil
+	return &loaded{m, image, restorer}, nil
+}
+
+// mapRestorer puts restorerCode into m.
+func (t *Task) mapRestorer(m *mm.MemoryManager) (hostarch.Addr, error) {
+	if len(restorerCode) == 0 {
+		return 0, nil
+	}
+	addr, err := m.MMap(t, memmap.MMapOpts{
+		Length: hostarch.PageSize, Private: true, Perms: hostarch.ReadExec, MaxPerms: hostarch.AnyAccess, Hint: "[vdso]",
+	})
+	if err != nil {
+		return 0, err
+	}
+	_, err = m.CopyOut(t, addr, restorerCode, usermem.IOOpts{IgnorePermissions: true})
+	return addr, err
 }
 
 // enter makes t run the program from its start.
@@ -75,6 +98,7 @@ func (t *Task) enter(p *loaded) {
 	t.resMu.Lock()
 	t.mm = p.mm
 	t.resMu.Unlock()
+	t.restorer = p.restorer
 	t.SetName(p.image.Name)
 	t.ac = arch.New()
 	t.ac.SetIP(uintptr(p.image.Entry))

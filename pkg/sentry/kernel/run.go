@@ -274,7 +274,7 @@ func (t *Task) runHandler(info *linux.SignalInfo, act *linux.SigAction) {
 		old, t.haveSaved = t.savedMask, false
 	}
 	sig := linux.Signal(info.Signo)
-	if err := t.ac.SignalSetup(t, t.mm, act, info, &t.altStack, old, 0); err != nil {
+	if err := t.ac.SignalSetup(t, t.mm, act, info, &t.altStack, old, uint64(t.restorer)); err != nil {
 		// The stack cannot take the frame. A handler for that may run on another.
 		if sig == linux.SIGSEGV {
 			t.k.mu.Lock()

@@ -70,6 +70,8 @@ type Task struct {
 	// exiting says that exit(2) was called.
 	exiting  bool
 	altStack linux.SignalStack
+	// restorer is where handlers return to that do not say where.
+	restorer hostarch.Addr
 
 	// restart is the restart error of the system call that was interrupted,
 	// until it is known whether it is made again.
