@@ -24,7 +24,7 @@ func (mm *MemoryManager) Madvise(ctx context.Context, addr hostarch.Addr, length
 			return nil
 		}
 	}
-	populate := false
+	var populate hostarch.AccessType
 	switch advice {
 	case linux.MADV_NORMAL, linux.MADV_RANDOM, linux.MADV_SEQUENTIAL, linux.MADV_WILLNEED,
 		linux.MADV_MERGEABLE, linux.MADV_UNMERGEABLE, linux.MADV_HUGEPAGE, linux.MADV_NOHUGEPAGE,
@@ -68,14 +68,10 @@ func (mm *MemoryManager) Madvise(ctx context.Context, addr hostarch.Addr, length
 		}
 	case linux.MADV_KEEPONFORK:
 		f = set(func(v *vma) { v.wipeOnFork = false })
-	case linux.MADV_POPULATE_READ, linux.MADV_POPULATE_WRITE:
-		populate = true
-		f = func(v *segment[vma], _ hostarch.AddrRange) error {
-			if !v.v.perms.Effective().Read || advice == linux.MADV_POPULATE_WRITE && !v.v.perms.Write {
-				return unix.EINVAL
-			}
-			return nil
-		}
+	case linux.MADV_POPULATE_READ:
+		populate = hostarch.Read
+	case linux.MADV_POPULATE_WRITE:
+		populate = hostarch.Write
 	default:
 		return unix.EINVAL
 	}
@@ -83,14 +79,14 @@ func (mm *MemoryManager) Madvise(ctx context.Context, addr hostarch.Addr, length
 	if err != nil || ar.Empty() {
 		return err
 	}
+	if populate.Any() {
+		return mm.populateAdvised(ctx, ar, populate)
+	}
 
 	mm.mappingMu.Lock()
 	err = mm.eachVMA(ar, f)
 	mm.vmas.merge(ar)
 	mm.mappingMu.Unlock()
-	if err == nil && populate {
-		err = mm.populate(ctx, ar)
-	}
 	return err
 }
 
@@ -158,9 +154,16 @@ func (mm *MemoryManager) MSync(ctx context.Context, addr hostarch.Addr, length u
 		flags&linux.MS_ASYNC != 0 && flags&linux.MS_SYNC != 0 {
 		return unix.EINVAL
 	}
-	ar, err := mm.userRange(addr, length, unix.ENOMEM)
-	if err != nil || ar.Empty() {
-		return err
+	if !addr.IsPageAligned() {
+		return unix.EINVAL
+	}
+	length, _ = hostarch.PageRoundUp(length) // what wraps is nothing, as in Linux
+	ar, ok := addr.ToRange(length)
+	if !ok {
+		return unix.ENOMEM
+	}
+	if ar.Empty() {
+		return nil
 	}
 	// Files are written without locks.
 	type piece struct {
@@ -169,7 +172,7 @@ func (mm *MemoryManager) MSync(ctx context.Context, addr hostarch.Addr, length u
 	}
 	var sync []piece
 	mm.mappingMu.RLock()
-	err = mm.eachVMA(ar, func(v *segment[vma], part hostarch.AddrRange) error {
+	err := mm.eachVMA(ar, func(v *segment[vma], part hostarch.AddrRange) error {
 		if flags&linux.MS_SYNC != 0 && !v.v.private && v.v.id != nil {
 			v.v.id.IncRef()
 			start := v.v.off + uint64(part.Start-v.Start)
@@ -216,11 +219,8 @@ func (mm *MemoryManager) Mincore(_ context.Context, addr hostarch.Addr, length u
 // MLock is mlock2(2); MLockNone is munlock(2). Nothing is ever paged out by the
 // Sentry, so that only the checks are made.
 func (mm *MemoryManager) MLock(_ context.Context, addr hostarch.Addr, length uint64, mode memmap.MLockMode) error {
-	end, ok := addr.AddLength(length)
-	if !ok {
-		return unix.EINVAL
-	}
-	ar, ok := hostarch.AddrRange{Start: addr, End: end}.RoundOut()
+	length, _ = hostarch.PageRoundUp(length + addr.PageOffset()) // what wraps is nothing, as in Linux
+	ar, ok := addr.RoundDown().ToRange(length)
 	if !ok {
 		return unix.EINVAL
 	}

@@ -697,9 +697,11 @@ func TestMRemapErrors(t *testing.T) {
 		"unaligned":           {a + 1, page, page, MRemapOpts{}, unix.EINVAL},
 		"new size 0":          {a, page, 0, MRemapOpts{}, unix.EINVAL},
 		"new size wraps":      {a, page, math.MaxUint64, MRemapOpts{}, unix.EINVAL},
-		"old size wraps":      {a, math.MaxUint64, page, MRemapOpts{}, unix.EINVAL},
-		"too large":           {a, page, 1 << 47, MRemapOpts{Move: MRemapMayMove}, unix.ENOMEM},
-		"much too large":      {a, page, 1 << 63, MRemapOpts{Move: MRemapMayMove}, unix.ENOMEM},
+		"old size wraps":      {a, math.MaxUint64, page, MRemapOpts{Move: MRemapMayMove}, unix.EINVAL},
+		"old size too large":  {a, math.MaxUint64 - 2*page, page, MRemapOpts{Move: MRemapMayMove}, unix.EINVAL},
+		"both too large":      {a, math.MaxUint64 - 2*page, 1 << 46, MRemapOpts{Move: MRemapFixed, NewAddr: 0x30000000}, unix.EINVAL},
+		"too large":           {a, page, 1<<47 - 2*page, MRemapOpts{Move: MRemapMayMove}, unix.ENOMEM},
+		"much too large":      {a, page, 1 << 63, MRemapOpts{Move: MRemapMayMove}, unix.EINVAL},
 		"nothing there":       {0x20000000, page, 2 * page, MRemapOpts{Move: MRemapMayMove}, unix.EFAULT},
 		"two mappings":        {a, 6 * page, 7 * page, MRemapOpts{Move: MRemapMayMove}, unix.EFAULT},
 		"no room":             {a, 5 * page, 6 * page, MRemapOpts{}, unix.ENOMEM},
@@ -793,7 +795,7 @@ func TestChecks(t *testing.T) {
 
 	expect(t, "mlock", mm.MLock(ctx, b+5, page, memmap.MLockEager), nil)
 	expect(t, "mlock hole", mm.MLock(ctx, b, 33*page, memmap.MLockEager), unix.ENOMEM)
-	expect(t, "mlock wraps", mm.MLock(ctx, b, math.MaxUint64, memmap.MLockEager), unix.EINVAL)
+	expect(t, "mlock wraps", mm.MLock(ctx, b, math.MaxUint64-page, memmap.MLockNone), unix.EINVAL)
 	expect(t, "munlock", mm.MLock(ctx, b, page, memmap.MLockNone), nil)
 
 	start, off, err := mm.FindVMAByName(hostarch.AddrRange{Start: 0x10000, End: 1 << 40}, "/a/file")

@@ -571,19 +571,17 @@ const (
 	maxPopulate  = 1 << 30  // mapped
 )
 
-// populate makes the pages of ar present as far as that works (MAP_POPULATE).
-func (mm *MemoryManager) populate(ctx context.Context, ar hostarch.AddrRange) error {
+// populate makes the pages of ar present as far as that works. at says how they
+// are accessed, or why not.
+func (mm *MemoryManager) populate(ctx context.Context, ar hostarch.AddrRange, at func(*vma) (hostarch.AccessType, error)) error {
 	if ar.Length() > maxPopulate {
 		ar.End = ar.Start + maxPopulate
 	}
 	for addr := ar.Start; addr < ar.End; {
 		err := mm.withVMA(addr, hostarch.NoAccess, true, func(v *segment[vma]) error {
-			at := hostarch.Read
-			if v.v.perms.Write {
-				at.Write = true
-			}
-			if !v.v.perms.Any() {
-				return unix.EFAULT
+			at, err := at(&v.v)
+			if err != nil {
+				return err
 			}
 			mm.activeMu.Lock()
 			defer mm.activeMu.Unlock()
@@ -604,6 +602,36 @@ func (mm *MemoryManager) populate(ctx context.Context, ar hostarch.AddrRange) er
 		}
 	}
 	return nil
+}
+
+// populateNew is populate for MAP_POPULATE, which knows no errors. Private
+// memory that can be written is copied, as Linux does.
+func (mm *MemoryManager) populateNew(ctx context.Context, ar hostarch.AddrRange) {
+	mm.populate(ctx, ar, func(v *vma) (hostarch.AccessType, error) {
+		if !v.perms.Any() {
+			return hostarch.NoAccess, unix.EFAULT
+		}
+		return hostarch.AccessType{Read: true, Write: v.perms.Write}, nil
+	})
+}
+
+// populateAdvised is populate for MADV_POPULATE_READ and MADV_POPULATE_WRITE.
+func (mm *MemoryManager) populateAdvised(ctx context.Context, ar hostarch.AddrRange, at hostarch.AccessType) error {
+	err := mm.populate(ctx, ar, func(v *vma) (hostarch.AccessType, error) {
+		if !v.perms.Effective().SupersetOf(at) {
+			return hostarch.NoAccess, unix.EINVAL
+		}
+		return at, nil
+	})
+	var fault *FaultError
+	var bus *memmap.BusError
+	switch {
+	case errors.As(err, &fault):
+		return unix.ENOMEM
+	case errors.As(err, &bus):
+		return unix.EFAULT
+	}
+	return err
 }
 
 // Invalidate implements memmap.MappingSpace.Invalidate.

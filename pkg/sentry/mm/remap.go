@@ -31,17 +31,17 @@ type MRemapOpts struct {
 
 // MRemap is mremap(2).
 func (mm *MemoryManager) MRemap(_ context.Context, oldAddr hostarch.Addr, oldSize, newSize uint64, opts MRemapOpts) (hostarch.Addr, error) {
-	oldSize, ok1 := hostarch.PageRoundUp(oldSize)
-	newSize, ok2 := hostarch.PageRoundUp(newSize)
-	if !ok1 || !ok2 || newSize == 0 || !oldAddr.IsPageAligned() {
+	oldSize, _ = hostarch.PageRoundUp(oldSize) // what wraps is 0, as in Linux
+	newSize, _ = hostarch.PageRoundUp(newSize)
+	if newSize == 0 || newSize > uint64(mm.layout.max) || !oldAddr.IsPageAligned() {
 		return 0, unix.EINVAL
 	}
 	if opts.DontUnmap && (opts.Move == MRemapNoMove || oldSize != newSize) {
 		return 0, unix.EINVAL
 	}
 	oldAR, ok := oldAddr.ToRange(oldSize)
-	if !ok || oldAR.End > mm.layout.max {
-		return 0, unix.EINVAL
+	if !ok {
+		oldAR.End = hostarch.Addr(math.MaxUint64).RoundDown() // beyond every mapping
 	}
 	var newAR hostarch.AddrRange
 	if opts.Move == MRemapFixed {
@@ -65,6 +65,10 @@ func (mm *MemoryManager) mremapLocked(oldAR, newAR hostarch.AddrRange, newSize u
 	if seg == nil {
 		return 0, nil, unix.EFAULT
 	}
+	copies := oldAR.Empty() // the same pages a second time
+	if copies && seg.v.private {
+		return 0, nil, unix.EINVAL
+	}
 	if mm.vmas.count+3 > maxVMAs {
 		return 0, nil, unix.ENOMEM
 	}
@@ -77,9 +81,15 @@ func (mm *MemoryManager) mremapLocked(oldAR, newAR hostarch.AddrRange, newSize u
 		if tail.Empty() {
 			return oldAR.Start, nil, nil
 		}
+		if tail.End > mm.layout.max {
+			return 0, nil, unix.EINVAL
+		}
 		return oldAR.Start, mm.unmapLocked(tail), nil
 	}
 	if opts.Move == MRemapFixed && oldAR.Length() > newSize {
+		if oldAR.End > mm.layout.max {
+			return 0, removed, unix.EINVAL
+		}
 		cut := oldAR.Start + hostarch.Addr(newSize)
 		removed = append(removed, mm.unmapLocked(hostarch.AddrRange{Start: cut, End: oldAR.End})...)
 		oldAR.End = cut
@@ -90,10 +100,6 @@ func (mm *MemoryManager) mremapLocked(oldAR, newAR hostarch.AddrRange, newSize u
 		return 0, removed, unix.EFAULT
 	}
 	v := seg.v
-	copies := oldAR.Empty() // the same pages a second time
-	if copies && v.private {
-		return 0, removed, unix.EINVAL
-	}
 	off := v.off + uint64(oldAR.Start-seg.Start)
 	if v.mappable != nil && (off+newSize < off || off+newSize > math.MaxInt64) {
 		return 0, removed, unix.EINVAL

@@ -188,28 +188,20 @@ func (mm *MemoryManager) MMap(ctx context.Context, opts memmap.MMapOpts) (hostar
 	if !ok {
 		return 0, unix.ENOMEM
 	}
-	if opts.Mappable != nil {
-		if opts.Offset%hostarch.PageSize != 0 || opts.GrowsDown {
-			return 0, unix.EINVAL
-		}
-		if opts.Offset+length < opts.Offset || opts.Offset+length > math.MaxInt64 {
-			return 0, unix.EOVERFLOW
-		}
-	} else {
-		opts.Offset = 0
-		opts.MappingIdentity = nil
-		if opts.GrowsDown && !opts.Private {
-			return 0, unix.EINVAL
-		}
+	if opts.Mappable == nil {
+		opts.Offset, opts.MappingIdentity = 0, nil
 	}
-	if !opts.MaxPerms.SupersetOf(opts.Perms) {
-		return 0, unix.EACCES
+	if opts.Offset%hostarch.PageSize != 0 {
+		return 0, unix.EINVAL
+	}
+	if length > uint64(mm.layout.max) || opts.Fixed && opts.Addr > mm.layout.max-hostarch.Addr(length) {
+		return 0, unix.ENOMEM
 	}
 	if opts.Fixed && !opts.Addr.IsPageAligned() {
 		return 0, unix.EINVAL
 	}
-	if length > uint64(mm.layout.max) {
-		return 0, unix.ENOMEM
+	if opts.Fixed && opts.Addr < mm.layout.min {
+		return 0, unix.EPERM
 	}
 
 	mm.mappingMu.Lock()
@@ -217,7 +209,7 @@ func (mm *MemoryManager) MMap(ctx context.Context, opts memmap.MMapOpts) (hostar
 	mm.mappingMu.Unlock()
 	releaseVMAs(removed)
 	if err == nil && opts.Precommit {
-		mm.populate(ctx, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)})
+		mm.populateNew(ctx, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)})
 	}
 	return addr, err
 }
@@ -237,13 +229,7 @@ func (mm *MemoryManager) mmapLocked(opts memmap.MMapOpts, length uint64) (hostar
 	addr := opts.Addr
 	var replacedAll, replacedData uint64
 	if opts.Fixed {
-		ar, ok := addr.ToRange(length)
-		if !ok || ar.End > mm.layout.max {
-			return 0, nil, unix.ENOMEM
-		}
-		if addr < mm.layout.min {
-			return 0, nil, unix.EPERM
-		}
+		ar := hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)}
 		if !opts.Unmap && !mm.vmas.isFree(ar) {
 			return 0, nil, unix.EEXIST
 		}
@@ -253,6 +239,15 @@ func (mm *MemoryManager) mmapLocked(opts memmap.MMapOpts, length uint64) (hostar
 		if addr, err = mm.findSpaceLocked(addr, length, opts.Map32Bit); err != nil {
 			return 0, nil, err
 		}
+	}
+	if opts.Offset > math.MaxInt64-length {
+		return 0, nil, unix.EOVERFLOW
+	}
+	if opts.GrowsDown && (opts.Mappable != nil || !opts.Private) {
+		return 0, nil, unix.EINVAL
+	}
+	if !opts.MaxPerms.SupersetOf(opts.Perms) {
+		return 0, nil, unix.EACCES
 	}
 	if mm.vmas.count >= maxVMAs {
 		return 0, nil, unix.ENOMEM
