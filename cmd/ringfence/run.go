@@ -20,6 +20,7 @@ import (
 	_ "github.com/ringfence/ringfence/pkg/platform/platforms"
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 	"github.com/ringfence/ringfence/pkg/sentry"
+	"github.com/ringfence/ringfence/pkg/sentry/filter"
 	"github.com/ringfence/ringfence/pkg/sentry/vfs/rootfs"
 )
 
@@ -44,6 +45,8 @@ Options:
   --trace            print its system calls on standard error
   --trace-file=FILE  write its system calls to FILE
   --strict           end it at the first system call that is not supported
+  --no-self-filter   let it run without the seccomp filter that confines ringfence
+                     itself: for debugging only
   --verbose          say which platform was chosen and why, and which system
                      calls were not supported
   --help             print this
@@ -78,6 +81,7 @@ func (l *list) Set(v string) error {
 type runOptions struct {
 	platform, root, cwd, hostname, traceFile string
 	write, clearEnv, trace, strict, verbose  bool
+	noSelfFilter                             bool
 	binds, env                               list
 	argv                                     []string
 }
@@ -98,6 +102,7 @@ func parseRun(args []string) (*runOptions, error) {
 	fs.BoolVar(&o.clearEnv, "clear-env", false, "")
 	fs.BoolVar(&o.trace, "trace", false, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
+	fs.BoolVar(&o.noSelfFilter, "no-self-filter", false, "")
 	fs.BoolVar(&o.verbose, "verbose", false, "")
 	fs.Var(&o.binds, "bind", "")
 	fs.Var(&o.env, "env", "")
@@ -210,6 +215,14 @@ func run(o *runOptions) (int, error) {
 		}
 		defer f.Close()
 		config.Trace = f
+	}
+	if !o.noSelfFilter {
+		monitor, err := filter.StartMonitor(monitorArgv)
+		if err != nil {
+			return 0, fmt.Errorf("%w, or use --no-self-filter", err)
+		}
+		defer monitor.Stop()
+		config.Confine = func() error { return confine(&config, monitor, verbose) }
 	}
 	if config.Platform, _, err = sentry.NewPlatform(o.platform, verbose); err != nil {
 		return 0, err

@@ -88,6 +88,19 @@ func InstallListener(p bpf.Program) (fd int, err error) {
 	return install(p, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER)
 }
 
+// listenerTSync are the flags of InstallWithListener: TSYNC alone would return
+// the thread that refused in place of the listener.
+const listenerTSync = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+
+// InstallWithListener is like Install and returns the file descriptor that
+// InstallListener returns. When a thread refuses the error is an *InstallError
+// with ESRCH. It needs FeatureTSyncListener.
+func InstallWithListener(p bpf.Program) (fd int, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return install(p, listenerTSync)
+}
+
 // install returns what seccomp(2) does for a filter with flags.
 func install(p bpf.Program, flags uintptr) (int, error) {
 	if err := p.Validate(); err != nil {
@@ -111,6 +124,8 @@ func install(p bpf.Program, flags uintptr) (int, error) {
 		e.Fix = "a filter that is already there forbids seccomp(2): change the container's seccomp profile"
 	case unix.ENOMEM:
 		e.Fix = "all filters together are too long, or memory is short: install fewer filters"
+	case unix.ESRCH:
+		e.Fix = "a thread has filters that the calling thread does not have: confine the process before single threads"
 	case unix.EBUSY:
 		e.Fix = "there is a filter with a listener already, and there can be one only"
 	}
@@ -135,6 +150,9 @@ const (
 	// FeatureWaitKillable is SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 	// (Linux 5.19).
 	FeatureWaitKillable
+	// FeatureTSyncListener is a listener together with one filter for all
+	// threads at once (Linux 5.7).
+	FeatureTSyncListener
 
 	numFeatures = iota
 )
@@ -153,6 +171,7 @@ var features = [numFeatures]struct {
 	FeatureUserNotif:   {"user-notif", unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, UserNotif},
 	FeatureWaitKillable: {"wait-killable",
 		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, UserNotif},
+	FeatureTSyncListener: {"tsync-listener", listenerTSync, UserNotif},
 }
 
 // Features returns all features.

@@ -62,6 +62,10 @@ type Config struct {
 	// shell would expect of the program itself.
 	Signals bool
 
+	// Confine, unless it is nil, is called when all is set up, before the program
+	// is loaded and executes its first instruction.
+	Confine func() error
+
 	// Trace gets a line per system call, unless it is nil.
 	Trace io.Writer
 	// Strict ends the program at its first system call that is not supported.
@@ -166,6 +170,9 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	}
 	fs := vfs.NewFSContext(root.Namespace)
 	program, err := prepare(ctx, &c, fs)
+	if err == nil && c.Confine != nil {
+		err = c.Confine()
+	}
 	if err == nil {
 		err = k.Start(&kernel.ExecArgs{Path: program, Filename: program, Argv: c.Argv, Envv: c.Env}, fdt, fs)
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 func SyscallFilters(a sysno.Arch) seccomp.SyscallRules {
 	var any seccomp.AnyValue
 	process := seccomp.AllOf{seccomp.GreaterThan(0), seccomp.NonNegativeFD}
-	r := seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{
+	return seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{
 		// Requests to the zygote, with the files that stubs map, and its replies.
 		sysno.Fstat.On(a):    seccomp.PerArg{seccomp.NonNegativeFD},
 		sysno.Sendmsg.On(a):  seccomp.PerArg{seccomp.NonNegativeFD, any, seccomp.EqualTo(unix.MSG_NOSIGNAL)},
@@ -23,12 +23,8 @@ func SyscallFilters(a sysno.Arch) seccomp.SyscallRules {
 		// The end of stubs: one process at a time, never a group or everybody.
 		sysno.Kill.On(a):  seccomp.PerArg{process, seccomp.EqualTo(unix.SIGKILL)},
 		sysno.Wait4.On(a): seccomp.PerArg{process, any, seccomp.EqualTo(unix.WALL), seccomp.EqualTo(0)},
+
+		// Whether the zygote is alive.
+		sysno.Ppoll.On(a): seccomp.PerArg{1: seccomp.EqualTo(1), 3: seccomp.EqualTo(0)},
 	})
-	// Whether the zygote is alive.
-	if a == sysno.AMD64 {
-		r.Add(sysno.Poll.On(a), seccomp.PerArg{1: seccomp.EqualTo(1), 2: seccomp.EqualTo(0)})
-	} else {
-		r.Add(sysno.Ppoll.On(a), seccomp.PerArg{1: seccomp.EqualTo(1), 3: seccomp.EqualTo(0)})
-	}
-	return r
 }
