@@ -20,11 +20,11 @@ import (
 const (
 	// hotPeriod is the most time from one return of Switch to the next that counts
 	// as quick.
-	hotPeriod = 100 * time.Microsecond
+	hotPeriod = 200 * time.Microsecond
 	// hotCount is how many quick ones in a row there must be.
 	hotCount = 8
 	// pinnedCount is for how many the two stay pinned.
-	pinnedCount = 10_000
+	pinnedCount = 2000
 	// sweepPeriod is how often the sweeper looks for pairs that are no longer
 	// quick, and the least time after which it sets them free.
 	sweepPeriod = 2 * time.Millisecond
@@ -44,11 +44,14 @@ type pair struct {
 	mu sync.Mutex
 	// pinned says that the tracer may run on one CPU only.
 	pinned bool
-	// cpu is the one that the tracee may run on, or -1 for all that are allowed.
-	cpu int
+	// cpu is the one that the tracee may run on, or free.
+	cpu atomic.Int32
 	// allowed is where both may run when not pinned.
 	allowed unix.CPUSet
 }
+
+// free is no CPU.
+const free = -1
 
 // pinning is switched off to measure what it gains.
 var pinning = true
@@ -76,34 +79,30 @@ func (p *pair) pin() {
 		p.release()
 		return
 	}
-	if p.tryPin() {
-		pinned.add(p)
-	}
-}
-
-// tryPin pins both to this CPU if they are free.
-func (p *pair) tryPin() bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.pinned {
-		return false
+	done := p.pinned
+	p.mu.Unlock()
+	if done {
+		return
 	}
+	var allowed, one unix.CPUSet
 	cpu, err := currentCPU()
-	if err != nil || unix.SchedGetaffinity(0, &p.allowed) != nil || p.allowed.Count() < 2 {
+	if err != nil || unix.SchedGetaffinity(0, &allowed) != nil || allowed.Count() < 2 {
 		p.quick = 0
-		return false
+		return
 	}
-	var one unix.CPUSet
+	cpu = pinned.leastUsed(p, cpu, &allowed)
 	one.Set(cpu)
 	// None of this has to succeed.
-	if p.cpu != cpu && unix.SchedSetaffinity(p.tracee, &one) == nil {
-		p.cpu = cpu
+	p.mu.Lock()
+	p.allowed = allowed
+	if p.cpu.Load() != int32(cpu) && unix.SchedSetaffinity(p.tracee, &one) == nil {
+		p.cpu.Store(int32(cpu))
 	}
-	if p.cpu == cpu && unix.SchedSetaffinity(0, &one) == nil {
-		p.pinned = true
-		p.last.Store(int64(time.Since(epoch)))
-	}
-	return p.cpu >= 0
+	p.pinned = p.cpu.Load() == int32(cpu) && unix.SchedSetaffinity(0, &one) == nil
+	p.mu.Unlock()
+	p.last.Store(int64(time.Since(epoch)))
+	pinned.add(p)
 }
 
 // releaseTracer sets the tracer free, and leaves the tracee where it is until the
@@ -126,9 +125,9 @@ func (p *pair) release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.unpinTracer()
-	if p.cpu >= 0 {
+	if p.cpu.Load() != free {
 		unix.SchedSetaffinity(p.tracee, &p.allowed)
-		p.cpu = -1
+		p.cpu.Store(free)
 	}
 }
 
@@ -137,6 +136,7 @@ func (p *pair) release() {
 var pinned sweeper
 
 type sweeper struct {
+	// mu is taken before a pair's.
 	mu    sync.Mutex
 	pairs map[*pair]bool
 }
@@ -149,6 +149,32 @@ func (s *sweeper) add(p *pair) {
 		go s.run()
 	}
 	s.pairs[p] = true
+}
+
+// leastUsed returns the one of the allowed CPUs that the fewest pairs other than
+// self are pinned to, cpu if that is one.
+func (s *sweeper) leastUsed(self *pair, cpu int, allowed *unix.CPUSet) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pairs) == 0 || len(s.pairs) == 1 && s.pairs[self] {
+		return cpu
+	}
+	used := make(map[int]int)
+	for p := range s.pairs {
+		if p != self {
+			used[int(p.cpu.Load())]++
+		}
+	}
+	best := cpu
+	for i, left := 0, allowed.Count(); left > 0 && used[best] > 0; i++ {
+		if allowed.IsSet(i) {
+			left--
+			if used[i] < used[best] {
+				best = i
+			}
+		}
+	}
+	return best
 }
 
 // forget makes sure that p's threads, whose numbers may be used again, are not

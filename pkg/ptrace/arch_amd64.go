@@ -40,8 +40,10 @@ const (
 
 // Bits of a page fault's error code (Intel SDM vol. 3, 4.7).
 const (
-	pfWrite = 1 << 1
-	pfFetch = 1 << 4
+	pfPresent = 1 << 0
+	pfWrite   = 1 << 1
+	pfUser    = 1 << 2
+	pfFetch   = 1 << 4
 )
 
 // getRegs reads the general registers. PTRACE_GETREGSET would read those of a
@@ -163,7 +165,7 @@ const (
 )
 
 // fault returns what the CPU said of the exception behind sig.
-func (t *thread) fault(ac *arch.Context64, sig unix.Signal, info *linux.SignalInfo) (arch.FaultInfo, hostarch.AccessType, error) {
+func (t *thread) fault(c *threadContext, ac *arch.Context64, sig unix.Signal, info *linux.SignalInfo) (arch.FaultInfo, hostarch.AccessType, error) {
 	switch sig {
 	case unix.SIGILL:
 		return arch.FaultInfo{TrapNo: vectorUD}, hostarch.NoAccess, nil
@@ -173,9 +175,21 @@ func (t *thread) fault(ac *arch.Context64, sig unix.Signal, info *linux.SignalIn
 		}
 		return arch.FaultInfo{TrapNo: vectorDB}, hostarch.NoAccess, nil
 	}
-	trap, code, err := t.signalFrame(sig)
-	if err != nil {
-		return arch.FaultInfo{}, hostarch.NoAccess, err
+	trap, code, known := uint64(vectorPF), uint64(0), false
+	if sig == unix.SIGSEGV && (info.Code == linux.SEGV_MAPERR || info.Code == linux.SEGV_ACCERR) {
+		if decoding {
+			code, known = t.decodeFault(&ac.Regs, info.Addr())
+		}
+		code |= pfUser
+		if info.Code == linux.SEGV_ACCERR {
+			code |= pfPresent
+		}
+	}
+	if !known {
+		var err error
+		if trap, code, err = t.signalFrame(c, sig); err != nil {
+			return arch.FaultInfo{}, hostarch.NoAccess, err
+		}
 	}
 	f := arch.FaultInfo{TrapNo: trap, ErrorCode: code}
 	if trap != vectorPF {
@@ -191,13 +205,17 @@ func (t *thread) fault(ac *arch.Context64, sig unix.Signal, info *linux.SignalIn
 	return f, hostarch.Read, nil
 }
 
-// signalFrame returns the exception's vector and error code, which ptrace(2) does
+// signalFrame returns the exception's vector and error code as the CPU gave them,
+// which ptrace(2) does
 // not tell: it makes the kernel write a signal frame, and stops the thread before
 // the handler's first instruction. The frame is memory that other threads of the
 // application can write, so what it says is true only if they let it be; a lie
 // hurts nobody but them.
-func (t *thread) signalFrame(sig unix.Signal) (trap, code uint64, err error) {
+func (t *thread) signalFrame(c *threadContext, sig unix.Signal) (trap, code uint64, err error) {
 	// The kernel resets the floating point state for a handler.
+	if err := c.pullFP(); err != nil {
+		return 0, 0, err
+	}
 	t.owner = nil
 	t.as.frameMu.Lock()
 	defer t.as.frameMu.Unlock()

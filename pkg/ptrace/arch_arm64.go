@@ -39,6 +39,6 @@ func protectionFault(*arch.Context64) *linux.SignalInfo { return nil }
 
 func isFakeSyscall(*linux.SignalInfo, *arch.Context64) bool { return false }
 
-func (t *thread) fault(*arch.Context64, unix.Signal, *linux.SignalInfo) (arch.FaultInfo, hostarch.AccessType, error) {
+func (t *thread) fault(*threadContext, *arch.Context64, unix.Signal, *linux.SignalInfo) (arch.FaultInfo, hostarch.AccessType, error) {
 	return arch.FaultInfo{}, hostarch.NoAccess, platform.ErrNotSupported
 }

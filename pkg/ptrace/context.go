@@ -154,7 +154,7 @@ func (t *thread) stopped(c *threadContext, ac *arch.Context64, sig unix.Signal) 
 		if !c.sent.Swap(false) {
 			return nil, at, false, nil // from an earlier Switch, or from outside
 		}
-		if err := t.getState(ac); err != nil {
+		if err := t.getState(c, ac); err != nil {
 			return nil, at, true, err
 		}
 		return nil, at, true, platform.ErrContextInterrupt
@@ -165,7 +165,7 @@ func (t *thread) stopped(c *threadContext, ac *arch.Context64, sig unix.Signal) 
 	default:
 		return nil, at, false, nil // somebody else sent it
 	}
-	if err := t.getState(ac); err != nil {
+	if err := t.getState(c, ac); err != nil {
 		return nil, at, true, err
 	}
 	if sig == unix.SIGSYS {
@@ -174,22 +174,25 @@ func (t *thread) stopped(c *threadContext, ac *arch.Context64, sig unix.Signal) 
 		}
 		return info, at, true, platform.ErrContextSignal
 	}
-	ac.Fault, at, err = t.fault(ac, sig, info)
+	ac.Fault, at, err = t.fault(c, ac, sig, info)
 	if err != nil {
 		return nil, at, true, err
 	}
 	return info, at, true, platform.ErrContextSignal
 }
 
-// getState reads all registers.
-func (t *thread) getState(ac *arch.Context64) error {
+// getState reads the registers, but for the floating point state of a Context
+// that is bound to this OS thread: that can be had later.
+func (t *thread) getState(c *threadContext, ac *arch.Context64) error {
 	if err := getRegs(t.tid, &ac.Regs); err != nil {
 		return t.fail("reading the general registers", err)
 	}
-	if _, err := getRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
-		return t.fail("reading the floating point state", err)
+	c.lazy.fp, t.lazy = t, c
+	if c.osThread != 0 {
+		return nil
 	}
-	return nil
+	t.lazy = nil
+	return c.pullFP()
 }
 
 // syscallStopped reads the state of a thread that stopped for a system call. native
@@ -197,7 +200,7 @@ func (t *thread) getState(ac *arch.Context64) error {
 func (t *thread) syscallStopped(c *threadContext, ac *arch.Context64) (native bool, err error) {
 	if c.osThread == 0 {
 		// The caller may come back on another OS thread, which cannot read it.
-		if err := t.getState(ac); err != nil {
+		if err := t.getState(c, ac); err != nil {
 			return false, err
 		}
 		if hasSyscallMark(&ac.Regs) {
@@ -214,7 +217,7 @@ func (t *thread) syscallStopped(c *threadContext, ac *arch.Context64) (native bo
 			t.lazy = c
 			return true, nil
 		}
-		if err := t.getState(ac); err != nil {
+		if err := t.getState(c, ac); err != nil {
 			return false, err
 		}
 		if !known {

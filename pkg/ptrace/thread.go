@@ -40,7 +40,8 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 		}
 		return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w", tid, err)
 	}
-	t := &thread{as: as, tid: tid, pair: pair{tracer: unix.Gettid(), tracee: tid, cpu: -1}}
+	t := &thread{as: as, tid: tid, pair: pair{tracer: unix.Gettid(), tracee: tid}}
+	t.pair.cpu.Store(free)
 	remember(t)
 	if err := ptraceCall(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
 		return nil, t.fail("PTRACE_INTERRUPT", err)
