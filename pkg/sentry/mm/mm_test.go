@@ -294,7 +294,7 @@ func TestFork(t *testing.T) {
 	if v := read(t, mm, s); v != 102 {
 		t.Errorf("parent sees %d in shared memory", v)
 	}
-	if n := e.mf.UsedBytes() - used; n > 2*copyBlock {
+	if n := e.mf.UsedBytes() - used; n > 2*minCopy {
 		t.Errorf("two writes copied %d bytes", n)
 	}
 	// The Sentry's own writes are copies as well, and seen by the application.
@@ -315,6 +315,15 @@ func TestFork(t *testing.T) {
 		t.Errorf("parent sees %d after its CopyOut", v)
 	}
 	check(t, mm)
+	check(t, child)
+	// Copies in sequence grow.
+	child.AddressSpace().(*fakeAS).counts()
+	for i := range hostarch.Addr(60) {
+		write(t, child, a+i*page, 1)
+	}
+	if maps, _ := child.AddressSpace().(*fakeAS).counts(); maps > 10 {
+		t.Errorf("copying 60 pages took %d MapFile", maps)
+	}
 	check(t, child)
 	child.DecUsers(ctx)
 
@@ -463,7 +472,7 @@ func TestPrivateFile(t *testing.T) {
 	for i := range hostarch.Addr(8) {
 		write(t, mm, a+i*page, 1)
 	}
-	if maps, _ := as.counts(); maps > 8*page/copyBlock+1 {
+	if maps, _ := as.counts(); maps > 8*page/minCopy+1 {
 		t.Errorf("writing 8 pages took %d MapFile", maps)
 	}
 	check(t, mm)

@@ -58,8 +58,9 @@ const (
 	minBlock = 64 << 10
 	maxBlock = hostarch.HugePageSize
 
-	// copyBlock is how much is copied on a write.
-	copyBlock = 16 << 10
+	// A write copies a block, which grows in the same way.
+	minCopy = 16 << 10
+	maxCopy = 256 << 10
 
 	// fileBlock is how much of a file is asked for; it says itself how much it
 	// wants to give.
@@ -70,6 +71,12 @@ const (
 func block(addr hostarch.Addr, size uint64, ar hostarch.AddrRange) hostarch.AddrRange {
 	start := addr &^ hostarch.Addr(size-1)
 	return hostarch.AddrRange{Start: max(start, ar.Start), End: min(start+hostarch.Addr(size), ar.End)}
+}
+
+// growBlock returns the size of a block next to seg: at least size, and with what
+// is there up to limit.
+func growBlock(seg *segment[pma], size, limit uint64) uint64 {
+	return max(size, min(uint64(1)<<(bits.Len64(seg.Length())-1), limit))
 }
 
 func pageAt(addr hostarch.Addr) hostarch.AddrRange {
@@ -324,16 +331,11 @@ func (mm *MemoryManager) fillLocked(ctx context.Context, v *segment[vma], page h
 func (mm *MemoryManager) fillAnonLocked(page hostarch.Addr, room hostarch.AddrRange, prev, next *segment[pma]) (*segment[pma], error) {
 	size := uint64(minBlock)
 	hint := uint64(pgalloc.NoHint)
-	grow := func(seg *segment[pma]) {
-		if seg.v.private {
-			size = max(size, min(uint64(1)<<(bits.Len64(seg.Length())-1), maxBlock))
-		}
+	if prev != nil && prev.End == room.Start && prev.v.private {
+		size = growBlock(prev, size, maxBlock)
 	}
-	if prev != nil && prev.End == room.Start {
-		grow(prev)
-	}
-	if next != nil && next.Start == room.End {
-		grow(next)
+	if next != nil && next.Start == room.End && next.v.private {
+		size = growBlock(next, size, maxBlock)
 	}
 	ar := block(page, size, room)
 	switch {
@@ -380,7 +382,11 @@ func (mm *MemoryManager) breakCOWLocked(v *segment[vma], seg *segment[pma], page
 	} else if seg.v.max.Write {
 		near = pageAt(page) // changes of the file are to be seen in other pages
 	}
-	copied, err := mm.copyLocked(v, seg, block(page, copyBlock, near))
+	size := uint64(minCopy)
+	if prev := mm.pmas.at(mm.pmas.prev(mm.pmas.find(page))); prev != nil && prev.End == page && prev.v.private && !prev.v.cow {
+		size = growBlock(prev, size, maxCopy)
+	}
+	copied, err := mm.copyLocked(v, seg, block(page, size, near))
 	if err != nil {
 		copied, err = mm.copyLocked(v, seg, pageAt(page))
 	}
