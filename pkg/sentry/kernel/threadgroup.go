@@ -173,9 +173,10 @@ func (tg *ThreadGroup) memoryLimits() mm.Limits {
 
 func (tg *ThreadGroup) memoryLimitsLocked() mm.Limits {
 	return mm.Limits{
-		AS:    tg.limits[linux.RLIMIT_AS].Cur,
-		Data:  tg.limits[linux.RLIMIT_DATA].Cur,
-		Stack: tg.limits[linux.RLIMIT_STACK].Cur,
+		AS:      tg.limits[linux.RLIMIT_AS].Cur,
+		Data:    tg.limits[linux.RLIMIT_DATA].Cur,
+		Stack:   tg.limits[linux.RLIMIT_STACK].Cur,
+		MemLock: tg.limits[linux.RLIMIT_MEMLOCK].Cur,
 	}
 }
 

@@ -13,22 +13,24 @@ import (
 
 // mmSyscalls are the calls on memory.
 var mmSyscalls = map[uintptr]kernel.Syscall{
-	unix.SYS_MMAP:          {Name: "mmap", Fn: sysMmap},
-	unix.SYS_MUNMAP:        {Name: "munmap", Fn: sysMunmap},
-	unix.SYS_MPROTECT:      {Name: "mprotect", Fn: sysMprotect},
-	unix.SYS_MREMAP:        {Name: "mremap", Fn: sysMremap},
-	unix.SYS_BRK:           {Name: "brk", Fn: sysBrk},
-	unix.SYS_MADVISE:       {Name: "madvise", Fn: sysMadvise},
-	unix.SYS_MSYNC:         {Name: "msync", Fn: sysMsync},
-	unix.SYS_MINCORE:       {Name: "mincore", Fn: sysMincore},
-	unix.SYS_MLOCK:         {Name: "mlock", Fn: sysMlock},
-	unix.SYS_MLOCK2:        {Name: "mlock2", Fn: sysMlock2},
-	unix.SYS_MUNLOCK:       {Name: "munlock", Fn: sysMunlock},
-	unix.SYS_MLOCKALL:      {Name: "mlockall", Fn: sysMlockall},
-	unix.SYS_MUNLOCKALL:    {Name: "munlockall", Fn: sysMunlockall},
-	unix.SYS_PKEY_MPROTECT: {Name: "pkey_mprotect", Fn: sysPkeyMprotect},
-	unix.SYS_PKEY_ALLOC:    {Name: "pkey_alloc", Fn: sysPkeyAlloc},
-	unix.SYS_PKEY_FREE:     {Name: "pkey_free", Fn: sysPkeyFree},
+	unix.SYS_MMAP:       {Name: "mmap", Fn: sysMmap},
+	unix.SYS_MUNMAP:     {Name: "munmap", Fn: sysMunmap},
+	unix.SYS_MPROTECT:   {Name: "mprotect", Fn: sysMprotect},
+	unix.SYS_MREMAP:     {Name: "mremap", Fn: sysMremap},
+	unix.SYS_BRK:        {Name: "brk", Fn: sysBrk},
+	unix.SYS_MADVISE:    {Name: "madvise", Fn: sysMadvise},
+	unix.SYS_MSYNC:      {Name: "msync", Fn: sysMsync},
+	unix.SYS_MINCORE:    {Name: "mincore", Fn: sysMincore},
+	unix.SYS_MLOCK:      {Name: "mlock", Fn: sysMlock},
+	unix.SYS_MLOCK2:     {Name: "mlock2", Fn: sysMlock2},
+	unix.SYS_MUNLOCK:    {Name: "munlock", Fn: sysMunlock},
+	unix.SYS_MLOCKALL:   {Name: "mlockall", Fn: sysMlockall},
+	unix.SYS_MUNLOCKALL: {Name: "munlockall", Fn: sysMunlockall},
+	// One process cannot advise another: callers fall back on madvise.
+	unix.SYS_PROCESS_MADVISE: {Name: "process_madvise", Fn: sysENOSYS},
+	unix.SYS_PKEY_MPROTECT:   {Name: "pkey_mprotect", Fn: sysPkeyMprotect},
+	unix.SYS_PKEY_ALLOC:      {Name: "pkey_alloc", Fn: sysPkeyAlloc},
+	unix.SYS_PKEY_FREE:       {Name: "pkey_free", Fn: sysPkeyFree},
 }
 
 // accessOf returns the access that PROT_ bits ask for.
@@ -39,6 +41,12 @@ func accessOf(prot uint32) hostarch.AccessType {
 		Execute: prot&linux.PROT_EXEC != 0,
 	}
 }
+
+// validFlags are those that MAP_SHARED_VALIDATE accepts (mmap(2)).
+const validFlags = linux.MAP_TYPE | linux.MAP_FIXED | linux.MAP_FIXED_NOREPLACE | linux.MAP_ANONYMOUS | linux.MAP_GROWSDOWN |
+	linux.MAP_DENYWRITE | linux.MAP_EXECUTABLE | linux.MAP_LOCKED | linux.MAP_NORESERVE | linux.MAP_POPULATE |
+	linux.MAP_NONBLOCK | linux.MAP_STACK | linux.MAP_HUGETLB | linux.MAP_HUGE_MASK<<linux.MAP_HUGE_SHIFT |
+	linux.MAP_UNINITIALIZED | linux.MAP_32BIT | linux.MAP_ABOVE4G
 
 func sysMmap(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	prot, flags, fd := args[2].Uint(), args[3].Uint(), args[4].Int()
@@ -63,7 +71,14 @@ func sysMmap(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.Sysca
 	switch flags & linux.MAP_TYPE {
 	case linux.MAP_PRIVATE:
 		opts.Private = true
-	case linux.MAP_SHARED, linux.MAP_SHARED_VALIDATE:
+	case linux.MAP_SHARED:
+	case linux.MAP_SHARED_VALIDATE:
+		if flags&linux.MAP_ANONYMOUS != 0 {
+			return 0, nil, unix.EINVAL
+		}
+		if flags&^validFlags != 0 { // MAP_SYNC is one that no file here has
+			return 0, nil, unix.EOPNOTSUPP
+		}
 	default:
 		return 0, nil, unix.EINVAL
 	}
