@@ -93,6 +93,19 @@ func (mm *MemoryManager) addPMA(seg *segment[pma]) {
 	}
 }
 
+// extend returns span, which may be empty, and seg if that is mapped, with what
+// lies between them. seg comes after span.
+func extend(span hostarch.AddrRange, seg *segment[pma]) hostarch.AddrRange {
+	if !seg.v.mapped.Any() {
+		return span
+	}
+	if span.Empty() {
+		return seg.AddrRange
+	}
+	span.End = seg.End
+	return span
+}
+
 // takePMAs removes the pmas in ar, and unmaps them. The caller has to drop the
 // references.
 func (mm *MemoryManager) takePMAs(ar hostarch.AddrRange) []*segment[pma] {
@@ -100,13 +113,8 @@ func (mm *MemoryManager) takePMAs(ar hostarch.AddrRange) []*segment[pma] {
 	var mapped hostarch.AddrRange
 	for _, seg := range removed {
 		mm.resident.Add(-seg.Length())
-		if seg.v.mapped.Any() {
-			if mapped.Empty() {
-				mapped.Start = seg.Start
-			}
-			mapped.End = seg.End
-			seg.v.mapped = hostarch.NoAccess
-		}
+		mapped = extend(mapped, seg)
+		seg.v.mapped = hostarch.NoAccess
 	}
 	mm.unmapAS(mapped)
 	return removed
@@ -463,8 +471,7 @@ const maxRemaps = 8
 // boundaries of pmas.
 func (mm *MemoryManager) remapLocked(ar hostarch.AddrRange, target func(*segment[pma]) hostarch.AccessType) {
 	var change []*segment[pma]
-	lower := false
-	var span hostarch.AddrRange
+	var span hostarch.AddrRange // of those that get less
 	mm.pmas.overlapping(ar, func(seg *segment[pma]) bool {
 		if !seg.v.mapped.Any() {
 			return true
@@ -475,11 +482,7 @@ func (mm *MemoryManager) remapLocked(ar hostarch.AddrRange, target func(*segment
 		}
 		change = append(change, seg)
 		if !at.SupersetOf(seg.v.mapped) {
-			if !lower {
-				lower = true
-				span.Start = seg.Start
-			}
-			span.End = seg.End
+			span = extend(span, seg)
 		}
 		return true
 	})
@@ -490,7 +493,7 @@ func (mm *MemoryManager) remapLocked(ar hostarch.AddrRange, target func(*segment
 				mm.mapLocked(seg, target(seg), false) // an error leaves it unmapped
 			}
 		}
-	case lower:
+	case !span.Empty():
 		mm.unmapAS(span)
 		mm.pmas.overlapping(span, func(seg *segment[pma]) bool {
 			seg.v.mapped = hostarch.NoAccess
@@ -503,15 +506,13 @@ func (mm *MemoryManager) remapLocked(ar hostarch.AddrRange, target func(*segment
 func (mm *MemoryManager) protectLocked(ar hostarch.AddrRange, perms hostarch.AccessType) {
 	mm.pmas.isolate(ar)
 	if !perms.Any() {
-		mapped := false
+		var mapped hostarch.AddrRange
 		mm.pmas.overlapping(ar, func(seg *segment[pma]) bool {
-			mapped = mapped || seg.v.mapped.Any()
+			mapped = extend(mapped, seg)
 			seg.v.mapped = hostarch.NoAccess
 			return true
 		})
-		if mapped {
-			mm.unmapAS(ar)
-		}
+		mm.unmapAS(mapped)
 	} else {
 		mm.remapLocked(ar, func(seg *segment[pma]) hostarch.AccessType { return want(seg, perms) })
 	}
