@@ -36,7 +36,7 @@ const seizeOptions = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD
 func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, error) {
 	if err := ptraceCall(unix.PTRACE_SEIZE, tid, 0, seizeOptions); err != nil {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSYS) {
-			return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w: allow ptrace(2) in the seccomp filter or security module, and set sysctl kernel.yama.ptrace_scope to 0 or 1", tid, err)
+			return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w: allow ptrace(2) in the seccomp filter or security module, and set sysctl kernel.yama.ptrace_scope to 0 or 1, and let no debugger follow our children (strace -f)", tid, err)
 		}
 		return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w", tid, err)
 	}

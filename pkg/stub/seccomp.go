@@ -25,6 +25,6 @@ func SyscallFilters(a sysno.Arch) seccomp.SyscallRules {
 		sysno.Wait4.On(a): seccomp.PerArg{process, any, seccomp.EqualTo(unix.WALL), seccomp.EqualTo(0)},
 
 		// Whether the zygote is alive.
-		sysno.Ppoll.On(a): seccomp.PerArg{1: seccomp.EqualTo(1), 3: seccomp.EqualTo(0)},
+		sysno.Waitid.On(a): seccomp.PerArg{seccomp.EqualTo(unix.P_PID), process, any, seccomp.EqualTo(unix.WEXITED | unix.WNOHANG | unix.WNOWAIT), seccomp.EqualTo(0)},
 	})
 }

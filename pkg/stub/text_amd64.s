@@ -21,6 +21,7 @@
 #define SYS_clone 56
 #define SYS_getppid 110
 #define SYS_prctl 157
+#define SYS_arch_prctl 158
 #define SYS_gettid 186
 #define SYS_exit_group 231
 #define SYS_seccomp 317
@@ -35,6 +36,7 @@
 #define SIGKILL 9
 #define SIGCHLD 17
 #define CLONE_FILES 0x400
+#define ARCH_SET_CPUID 0x1012
 #define CLONE_PARENT 0x8000
 #define CLONE_HELPER 0x50f00 // VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
 #define EINTR 4
@@ -128,6 +130,13 @@ signalsDone:
 	SYSCALL
 	TESTQ AX, AX
 	JNE failed
+
+	// Let CPUID fault, in the clones as well, where the CPU can do that
+	// (arch_prctl(2)): applications see what package cpuid says.
+	MOVL $ARCH_SET_CPUID, DI
+	XORL SI, SI
+	MOVL $SYS_arch_prctl, AX
+	SYSCALL
 
 	MOVL $SYS_getppid, AX
 	SYSCALL

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,9 +51,13 @@ func Shared() (*Zygote, error) {
 	return z, nil
 }
 
-// replyTimeout bounds how long we wait for a reply, in seconds: a zygote that
-// somebody has stopped is as good as dead.
-const replyTimeout = 10
+// A zygote that is stopped, and does not reply for so long, is as good as dead.
+const (
+	replyTimeout = 10 * time.Second
+	// replyCheck is how often we look whether it is dead altogether. Its socket
+	// does not say so: stubs hold it as well.
+	replyCheck = 100 * time.Millisecond
+)
 
 // startAttempts is how often an image is started at one address: the kernel may
 // have put the new process's stack there.
@@ -119,7 +124,7 @@ func start(image []byte, layout Layout) (*Zygote, error) {
 		}
 		return nil, fmt.Errorf("starting the stub process %s: %w%s", path, err, hint(err))
 	}
-	timeout := unix.Timeval{Sec: replyTimeout}
+	timeout := unix.NsecToTimeval(int64(replyCheck))
 	if err := unix.SetsockoptTimeval(z.sock, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		z.fail(fmt.Errorf("setsockopt(SO_RCVTIMEO): %w", err))
 		return nil, z.dead
@@ -171,13 +176,18 @@ func (z *Zygote) alive() bool {
 	if z.dead != nil {
 		return false
 	}
-	// Has it closed its end?
-	fds := []unix.PollFd{{Fd: int32(z.sock), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, 0); err == nil && n != 0 {
-		z.fail(fmt.Errorf("the stub zygote has died: %w", unix.EPIPE))
+	if z.exited() {
+		z.fail(fmt.Errorf("the stub zygote %d has died: %w", z.pid, unix.EPIPE))
 		return false
 	}
 	return true
+}
+
+// exited reports whether the zygote is a zombie.
+func (z *Zygote) exited() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, z.pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo != 0
 }
 
 // Close ends the zygote; stubs cloned off it live on.
@@ -218,19 +228,21 @@ func Reap(id int) {
 // receive returns the two words of a reply.
 func (z *Zygote) receive() (int64, uint64, error) {
 	var buf [16]byte
-	for {
+	for start := time.Now(); ; {
 		n, _, err := unix.Recvfrom(z.sock, buf[:], 0)
 		switch {
 		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return 0, 0, fmt.Errorf("the stub zygote %d does not answer: %w", z.pid, unix.ETIMEDOUT)
-		case err != nil && err != unix.ECONNRESET:
-			return 0, 0, fmt.Errorf("recvfrom the stub zygote: %w", err)
+		case err == unix.EAGAIN && !z.exited():
+			if time.Since(start) > replyTimeout {
+				return 0, 0, fmt.Errorf("the stub zygote %d does not answer: %w", z.pid, unix.ETIMEDOUT)
+			}
+		case err != nil && err != unix.EAGAIN && err != unix.ECONNRESET:
+			return 0, 0, fmt.Errorf("recvfrom the stub zygote %d: %w", z.pid, err)
 		case n != len(buf):
 			return 0, 0, fmt.Errorf("the stub zygote %d has died: %w", z.pid, unix.EPIPE)
+		default:
+			return int64(binary.LittleEndian.Uint64(buf[:])), binary.LittleEndian.Uint64(buf[8:]), nil
 		}
-		return int64(binary.LittleEndian.Uint64(buf[:])), binary.LittleEndian.Uint64(buf[8:]), nil
 	}
 }
 

@@ -64,7 +64,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 44: if A == 0x0 goto 45 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 238, JF: 133, K: 0x0},        // 46: if A == 0x0 goto 285 else 180
+			{Code: 0x15, JT: 224, JF: 133, K: 0x0},        // 46: if A == 0x0 goto 271 else 180
 			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 47: if A >= 0x3 goto 48 else 81
 			{Code: 0x35, JT: 131, JF: 0, K: 0xe},          // 48: if A >= 0xe goto 180 else 49
 			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 49: if A >= 0xc goto 50 else 55
@@ -72,7 +72,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 51: if A == 0x0 goto 52 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 52: A = arg1.lo
 			{Code: 0x15, JT: 126, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 180 else 54
-			{Code: 0x35, JT: 125, JF: 196, K: 0x80000000}, // 54: if A >= 0x80000000 goto 180 else 251
+			{Code: 0x35, JT: 125, JF: 192, K: 0x80000000}, // 54: if A >= 0x80000000 goto 180 else 247
 			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 55: if A == 0x6 goto 56 else 65
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 57: if A == 0x0 goto 58 else 180
@@ -103,7 +103,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 82: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 83: if A == 0x0 goto 84 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 84: A = arg1.lo
-			{Code: 0x15, JT: 94, JF: 237, K: 0x0},         // 85: if A == 0x0 goto 180 else 323
+			{Code: 0x15, JT: 94, JF: 250, K: 0x0},         // 85: if A == 0x0 goto 180 else 336
 			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 86: if A == 0x3d goto 87 else 106
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 87: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 88: if A == 0x0 goto 89 else 180
@@ -112,7 +112,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 91: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 92: if A == 0x0 goto 93 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 93: A = arg2.lo
-			{Code: 0x15, JT: 190, JF: 0, K: 0x0},          // 94: if A == 0x0 goto 285 else 95
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 94: if A == 0x0 goto 271 else 95
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 95: A = arg0.lo
 			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 96: if A == 0x0 goto 180 else 97
 			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 97: if A >= 0x80000000 goto 180 else 102
@@ -122,8 +122,8 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 101: if A == 0x0 goto 102 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 103: if A >= 0x40000001 goto 104 else 105
-			{Code: 0x15, JT: 180, JF: 75, K: 0x60000000},  // 104: if A == 0x60000000 goto 285 else 180
-			{Code: 0x15, JT: 179, JF: 74, K: 0x40000000},  // 105: if A == 0x40000000 goto 285 else 180
+			{Code: 0x15, JT: 166, JF: 75, K: 0x60000000},  // 104: if A == 0x60000000 goto 271 else 180
+			{Code: 0x15, JT: 165, JF: 74, K: 0x40000000},  // 105: if A == 0x40000000 goto 271 else 180
 			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 106: if A == 0xea goto 107 else 126
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 107: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 108: if A == 0x0 goto 109 else 180
@@ -144,357 +144,372 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 123: if A == 0x0 goto 124 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
 			{Code: 0x15, JT: 78, JF: 54, K: 0x11},         // 125: if A == 0x11 goto 204 else 180
-			{Code: 0x15, JT: 178, JF: 0, K: 0xcb},         // 126: if A == 0xcb goto 305 else 127
+			{Code: 0x15, JT: 158, JF: 0, K: 0xcb},         // 126: if A == 0xcb goto 285 else 127
 			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 127: if A == 0xca goto 128 else 133
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 129: if A == 0x0 goto 130 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 131: if A >= 0x80 goto 132 else 180
 			{Code: 0x35, JT: 47, JF: 71, K: 0x82},         // 132: if A >= 0x82 goto 180 else 204
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 133: if A == 0x119 goto 134 else 142
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 133: if A == 0x119 goto 134 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 134: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 135: if A == 0x0 goto 136 else 180
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 136: A = arg0.lo
-			{Code: 0x35, JT: 42, JF: 0, K: 0x80000000},    // 137: if A >= 0x80000000 goto 180 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 138: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 139: if A == 0x0 goto 140 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 140: A = arg4.lo
-			{Code: 0x15, JT: 62, JF: 38, K: 0x0},          // 141: if A == 0x0 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 142: if A == 0x1b5 goto 143 else 151
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
+			{Code: 0x35, JT: 42, JF: 166, K: 0x80000000},  // 137: if A >= 0x80000000 goto 180 else 304
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 138: if A == 0x1b5 goto 139 else 147
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 140: if A == 0x0 goto 141 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
+			{Code: 0x35, JT: 37, JF: 0, K: 0x80000000},    // 142: if A >= 0x80000000 goto 180 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 143: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 144: if A == 0x0 goto 145 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 0, K: 0x80000000},    // 146: if A >= 0x80000000 goto 180 else 147
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 147: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 31, K: 0x0},           // 148: if A == 0x0 goto 149 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 149: A = arg3.lo
-			{Code: 0x15, JT: 53, JF: 29, K: 0x18},         // 150: if A == 0x18 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 151: if A == 0x106 goto 152 else 161
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 152: A = arg0.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 145: A = arg3.lo
+			{Code: 0x15, JT: 57, JF: 33, K: 0x18},         // 146: if A == 0x18 goto 204 else 180
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 147: if A == 0x106 goto 148 else 157
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 148: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 149: if A == 0x0 goto 150 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 151: if A >= 0x80000000 goto 180 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 152: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 153: if A == 0x0 goto 154 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 154: A = arg0.lo
-			{Code: 0x35, JT: 24, JF: 0, K: 0x80000000},    // 155: if A >= 0x80000000 goto 180 else 156
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 156: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 157: if A == 0x0 goto 158 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 158: A = arg3.lo
-			{Code: 0x15, JT: 44, JF: 0, K: 0x0},           // 159: if A == 0x0 goto 204 else 160
-			{Code: 0x15, JT: 43, JF: 19, K: 0x900},        // 160: if A == 0x900 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 161: if A == 0x9 goto 162 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 154: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 155: if A == 0x0 goto 204 else 156
+			{Code: 0x15, JT: 47, JF: 23, K: 0x900},        // 156: if A == 0x900 goto 204 else 180
+			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 157: if A == 0x9 goto 158 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 158: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 159: if A == 0x0 goto 160 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 160: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 161: if A == 0x0 goto 162 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 162: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 163: if A == 0x0 goto 164 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 165: if A == 0x0 goto 166 else 172
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 167: if A == 0x0 goto 168 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 169: if A >= 0x23 goto 170 else 171
-			{Code: 0x15, JT: 33, JF: 9, K: 0x32},          // 170: if A == 0x32 goto 204 else 180
-			{Code: 0x15, JT: 32, JF: 8, K: 0x22},          // 171: if A == 0x22 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 172: if A == 0x3 goto 173 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 174: if A == 0x0 goto 175 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 176: if A >= 0x23 goto 177 else 185
-			{Code: 0x15, JT: 26, JF: 0, K: 0x32},          // 177: if A == 0x32 goto 204 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 178: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 12, K: 0x0},           // 179: if A == 0x0 goto 181 else 192
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 164: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 165: if A >= 0x23 goto 166 else 167
+			{Code: 0x15, JT: 37, JF: 13, K: 0x32},         // 166: if A == 0x32 goto 204 else 180
+			{Code: 0x15, JT: 36, JF: 12, K: 0x22},         // 167: if A == 0x22 goto 204 else 180
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 168: if A == 0x3 goto 169 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 169: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 170: if A == 0x0 goto 171 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 172: if A >= 0x23 goto 173 else 181
+			{Code: 0x15, JT: 30, JF: 0, K: 0x32},          // 173: if A == 0x32 goto 204 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 174: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 175: if A == 0x0 goto 176 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 176: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 177: if A == 0x0 goto 178 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 178: A = arg3.lo
+			{Code: 0x15, JT: 24, JF: 9, K: 0x28},          // 179: if A == 0x28 goto 204 else 189
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 180: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 182: if A == 0x0 goto 183 else 192
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
-			{Code: 0x15, JT: 19, JF: 8, K: 0x28},          // 184: if A == 0x28 goto 204 else 193
-			{Code: 0x15, JT: 18, JF: 0, K: 0x22},          // 185: if A == 0x22 goto 204 else 186
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 186: if A >= 0x2 goto 366 else 194
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 187: if A >= 0x2 goto 366 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 188: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 189: if A == 0x0 goto 190 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 191: if A >= 0x2 goto 193 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 193: if A == 0x4001 goto 195 else 366
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 194: if A == 0x0 goto 366 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 195: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 196: if A == 0x0 goto 197 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 197: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 5, K: 0x80000000},   // 198: if A >= 0x80000000 goto 366 else 204
-			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 199: if A == 0x1c goto 200 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 201: if A == 0x0 goto 202 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
-			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 203: if A >= 0x8 goto 205 else 209
+			{Code: 0x15, JT: 22, JF: 0, K: 0x22},          // 181: if A == 0x22 goto 204 else 182
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 182: if A >= 0x2 goto 362 else 190
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 183: if A >= 0x2 goto 362 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 184: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 185: if A == 0x0 goto 186 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 186: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 187: if A >= 0x2 goto 189 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 188: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 189: if A == 0x4001 goto 191 else 362
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 190: if A == 0x0 goto 362 else 191
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 191: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 192: if A == 0x0 goto 193 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 193: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 9, K: 0x80000000},   // 194: if A >= 0x80000000 goto 362 else 204
+			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 195: if A == 0x1c goto 196 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 196: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 197: if A == 0x0 goto 198 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 198: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 199: if A >= 0x8 goto 200 else 205
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 200: if A >= 0x10 goto 201 else 202
+			{Code: 0x15, JT: 2, JF: 160, K: 0x19},         // 201: if A == 0x19 goto 204 else 362
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 202: if A == 0x8 goto 204 else 203
+			{Code: 0x35, JT: 0, JF: 158, K: 0xe},          // 203: if A >= 0xe goto 204 else 362
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 204: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
-			{Code: 0x15, JT: 254, JF: 253, K: 0x19},       // 206: if A == 0x19 goto 461 else 460
-			{Code: 0x15, JT: 253, JF: 0, K: 0x8},          // 207: if A == 0x8 goto 461 else 208
-			{Code: 0x35, JT: 252, JF: 251, K: 0xe},        // 208: if A >= 0xe goto 461 else 460
-			{Code: 0x15, JT: 251, JF: 250, K: 0x4},        // 209: if A == 0x4 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 150, K: 0x7d},         // 210: if A >= 0x7d goto 211 else 361
-			{Code: 0x35, JT: 0, JF: 113, K: 0xe4},         // 211: if A >= 0xe4 goto 212 else 325
-			{Code: 0x35, JT: 0, JF: 65, K: 0x11d},         // 212: if A >= 0x11d goto 213 else 278
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 213: if A >= 0x13e goto 214 else 245
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 214: if A >= 0x145 goto 215 else 228
-			{Code: 0x15, JT: 0, JF: 244, K: 0x1b7},        // 215: if A == 0x1b7 goto 216 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 217: if A == 0x0 goto 218 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
-			{Code: 0x35, JT: 240, JF: 0, K: 0x80000000},   // 219: if A >= 0x80000000 goto 460 else 220
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 220: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 221: if A == 0x0 goto 222 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 222: A = arg2.lo
-			{Code: 0x35, JT: 236, JF: 0, K: 0x8},          // 223: if A >= 0x8 goto 460 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 224: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 225: if A == 0x0 goto 226 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 226: A = arg3.lo
-			{Code: 0x15, JT: 233, JF: 232, K: 0x200},      // 227: if A == 0x200 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 228: if A >= 0x140 goto 229 else 234
-			{Code: 0x15, JT: 0, JF: 230, K: 0x144},        // 229: if A == 0x144 goto 230 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 231: if A == 0x0 goto 232 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 226, JF: 121, K: 0x2},        // 233: if A >= 0x2 goto 460 else 355
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 234: if A == 0x13e goto 235 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 235: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 236: if A == 0x0 goto 237 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 237: A = arg2.lo
-			{Code: 0x45, JT: 221, JF: 222, K: 0xfffffffe}, // 238: if A & 0xfffffffe goto 460 else 461
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 240: if A == 0x0 goto 241 else 243
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
-			{Code: 0x15, JT: 218, JF: 1, K: 0x1},          // 242: if A == 0x1 goto 461 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 243: A = arg1.lo
-			{Code: 0x45, JT: 177, JF: 215, K: 0x2},        // 244: if A & 0x2 goto 422 else 460
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 245: if A >= 0x124 goto 246 else 255
-			{Code: 0x15, JT: 0, JF: 213, K: 0x135},        // 246: if A == 0x135 goto 247 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 248: if A == 0x0 goto 249 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 250: if A == 0x0 goto 251 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 251: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 252: if A == 0x0 goto 253 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 253: A = arg2.lo
-			{Code: 0x15, JT: 206, JF: 205, K: 0x0},        // 254: if A == 0x0 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 255: if A >= 0x122 goto 256 else 269
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 256: if A == 0x122 goto 257 else 265
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 257: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 258: if A == 0x0 goto 259 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 259: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 260: if A == 0x0 goto 261 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 261: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 262: if A == 0x0 goto 263 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 263: A = arg1.lo
-			{Code: 0x15, JT: 196, JF: 195, K: 0x80800},    // 264: if A == 0x80800 goto 461 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 266: if A == 0x0 goto 267 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
-			{Code: 0x15, JT: 192, JF: 191, K: 0x80000},    // 268: if A == 0x80000 goto 461 else 460
-			{Code: 0x15, JT: 0, JF: 190, K: 0x11d},        // 269: if A == 0x11d goto 270 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 271: if A == 0x0 goto 272 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x35, JT: 186, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 460 else 274
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 274: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 275: if A == 0x0 goto 276 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 276: A = arg1.lo
-			{Code: 0x45, JT: 182, JF: 183, K: 0xffffff80}, // 277: if A & 0xffffff80 goto 460 else 461
-			{Code: 0x35, JT: 0, JF: 30, K: 0x101},         // 278: if A >= 0x101 goto 279 else 309
-			{Code: 0x35, JT: 0, JF: 9, K: 0x10c},          // 279: if A >= 0x10c goto 280 else 289
-			{Code: 0x15, JT: 0, JF: 179, K: 0x10f},        // 280: if A == 0x10f goto 281 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 281: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 282: if A == 0x0 goto 283 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 283: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 175, K: 0x1},          // 284: if A == 0x1 goto 285 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 285: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 286: if A == 0x0 goto 287 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 287: A = arg3.lo
-			{Code: 0x15, JT: 172, JF: 171, K: 0x0},        // 288: if A == 0x0 goto 461 else 460
-			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 289: if A == 0x101 goto 290 else 304
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 290: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 291: if A == 0x0 goto 292 else 298
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 292: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 293: if A >= 0x80000000 goto 299 else 294
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 294: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 295: if A == 0x0 goto 296 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 296: A = arg2.lo
-			{Code: 0x45, JT: 162, JF: 163, K: 0xffe2e2ff}, // 297: if A & 0xffe2e2ff goto 460 else 461
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0xffffff9c},   // 299: if A == 0xffffff9c goto 300 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 301: if A == 0x0 goto 302 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x15, JT: 157, JF: 156, K: 0x80000},    // 303: if A == 0x80000 goto 461 else 460
-			{Code: 0x15, JT: 0, JF: 155, K: 0x10b},        // 304: if A == 0x10b goto 305 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 305: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 306: if A == 0x0 goto 307 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
-			{Code: 0x35, JT: 151, JF: 152, K: 0x80000000}, // 308: if A >= 0x80000000 goto 460 else 461
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 309: if A >= 0xe8 goto 310 else 324
-			{Code: 0x15, JT: 0, JF: 149, K: 0xe9},         // 310: if A == 0xe9 goto 311 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 312: if A == 0x0 goto 313 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 314: if A >= 0x80000000 goto 460 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 315: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 316: if A == 0x0 goto 317 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 317: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 318: if A == 0x0 goto 460 else 319
-			{Code: 0x35, JT: 140, JF: 0, K: 0x3},          // 319: if A >= 0x3 goto 460 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 321: if A == 0x0 goto 322 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
-			{Code: 0x35, JT: 136, JF: 137, K: 0x80000000}, // 323: if A >= 0x80000000 goto 460 else 461
-			{Code: 0x15, JT: 135, JF: 136, K: 0xe6},       // 324: if A == 0xe6 goto 460 else 461
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 325: if A >= 0xbf goto 326 else 346
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 326: if A >= 0xd9 goto 327 else 338
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 327: if A >= 0xdc goto 328 else 337
-			{Code: 0x15, JT: 0, JF: 131, K: 0xdd},         // 328: if A == 0xdd goto 329 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 329: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 330: if A == 0x0 goto 331 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 331: A = arg0.lo
-			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 332: if A >= 0x80000000 goto 460 else 333
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 333: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 334: if A == 0x0 goto 335 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 335: A = arg3.lo
-			{Code: 0x35, JT: 123, JF: 124, K: 0x6},        // 336: if A >= 0x6 goto 460 else 461
-			{Code: 0x15, JT: 122, JF: 123, K: 0xda},       // 337: if A == 0xda goto 460 else 461
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 338: if A >= 0xc3 goto 339 else 344
-			{Code: 0x15, JT: 0, JF: 120, K: 0xcc},         // 339: if A == 0xcc goto 340 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 341: if A == 0x0 goto 342 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
-			{Code: 0x15, JT: 117, JF: 116, K: 0x0},        // 343: if A == 0x0 goto 461 else 460
-			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 344: if A == 0xbf goto 461 else 345
-			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 345: if A == 0xc2 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 346: if A >= 0x8a goto 347 else 359
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 347: if A >= 0x9e goto 348 else 349
-			{Code: 0x15, JT: 112, JF: 111, K: 0xba},       // 348: if A == 0xba goto 461 else 460
-			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 349: if A == 0x8a goto 461 else 350
-			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 350: if A == 0x9d goto 351 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 352: if A == 0x0 goto 353 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 354: if A == 0x53564d41 goto 355 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 356: if A == 0x0 goto 357 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 358: if A == 0x0 goto 461 else 460
-			{Code: 0x15, JT: 101, JF: 0, K: 0x7d},         // 359: if A == 0x7d goto 461 else 360
-			{Code: 0x15, JT: 100, JF: 99, K: 0x83},        // 360: if A == 0x83 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 40, K: 0x3c},          // 361: if A >= 0x3c goto 362 else 402
-			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 362: if A >= 0x62 goto 363 else 371
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 363: if A >= 0x69 goto 364 else 368
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 364: if A >= 0x6d goto 365 else 367
-			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 365: if A == 0x73 goto 461 else 460
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
-			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 367: if A >= 0x6b goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 368: if A >= 0x66 goto 369 else 370
-			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 369: if A == 0x67 goto 460 else 461
-			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 370: if A == 0x63 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 371: if A >= 0x4a goto 372 else 375
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 372: if A >= 0x4e goto 373 else 374
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 373: if A == 0x61 goto 461 else 460
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 374: if A == 0x4c goto 460 else 461
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 375: if A >= 0x3f goto 376 else 392
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 376: if A == 0x48 goto 377 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 378: if A == 0x0 goto 379 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 380: if A >= 0x80000000 goto 460 else 381
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 381: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 382: if A == 0x0 goto 383 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 383: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 384: if A >= 0x4 goto 385 else 391
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 385: if A == 0x406 goto 461 else 386
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 386: if A == 0x4 goto 387 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 387: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 388: if A == 0x0 goto 389 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 389: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 390: if A & 0xfffb73ff goto 460 else 461
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 391: if A == 0x3 goto 461 else 460
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 392: if A == 0x3c goto 461 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 393: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 394: if A == 0x0 goto 395 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 395: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 396: if A == 0x0 goto 460 else 397
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 397: if A >= 0x80000000 goto 460 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 398: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 399: if A == 0x0 goto 400 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 400: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 401: if A == 0x9 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 402: if A >= 0x13 goto 403 else 435
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 403: if A >= 0x2d goto 404 else 431
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 404: if A >= 0x2f goto 405 else 410
-			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 405: if A == 0x38 goto 406 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 407: if A == 0x0 goto 408 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
-			{Code: 0x15, JT: 51, JF: 50, K: 0xd0f00},      // 409: if A == 0xd0f00 goto 461 else 460
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 410: if A == 0x2d goto 411 else 420
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 411: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 412: if A == 0x0 goto 413 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 413: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 414: if A >= 0x80000000 goto 460 else 415
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 415: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 416: if A == 0x0 goto 417 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 417: A = arg3.lo
-			{Code: 0x15, JT: 42, JF: 0, K: 0x0},           // 418: if A == 0x0 goto 461 else 419
-			{Code: 0x15, JT: 41, JF: 40, K: 0x40},         // 419: if A == 0x40 goto 461 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 420: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 38, K: 0x0},           // 421: if A == 0x0 goto 423 else 460
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 422: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 423: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 424: if A >= 0x80000000 goto 460 else 425
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 425: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 426: if A == 0x0 goto 427 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 427: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 428: if A >= 0x4001 goto 429 else 430
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 429: if A == 0x4040 goto 461 else 460
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 430: if A == 0x4000 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 431: if A >= 0x23 goto 432 else 434
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 432: if A == 0x23 goto 461 else 433
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 433: if A == 0x27 goto 461 else 460
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 434: if A == 0x18 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 435: if A >= 0x8 goto 436 else 457
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 436: if A >= 0xd goto 437 else 455
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 437: if A == 0x10 goto 438 else 461
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 438: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 439: if A == 0x0 goto 440 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 440: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 441: if A >= 0x80000000 goto 460 else 442
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 442: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 443: if A == 0x0 goto 444 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 444: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 445: if A >= 0x5413 goto 446 else 450
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 446: if A >= 0x541c goto 447 else 448
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 447: if A == 0x5425 goto 461 else 460
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 448: if A == 0x541b goto 461 else 449
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 449: if A >= 0x5415 goto 460 else 461
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 450: if A >= 0x540c goto 451 else 452
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 451: if A == 0x5411 goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 452: if A >= 0x5405 goto 453 else 454
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 453: if A >= 0x5409 goto 461 else 460
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 454: if A >= 0x5401 goto 461 else 460
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 455: if A == 0x8 goto 461 else 456
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 456: if A == 0xb goto 461 else 460
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 457: if A >= 0x4 goto 458 else 459
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 458: if A == 0x5 goto 461 else 460
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 459: if A == 0x2 goto 460 else 461
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 460: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 461: return 0x7fff0000
+			{Code: 0x15, JT: 179, JF: 156, K: 0x4},        // 205: if A == 0x4 goto 385 else 362
+			{Code: 0x35, JT: 0, JF: 168, K: 0x7e},         // 206: if A >= 0x7e goto 207 else 375
+			{Code: 0x35, JT: 0, JF: 129, K: 0xe8},         // 207: if A >= 0xe8 goto 208 else 337
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 208: if A >= 0x122 goto 209 else 264
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 209: if A >= 0x13e goto 210 else 241
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 210: if A >= 0x145 goto 211 else 224
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 211: if A == 0x1b7 goto 212 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 212: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 213: if A == 0x0 goto 214 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 215: if A >= 0x80000000 goto 362 else 216
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 217: if A == 0x0 goto 218 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 219: if A >= 0x8 goto 475 else 220
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 220: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 221: if A == 0x0 goto 222 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 222: A = arg3.lo
+			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 223: if A == 0x200 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 224: if A >= 0x140 goto 225 else 230
+			{Code: 0x15, JT: 0, JF: 249, K: 0x144},        // 225: if A == 0x144 goto 226 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 227: if A == 0x0 goto 228 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
+			{Code: 0x35, JT: 245, JF: 140, K: 0x2},        // 229: if A >= 0x2 goto 475 else 370
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 230: if A == 0x13e goto 231 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 232: if A == 0x0 goto 233 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
+			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 234: if A & 0xfffffffe goto 475 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 235: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 236: if A == 0x0 goto 237 else 239
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 237: A = arg1.lo
+			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 238: if A == 0x1 goto 476 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 239: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 234, K: 0x2},        // 240: if A & 0x2 goto 419 else 475
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 241: if A >= 0x124 goto 242 else 251
+			{Code: 0x15, JT: 0, JF: 232, K: 0x135},        // 242: if A == 0x135 goto 243 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 243: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 244: if A == 0x0 goto 245 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 246: if A == 0x0 goto 247 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 247: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 248: if A == 0x0 goto 249 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 249: A = arg2.lo
+			{Code: 0x15, JT: 225, JF: 224, K: 0x0},        // 250: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 251: if A == 0x122 goto 252 else 260
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 253: if A == 0x0 goto 254 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 255: if A == 0x0 goto 256 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 256: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 257: if A == 0x0 goto 258 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 258: A = arg1.lo
+			{Code: 0x15, JT: 216, JF: 215, K: 0x80800},    // 259: if A == 0x80800 goto 476 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 261: if A == 0x0 goto 262 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
+			{Code: 0x15, JT: 212, JF: 211, K: 0x80000},    // 263: if A == 0x80000 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 24, K: 0x102},         // 264: if A >= 0x102 goto 265 else 289
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 265: if A >= 0x10f goto 266 else 284
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 266: if A == 0x10f goto 267 else 275
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 268: if A == 0x0 goto 269 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 204, K: 0x1},          // 270: if A == 0x1 goto 271 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 271: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 272: if A == 0x0 goto 273 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 273: A = arg3.lo
+			{Code: 0x15, JT: 201, JF: 200, K: 0x0},        // 274: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 199, K: 0x11d},        // 275: if A == 0x11d goto 276 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 276: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 277: if A == 0x0 goto 278 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 278: A = arg0.lo
+			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 279: if A >= 0x80000000 goto 475 else 280
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 280: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 281: if A == 0x0 goto 282 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 282: A = arg1.lo
+			{Code: 0x45, JT: 191, JF: 192, K: 0xffffff80}, // 283: if A & 0xffffff80 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 190, K: 0x10b},        // 284: if A == 0x10b goto 285 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 286: if A == 0x0 goto 287 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x35, JT: 186, JF: 187, K: 0x80000000}, // 288: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 289: if A >= 0xf7 goto 290 else 323
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 290: if A == 0xf7 goto 291 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 292: if A == 0x0 goto 293 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 294: if A == 0x1 goto 295 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 295: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 296: if A == 0x0 goto 297 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 297: A = arg1.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 298: if A == 0x0 goto 475 else 299
+			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 299: if A >= 0x80000000 goto 475 else 300
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 300: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 301: if A == 0x0 goto 302 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 302: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 303: if A == 0x1000005 goto 304 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 304: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 305: if A == 0x0 goto 306 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 306: A = arg4.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 307: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 308: if A == 0x101 goto 309 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 310: if A == 0x0 goto 311 else 317
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 311: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 312: if A >= 0x80000000 goto 318 else 313
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 313: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 314: if A == 0x0 goto 315 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 315: A = arg2.lo
+			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 316: if A & 0xffe2e2ff goto 475 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 318: if A == 0xffffff9c goto 319 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 320: if A == 0x0 goto 321 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 322: if A == 0x80000 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 323: if A == 0xe9 goto 324 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 324: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 325: if A == 0x0 goto 326 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 327: if A >= 0x80000000 goto 475 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 329: if A == 0x0 goto 330 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 331: if A == 0x0 goto 475 else 332
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 332: if A >= 0x3 goto 475 else 333
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 333: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 334: if A == 0x0 goto 335 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 335: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 336: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 337: if A >= 0xc3 goto 338 else 357
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 338: if A >= 0xdc goto 339 else 350
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 339: if A >= 0xe4 goto 340 else 341
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 340: if A == 0xe6 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 341: if A == 0xdd goto 342 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 343: if A == 0x0 goto 344 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 475 else 346
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 346: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 347: if A == 0x0 goto 348 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 348: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 349: if A >= 0x6 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 350: if A >= 0xd9 goto 351 else 352
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 351: if A == 0xda goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 352: if A == 0xcc goto 353 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 354: if A == 0x0 goto 355 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 356: if A == 0x0 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 5, K: 0x9e},           // 357: if A >= 0x9e goto 358 else 363
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 358: if A >= 0xbf goto 359 else 361
+			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 359: if A == 0xbf goto 476 else 360
+			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 360: if A == 0xc2 goto 476 else 475
+			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 361: if A == 0xba goto 476 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 362: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 363: if A >= 0x8a goto 364 else 374
+			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 364: if A == 0x8a goto 476 else 365
+			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 365: if A == 0x9d goto 366 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 367: if A == 0x0 goto 368 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 369: if A == 0x53564d41 goto 370 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 370: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 371: if A == 0x0 goto 372 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 372: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 373: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 374: if A == 0x83 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 375: if A >= 0x3c goto 376 else 417
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 376: if A >= 0x62 goto 377 else 386
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 377: if A >= 0x69 goto 378 else 382
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 378: if A >= 0x6d goto 379 else 381
+			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 379: if A == 0x7d goto 476 else 380
+			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 380: if A == 0x73 goto 476 else 475
+			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 381: if A >= 0x6b goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 382: if A >= 0x66 goto 383 else 384
+			{Code: 0x15, JT: 91, JF: 92, K: 0x67},         // 383: if A == 0x67 goto 475 else 476
+			{Code: 0x15, JT: 91, JF: 90, K: 0x63},         // 384: if A == 0x63 goto 476 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 385: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 386: if A >= 0x4a goto 387 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 387: if A >= 0x4e goto 388 else 389
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 388: if A == 0x61 goto 476 else 475
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 389: if A == 0x4c goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 390: if A >= 0x3f goto 391 else 407
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 391: if A == 0x48 goto 392 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 393: if A == 0x0 goto 394 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 475 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 396: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 397: if A == 0x0 goto 398 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 398: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 399: if A >= 0x4 goto 400 else 406
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 400: if A == 0x406 goto 476 else 401
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 401: if A == 0x4 goto 402 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 402: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 403: if A == 0x0 goto 404 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 404: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 405: if A & 0xfffb73ff goto 475 else 476
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 406: if A == 0x3 goto 476 else 475
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 407: if A == 0x3c goto 476 else 408
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 408: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 409: if A == 0x0 goto 410 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 410: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 411: if A == 0x0 goto 475 else 412
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 412: if A >= 0x80000000 goto 475 else 413
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 413: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 414: if A == 0x0 goto 415 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 415: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 416: if A == 0x9 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 417: if A >= 0x13 goto 418 else 450
+			{Code: 0x35, JT: 1, JF: 27, K: 0x2d},          // 418: if A >= 0x2d goto 420 else 446
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 419: return 0x50001
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 420: if A >= 0x2f goto 421 else 426
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 421: if A == 0x38 goto 422 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 423: if A == 0x0 goto 424 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 425: if A == 0xd0f00 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 426: if A == 0x2d goto 427 else 436
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 428: if A == 0x0 goto 429 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 430: if A >= 0x80000000 goto 475 else 431
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 431: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 432: if A == 0x0 goto 433 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 433: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 434: if A == 0x0 goto 476 else 435
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 435: if A == 0x40 goto 476 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 437: if A == 0x0 goto 438 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 475 else 440
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 440: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 441: if A == 0x0 goto 442 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 442: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 443: if A >= 0x4001 goto 444 else 445
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 444: if A == 0x4040 goto 476 else 475
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 445: if A == 0x4000 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 446: if A >= 0x23 goto 447 else 449
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 447: if A == 0x23 goto 476 else 448
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 448: if A == 0x27 goto 476 else 475
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 449: if A == 0x18 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 450: if A >= 0x8 goto 451 else 472
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 451: if A >= 0xd goto 452 else 470
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 452: if A == 0x10 goto 453 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 453: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 454: if A == 0x0 goto 455 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 455: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 456: if A >= 0x80000000 goto 475 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 457: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 458: if A == 0x0 goto 459 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 459: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 460: if A >= 0x5413 goto 461 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 461: if A >= 0x541c goto 462 else 463
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 462: if A == 0x5425 goto 476 else 475
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 463: if A == 0x541b goto 476 else 464
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 464: if A >= 0x5415 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 465: if A >= 0x540c goto 466 else 467
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 466: if A == 0x5411 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 467: if A >= 0x5405 goto 468 else 469
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 468: if A >= 0x5409 goto 476 else 475
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 469: if A >= 0x5401 goto 476 else 475
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 470: if A == 0x8 goto 476 else 471
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 471: if A == 0xb goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 472: if A >= 0x4 goto 473 else 474
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 473: if A == 0x5 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 474: if A == 0x2 goto 475 else 476
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 475: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 476: return 0x7fff0000
 		},
 	},
 	{
 		Key: "ptrace,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{90}},
-			{Name: "sentry_pid", Uses: []uint16{110}},
+			{Name: "monitor_pid", Uses: []uint16{91}},
+			{Name: "sentry_pid", Uses: []uint16{111}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 178, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 180
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 82, K: 0x65},          // 3: if A == 0x65 goto 4 else 86
+			{Code: 0x15, JT: 0, JF: 83, K: 0x65},          // 3: if A == 0x65 goto 4 else 87
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 5: if A == 0x0 goto 6 else 180
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 29, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 37
 			{Code: 0x15, JT: 29, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 38 else 9
@@ -503,1024 +518,1054 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 38, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 50 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 14: if A == 0x0 goto 15 else 180
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 180 else 17
-			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 180 else 18
+			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 181 else 17
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 181 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 19: if A == 0x0 goto 20 else 180
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 19: if A == 0x0 goto 20 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 21: if A == 0x0 goto 22 else 180
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 21: if A == 0x0 goto 22 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 23: if A == 0x0 goto 24 else 180
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 178, JF: 154, K: 0x100001},   // 25: if A == 0x100001 goto 204 else 180
-			{Code: 0x35, JT: 0, JF: 153, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 180
-			{Code: 0x35, JT: 152, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 180 else 28
+			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
+			{Code: 0x35, JT: 0, JF: 154, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 181
+			{Code: 0x35, JT: 153, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 181 else 28
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 28: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 29: if A == 0x0 goto 30 else 180
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 29: if A == 0x0 goto 30 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 30: A = arg1.lo
-			{Code: 0x15, JT: 148, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 180 else 32
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 180 else 33
+			{Code: 0x15, JT: 149, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 181 else 32
+			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 181 else 33
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 33: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 34: if A == 0x0 goto 35 else 180
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 35: A = arg2.lo
-			{Code: 0x15, JT: 167, JF: 143, K: 0x202},      // 36: if A == 0x202 goto 204 else 180
+			{Code: 0x15, JT: 168, JF: 144, K: 0x202},      // 36: if A == 0x202 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 37: if A == 0x7 goto 38 else 47
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 39: if A == 0x0 goto 40 else 180
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 138, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 180 else 42
-			{Code: 0x35, JT: 137, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 180 else 43
+			{Code: 0x15, JT: 139, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 181 else 42
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 44: if A == 0x0 goto 45 else 180
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 243, JF: 133, K: 0x0},        // 46: if A == 0x0 goto 290 else 180
+			{Code: 0x15, JT: 240, JF: 134, K: 0x0},        // 46: if A == 0x0 goto 287 else 181
 			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 47: if A >= 0x3 goto 48 else 81
-			{Code: 0x35, JT: 131, JF: 0, K: 0xe},          // 48: if A >= 0xe goto 180 else 49
+			{Code: 0x35, JT: 132, JF: 0, K: 0xe},          // 48: if A >= 0xe goto 181 else 49
 			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 49: if A >= 0xc goto 50 else 55
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 50: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 51: if A == 0x0 goto 52 else 180
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 51: if A == 0x0 goto 52 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 52: A = arg1.lo
-			{Code: 0x15, JT: 126, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 180 else 54
-			{Code: 0x35, JT: 125, JF: 196, K: 0x80000000}, // 54: if A >= 0x80000000 goto 180 else 251
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 181 else 54
+			{Code: 0x35, JT: 126, JF: 193, K: 0x80000000}, // 54: if A >= 0x80000000 goto 181 else 248
 			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 55: if A == 0x6 goto 56 else 65
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 57: if A == 0x0 goto 58 else 180
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 57: if A == 0x0 goto 58 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 180 else 60
-			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 180 else 61
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 62: if A == 0x0 goto 63 else 180
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 139, JF: 115, K: 0x50},       // 64: if A == 0x50 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 114, K: 0x9},          // 65: if A == 0x9 goto 66 else 180
+			{Code: 0x15, JT: 140, JF: 116, K: 0x50},       // 64: if A == 0x50 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 115, K: 0x9},          // 65: if A == 0x9 goto 66 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 67: if A == 0x0 goto 68 else 180
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 180 else 70
-			{Code: 0x35, JT: 109, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 180 else 71
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 181 else 70
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 181 else 71
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 72: if A == 0x0 goto 73 else 180
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 74: if A == 0x0 goto 75 else 180
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 74: if A == 0x0 goto 75 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 75: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 76: if A == 0x0 goto 77 else 180
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 78: if A >= 0x9 goto 79 else 80
-			{Code: 0x15, JT: 124, JF: 100, K: 0xb},        // 79: if A == 0xb goto 204 else 180
-			{Code: 0x35, JT: 123, JF: 99, K: 0x7},         // 80: if A >= 0x7 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 98, K: 0x2},           // 81: if A == 0x2 goto 82 else 180
+			{Code: 0x15, JT: 125, JF: 101, K: 0xb},        // 79: if A == 0xb goto 205 else 181
+			{Code: 0x35, JT: 124, JF: 100, K: 0x7},        // 80: if A >= 0x7 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 99, K: 0x2},           // 81: if A == 0x2 goto 82 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 82: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 83: if A == 0x0 goto 84 else 180
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 84: A = arg1.lo
-			{Code: 0x15, JT: 94, JF: 237, K: 0x0},         // 85: if A == 0x0 goto 180 else 323
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 86: if A == 0x3d goto 87 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 87: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 88: if A == 0x0 goto 89 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 89: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 90: if A == monitor_pid goto 91 else 98
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 91: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 92: if A == 0x0 goto 93 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 93: A = arg2.lo
-			{Code: 0x15, JT: 195, JF: 0, K: 0x0},          // 94: if A == 0x0 goto 290 else 95
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 95: A = arg0.lo
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 96: if A == 0x0 goto 180 else 97
-			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 97: if A >= 0x80000000 goto 180 else 102
-			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 180 else 99
-			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 99: if A >= 0x80000000 goto 180 else 100
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 101: if A == 0x0 goto 102 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 103: if A >= 0x40000001 goto 104 else 105
-			{Code: 0x15, JT: 185, JF: 75, K: 0x60000000},  // 104: if A == 0x60000000 goto 290 else 180
-			{Code: 0x15, JT: 184, JF: 74, K: 0x40000000},  // 105: if A == 0x40000000 goto 290 else 180
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 106: if A == 0xea goto 107 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 107: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 108: if A == 0x0 goto 109 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 109: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 110: if A == sentry_pid goto 111 else 115
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 112: if A == 0x0 goto 113 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
-			{Code: 0x35, JT: 65, JF: 89, K: 0x41},         // 114: if A >= 0x41 goto 180 else 204
-			{Code: 0x15, JT: 64, JF: 0, K: 0x0},           // 115: if A == 0x0 goto 180 else 116
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 116: if A >= 0x80000000 goto 180 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 117: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 118: if A == 0x0 goto 119 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 119: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 180 else 121
-			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 180 else 122
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 123: if A == 0x0 goto 124 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
-			{Code: 0x15, JT: 78, JF: 54, K: 0x11},         // 125: if A == 0x11 goto 204 else 180
-			{Code: 0x15, JT: 168, JF: 0, K: 0xcb},         // 126: if A == 0xcb goto 295 else 127
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 127: if A == 0xca goto 128 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 129: if A == 0x0 goto 130 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 131: if A >= 0x80 goto 132 else 180
-			{Code: 0x35, JT: 47, JF: 71, K: 0x82},         // 132: if A >= 0x82 goto 180 else 204
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 133: if A == 0x119 goto 134 else 142
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 134: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 135: if A == 0x0 goto 136 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 136: A = arg0.lo
-			{Code: 0x35, JT: 42, JF: 0, K: 0x80000000},    // 137: if A >= 0x80000000 goto 180 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 138: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 139: if A == 0x0 goto 140 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 140: A = arg4.lo
-			{Code: 0x15, JT: 62, JF: 38, K: 0x0},          // 141: if A == 0x0 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 142: if A == 0x1b5 goto 143 else 151
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 144: if A == 0x0 goto 145 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 0, K: 0x80000000},    // 146: if A >= 0x80000000 goto 180 else 147
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 147: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 31, K: 0x0},           // 148: if A == 0x0 goto 149 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 149: A = arg3.lo
-			{Code: 0x15, JT: 53, JF: 29, K: 0x18},         // 150: if A == 0x18 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 151: if A == 0x106 goto 152 else 161
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 152: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 153: if A == 0x0 goto 154 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 154: A = arg0.lo
-			{Code: 0x35, JT: 24, JF: 0, K: 0x80000000},    // 155: if A >= 0x80000000 goto 180 else 156
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 156: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 157: if A == 0x0 goto 158 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 158: A = arg3.lo
-			{Code: 0x15, JT: 44, JF: 0, K: 0x0},           // 159: if A == 0x0 goto 204 else 160
-			{Code: 0x15, JT: 43, JF: 19, K: 0x900},        // 160: if A == 0x900 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 161: if A == 0x9 goto 162 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 163: if A == 0x0 goto 164 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 165: if A == 0x0 goto 166 else 172
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 167: if A == 0x0 goto 168 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 169: if A >= 0x23 goto 170 else 171
-			{Code: 0x15, JT: 33, JF: 9, K: 0x32},          // 170: if A == 0x32 goto 204 else 180
-			{Code: 0x15, JT: 32, JF: 8, K: 0x22},          // 171: if A == 0x22 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 172: if A == 0x3 goto 173 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 174: if A == 0x0 goto 175 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 176: if A >= 0x23 goto 177 else 185
-			{Code: 0x15, JT: 26, JF: 0, K: 0x32},          // 177: if A == 0x32 goto 204 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 178: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 12, K: 0x0},           // 179: if A == 0x0 goto 181 else 192
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 180: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 182: if A == 0x0 goto 183 else 192
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
-			{Code: 0x15, JT: 19, JF: 8, K: 0x28},          // 184: if A == 0x28 goto 204 else 193
-			{Code: 0x15, JT: 18, JF: 0, K: 0x22},          // 185: if A == 0x22 goto 204 else 186
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 186: if A >= 0x2 goto 366 else 194
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 187: if A >= 0x2 goto 366 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 188: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 189: if A == 0x0 goto 190 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 191: if A >= 0x2 goto 193 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 193: if A == 0x4001 goto 195 else 366
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 194: if A == 0x0 goto 366 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 195: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 196: if A == 0x0 goto 197 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 197: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 5, K: 0x80000000},   // 198: if A >= 0x80000000 goto 366 else 204
-			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 199: if A == 0x1c goto 200 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 201: if A == 0x0 goto 202 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
-			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 203: if A >= 0x8 goto 205 else 209
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 204: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
-			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 206: if A == 0x19 goto 386 else 366
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 207: if A == 0x8 goto 386 else 208
-			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 208: if A >= 0xe goto 386 else 366
-			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 209: if A == 0x4 goto 386 else 366
-			{Code: 0x35, JT: 0, JF: 170, K: 0x8a},         // 210: if A >= 0x8a goto 211 else 381
-			{Code: 0x35, JT: 0, JF: 130, K: 0xe9},         // 211: if A >= 0xe9 goto 212 else 342
-			{Code: 0x35, JT: 0, JF: 65, K: 0x11d},         // 212: if A >= 0x11d goto 213 else 278
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 213: if A >= 0x13e goto 214 else 245
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 214: if A >= 0x145 goto 215 else 228
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 215: if A == 0x1b7 goto 216 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 217: if A == 0x0 goto 218 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 219: if A >= 0x80000000 goto 366 else 220
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 220: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 221: if A == 0x0 goto 222 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 222: A = arg2.lo
-			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 223: if A >= 0x8 goto 366 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 224: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 225: if A == 0x0 goto 226 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 226: A = arg3.lo
-			{Code: 0x15, JT: 158, JF: 255, K: 0x200},      // 227: if A == 0x200 goto 386 else 483
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 228: if A >= 0x140 goto 229 else 234
-			{Code: 0x15, JT: 0, JF: 253, K: 0x144},        // 229: if A == 0x144 goto 230 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 231: if A == 0x0 goto 232 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 249, JF: 143, K: 0x2},        // 233: if A >= 0x2 goto 483 else 377
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 234: if A == 0x13e goto 235 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 235: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 236: if A == 0x0 goto 237 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 237: A = arg2.lo
-			{Code: 0x45, JT: 244, JF: 245, K: 0xfffffffe}, // 238: if A & 0xfffffffe goto 483 else 484
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 240: if A == 0x0 goto 241 else 243
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
-			{Code: 0x15, JT: 241, JF: 1, K: 0x1},          // 242: if A == 0x1 goto 484 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 243: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 238, K: 0x2},        // 244: if A & 0x2 goto 423 else 483
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 245: if A >= 0x124 goto 246 else 255
-			{Code: 0x15, JT: 0, JF: 236, K: 0x135},        // 246: if A == 0x135 goto 247 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 248: if A == 0x0 goto 249 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 250: if A == 0x0 goto 251 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 251: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 252: if A == 0x0 goto 253 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 253: A = arg2.lo
-			{Code: 0x15, JT: 229, JF: 228, K: 0x0},        // 254: if A == 0x0 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 255: if A >= 0x122 goto 256 else 269
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 256: if A == 0x122 goto 257 else 265
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 257: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 258: if A == 0x0 goto 259 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 259: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 260: if A == 0x0 goto 261 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 261: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 262: if A == 0x0 goto 263 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 263: A = arg1.lo
-			{Code: 0x15, JT: 219, JF: 218, K: 0x80800},    // 264: if A == 0x80800 goto 484 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 266: if A == 0x0 goto 267 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
-			{Code: 0x15, JT: 215, JF: 214, K: 0x80000},    // 268: if A == 0x80000 goto 484 else 483
-			{Code: 0x15, JT: 0, JF: 213, K: 0x11d},        // 269: if A == 0x11d goto 270 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 271: if A == 0x0 goto 272 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x35, JT: 209, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 483 else 274
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 274: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 275: if A == 0x0 goto 276 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 276: A = arg1.lo
-			{Code: 0x45, JT: 205, JF: 206, K: 0xffffff80}, // 277: if A & 0xffffff80 goto 483 else 484
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10b},         // 278: if A >= 0x10b goto 279 else 299
-			{Code: 0x35, JT: 0, JF: 5, K: 0x110},          // 279: if A >= 0x110 goto 280 else 285
-			{Code: 0x15, JT: 0, JF: 202, K: 0x118},        // 280: if A == 0x118 goto 281 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 282: if A == 0x0 goto 283 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
-			{Code: 0x35, JT: 198, JF: 5, K: 0x80000000},   // 284: if A >= 0x80000000 goto 483 else 290
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 285: if A == 0x10f goto 286 else 294
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 286: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 287: if A == 0x0 goto 288 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 288: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 193, K: 0x1},          // 289: if A == 0x1 goto 290 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 290: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 291: if A == 0x0 goto 292 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 292: A = arg3.lo
-			{Code: 0x15, JT: 190, JF: 189, K: 0x0},        // 293: if A == 0x0 goto 484 else 483
-			{Code: 0x35, JT: 188, JF: 0, K: 0x10d},        // 294: if A >= 0x10d goto 483 else 295
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 296: if A == 0x0 goto 297 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
-			{Code: 0x35, JT: 184, JF: 185, K: 0x80000000}, // 298: if A >= 0x80000000 goto 483 else 484
-			{Code: 0x35, JT: 0, JF: 10, K: 0x102},         // 299: if A >= 0x102 goto 300 else 310
-			{Code: 0x15, JT: 0, JF: 182, K: 0x104},        // 300: if A == 0x104 goto 301 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 302: if A == 0x0 goto 303 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 304: if A >= 0x80000000 goto 483 else 305
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 305: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 306: if A == 0x0 goto 307 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 307: A = arg4.lo
-			{Code: 0x15, JT: 175, JF: 0, K: 0x0},          // 308: if A == 0x0 goto 484 else 309
-			{Code: 0x15, JT: 174, JF: 173, K: 0x100},      // 309: if A == 0x100 goto 484 else 483
-			{Code: 0x15, JT: 0, JF: 13, K: 0xe9},          // 310: if A == 0xe9 goto 311 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 312: if A == 0x0 goto 313 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
-			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 314: if A >= 0x80000000 goto 483 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 315: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 316: if A == 0x0 goto 317 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 317: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 318: if A == 0x0 goto 483 else 319
-			{Code: 0x35, JT: 163, JF: 0, K: 0x3},          // 319: if A >= 0x3 goto 483 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 321: if A == 0x0 goto 322 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
-			{Code: 0x35, JT: 159, JF: 160, K: 0x80000000}, // 323: if A >= 0x80000000 goto 483 else 484
-			{Code: 0x15, JT: 0, JF: 158, K: 0x101},        // 324: if A == 0x101 goto 325 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 325: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 326: if A == 0x0 goto 327 else 334
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 328: if A >= 0x80000000 goto 335 else 329
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 329: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 330: if A == 0x0 goto 331 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 331: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 151, K: 0xffe2e2ff},   // 332: if A & 0xffe2e2ff goto 333 else 484
-			{Code: 0x45, JT: 149, JF: 150, K: 0xffe2e0fc}, // 333: if A & 0xffe2e0fc goto 483 else 484
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 147, K: 0xffffff9c},   // 335: if A == 0xffffff9c goto 336 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 336: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 337: if A == 0x0 goto 338 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 338: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 339: if A >= 0x80001 goto 340 else 341
-			{Code: 0x15, JT: 143, JF: 142, K: 0x290000},   // 340: if A == 0x290000 goto 484 else 483
-			{Code: 0x15, JT: 142, JF: 141, K: 0x80000},    // 341: if A == 0x80000 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 20, K: 0xc6},          // 342: if A >= 0xc6 goto 343 else 363
-			{Code: 0x35, JT: 0, JF: 12, K: 0xdc},          // 343: if A >= 0xdc goto 344 else 356
-			{Code: 0x35, JT: 0, JF: 2, K: 0xe4},           // 344: if A >= 0xe4 goto 345 else 347
-			{Code: 0x15, JT: 137, JF: 0, K: 0xe8},         // 345: if A == 0xe8 goto 483 else 346
-			{Code: 0x15, JT: 136, JF: 137, K: 0xe6},       // 346: if A == 0xe6 goto 483 else 484
-			{Code: 0x15, JT: 0, JF: 135, K: 0xdd},         // 347: if A == 0xdd goto 348 else 483
+			{Code: 0x15, JT: 95, JF: 0, K: 0x0},           // 85: if A == 0x0 goto 181 else 86
+			{Code: 0x35, JT: 94, JF: 118, K: 0x80000000},  // 86: if A >= 0x80000000 goto 181 else 205
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 87: if A == 0x3d goto 88 else 107
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 88: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 89: if A == 0x0 goto 90 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 90: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 91: if A == monitor_pid goto 92 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 92: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 94: A = arg2.lo
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 95: if A == 0x0 goto 287 else 96
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 96: A = arg0.lo
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 97: if A == 0x0 goto 181 else 98
+			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 98: if A >= 0x80000000 goto 181 else 103
+			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 181 else 100
+			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 181 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 102: if A == 0x0 goto 103 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 104: if A >= 0x40000001 goto 105 else 106
+			{Code: 0x15, JT: 181, JF: 75, K: 0x60000000},  // 105: if A == 0x60000000 goto 287 else 181
+			{Code: 0x15, JT: 180, JF: 74, K: 0x40000000},  // 106: if A == 0x40000000 goto 287 else 181
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 107: if A == 0xea goto 108 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 108: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 109: if A == 0x0 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 110: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 111: if A == sentry_pid goto 112 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 112: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 113: if A == 0x0 goto 114 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 114: A = arg2.lo
+			{Code: 0x35, JT: 65, JF: 89, K: 0x41},         // 115: if A >= 0x41 goto 181 else 205
+			{Code: 0x15, JT: 64, JF: 0, K: 0x0},           // 116: if A == 0x0 goto 181 else 117
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 117: if A >= 0x80000000 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 118: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 120: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 121: if A == 0x0 goto 181 else 122
+			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 122: if A >= 0x80000000 goto 181 else 123
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 123: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 125: A = arg2.lo
+			{Code: 0x15, JT: 78, JF: 54, K: 0x11},         // 126: if A == 0x11 goto 205 else 181
+			{Code: 0x15, JT: 164, JF: 0, K: 0xcb},         // 127: if A == 0xcb goto 292 else 128
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 128: if A == 0xca goto 129 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 129: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 130: if A == 0x0 goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 131: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 132: if A >= 0x80 goto 133 else 181
+			{Code: 0x35, JT: 47, JF: 71, K: 0x82},         // 133: if A >= 0x82 goto 181 else 205
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 134: if A == 0x119 goto 135 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 135: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 136: if A == 0x0 goto 137 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 137: A = arg0.lo
+			{Code: 0x35, JT: 42, JF: 200, K: 0x80000000},  // 138: if A >= 0x80000000 goto 181 else 339
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 139: if A == 0x1b5 goto 140 else 148
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 141: if A == 0x0 goto 142 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
+			{Code: 0x35, JT: 37, JF: 0, K: 0x80000000},    // 143: if A >= 0x80000000 goto 181 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 144: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 145: if A == 0x0 goto 146 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 146: A = arg3.lo
+			{Code: 0x15, JT: 57, JF: 33, K: 0x18},         // 147: if A == 0x18 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 148: if A == 0x106 goto 149 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 150: if A == 0x0 goto 151 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 152: if A >= 0x80000000 goto 181 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 154: if A == 0x0 goto 155 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 156: if A == 0x0 goto 205 else 157
+			{Code: 0x15, JT: 47, JF: 23, K: 0x900},        // 157: if A == 0x900 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 158: if A == 0x9 goto 159 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 160: if A == 0x0 goto 161 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 162: if A == 0x0 goto 163 else 169
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 164: if A == 0x0 goto 165 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 166: if A >= 0x23 goto 167 else 168
+			{Code: 0x15, JT: 37, JF: 13, K: 0x32},         // 167: if A == 0x32 goto 205 else 181
+			{Code: 0x15, JT: 36, JF: 12, K: 0x22},         // 168: if A == 0x22 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 169: if A == 0x3 goto 170 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 171: if A == 0x0 goto 172 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 173: if A >= 0x23 goto 174 else 182
+			{Code: 0x15, JT: 30, JF: 0, K: 0x32},          // 174: if A == 0x32 goto 205 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 175: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 176: if A == 0x0 goto 177 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 177: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 178: if A == 0x0 goto 179 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 179: A = arg3.lo
+			{Code: 0x15, JT: 24, JF: 9, K: 0x28},          // 180: if A == 0x28 goto 205 else 190
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x15, JT: 22, JF: 0, K: 0x22},          // 182: if A == 0x22 goto 205 else 183
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 183: if A >= 0x2 goto 363 else 191
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 184: if A >= 0x2 goto 363 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 185: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 186: if A == 0x0 goto 187 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 187: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 188: if A >= 0x2 goto 190 else 191
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 190: if A == 0x4001 goto 192 else 363
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 363 else 192
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 192: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 193: if A == 0x0 goto 194 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 194: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 9, K: 0x80000000},   // 195: if A >= 0x80000000 goto 363 else 205
+			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 196: if A == 0x1c goto 197 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 197: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 198: if A == 0x0 goto 199 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 199: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 200: if A >= 0x8 goto 201 else 206
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 201: if A >= 0x10 goto 202 else 203
+			{Code: 0x15, JT: 2, JF: 160, K: 0x19},         // 202: if A == 0x19 goto 205 else 363
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 203: if A == 0x8 goto 205 else 204
+			{Code: 0x35, JT: 0, JF: 158, K: 0xe},          // 204: if A >= 0xe goto 205 else 363
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
+			{Code: 0x15, JT: 179, JF: 156, K: 0x4},        // 206: if A == 0x4 goto 386 else 363
+			{Code: 0x35, JT: 0, JF: 188, K: 0x8b},         // 207: if A >= 0x8b goto 208 else 396
+			{Code: 0x35, JT: 0, JF: 134, K: 0xea},         // 208: if A >= 0xea goto 209 else 343
+			{Code: 0x35, JT: 0, JF: 65, K: 0x11d},         // 209: if A >= 0x11d goto 210 else 275
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 210: if A >= 0x13e goto 211 else 242
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 211: if A >= 0x145 goto 212 else 225
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 212: if A == 0x1b7 goto 213 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 214: if A == 0x0 goto 215 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 363 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 217: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 218: if A == 0x0 goto 219 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 219: A = arg2.lo
+			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 220: if A >= 0x8 goto 363 else 221
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 221: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 222: if A == 0x0 goto 223 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 223: A = arg3.lo
+			{Code: 0x15, JT: 161, JF: 138, K: 0x200},      // 224: if A == 0x200 goto 386 else 363
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 225: if A >= 0x140 goto 226 else 231
+			{Code: 0x15, JT: 0, JF: 136, K: 0x144},        // 226: if A == 0x144 goto 227 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 228: if A == 0x0 goto 229 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 161, K: 0x2},        // 230: if A >= 0x2 goto 363 else 392
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 231: if A == 0x13e goto 232 else 236
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 233: if A == 0x0 goto 234 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
+			{Code: 0x45, JT: 127, JF: 150, K: 0xfffffffe}, // 235: if A & 0xfffffffe goto 363 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 236: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 237: if A == 0x0 goto 238 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 238: A = arg1.lo
+			{Code: 0x15, JT: 146, JF: 1, K: 0x1},          // 239: if A == 0x1 goto 386 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 240: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 121, K: 0x2},        // 241: if A & 0x2 goto 422 else 363
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 242: if A >= 0x124 goto 243 else 252
+			{Code: 0x15, JT: 0, JF: 255, K: 0x135},        // 243: if A == 0x135 goto 244 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 244: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 245: if A == 0x0 goto 246 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 246: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 247: if A == 0x0 goto 248 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 249: if A == 0x0 goto 250 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
+			{Code: 0x15, JT: 248, JF: 247, K: 0x0},        // 251: if A == 0x0 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 252: if A >= 0x122 goto 253 else 266
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 253: if A == 0x122 goto 254 else 262
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 255: if A == 0x0 goto 256 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 257: if A == 0x0 goto 258 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 258: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 259: if A == 0x0 goto 260 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 260: A = arg1.lo
+			{Code: 0x15, JT: 238, JF: 237, K: 0x80800},    // 261: if A == 0x80800 goto 500 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 263: if A == 0x0 goto 264 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
+			{Code: 0x15, JT: 234, JF: 233, K: 0x80000},    // 265: if A == 0x80000 goto 500 else 499
+			{Code: 0x15, JT: 0, JF: 232, K: 0x11d},        // 266: if A == 0x11d goto 267 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 268: if A == 0x0 goto 269 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
+			{Code: 0x35, JT: 228, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 499 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 271: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 272: if A == 0x0 goto 273 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 273: A = arg1.lo
+			{Code: 0x45, JT: 224, JF: 225, K: 0xffffff80}, // 274: if A & 0xffffff80 goto 499 else 500
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10b},         // 275: if A >= 0x10b goto 276 else 296
+			{Code: 0x35, JT: 0, JF: 5, K: 0x110},          // 276: if A >= 0x110 goto 277 else 282
+			{Code: 0x15, JT: 0, JF: 221, K: 0x118},        // 277: if A == 0x118 goto 278 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 279: if A == 0x0 goto 280 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x35, JT: 217, JF: 5, K: 0x80000000},   // 281: if A >= 0x80000000 goto 499 else 287
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 282: if A == 0x10f goto 283 else 291
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 284: if A == 0x0 goto 285 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 212, K: 0x1},          // 286: if A == 0x1 goto 287 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 287: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 288: if A == 0x0 goto 289 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 289: A = arg3.lo
+			{Code: 0x15, JT: 209, JF: 208, K: 0x0},        // 290: if A == 0x0 goto 500 else 499
+			{Code: 0x35, JT: 207, JF: 0, K: 0x10d},        // 291: if A >= 0x10d goto 499 else 292
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 293: if A == 0x0 goto 294 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
+			{Code: 0x35, JT: 203, JF: 204, K: 0x80000000}, // 295: if A >= 0x80000000 goto 499 else 500
+			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 296: if A >= 0x101 goto 297 else 325
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 297: if A == 0x101 goto 298 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 299: if A == 0x0 goto 300 else 307
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 301: if A >= 0x80000000 goto 308 else 302
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 303: if A == 0x0 goto 304 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 194, K: 0xffe2e2ff},   // 305: if A & 0xffe2e2ff goto 306 else 500
+			{Code: 0x45, JT: 192, JF: 193, K: 0xffe2e0fc}, // 306: if A & 0xffe2e0fc goto 499 else 500
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 190, K: 0xffffff9c},   // 308: if A == 0xffffff9c goto 309 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 309: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 310: if A == 0x0 goto 311 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 312: if A >= 0x80001 goto 313 else 314
+			{Code: 0x15, JT: 186, JF: 185, K: 0x290000},   // 313: if A == 0x290000 goto 500 else 499
+			{Code: 0x15, JT: 185, JF: 184, K: 0x80000},    // 314: if A == 0x80000 goto 500 else 499
+			{Code: 0x15, JT: 0, JF: 183, K: 0x104},        // 315: if A == 0x104 goto 316 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 317: if A == 0x0 goto 318 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
+			{Code: 0x35, JT: 179, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 499 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 320: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 321: if A == 0x0 goto 322 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 322: A = arg4.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 323: if A == 0x0 goto 500 else 324
+			{Code: 0x15, JT: 175, JF: 174, K: 0x100},      // 324: if A == 0x100 goto 500 else 499
+			{Code: 0x15, JT: 0, JF: 173, K: 0xf7},         // 325: if A == 0xf7 goto 326 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 327: if A == 0x0 goto 328 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 169, K: 0x1},          // 329: if A == 0x1 goto 330 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 330: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 331: if A == 0x0 goto 332 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 332: A = arg1.lo
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 333: if A == 0x0 goto 499 else 334
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 499 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 335: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 336: if A == 0x0 goto 337 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 337: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 160, K: 0x1000005},    // 338: if A == 0x1000005 goto 339 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 339: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 340: if A == 0x0 goto 341 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 341: A = arg4.lo
+			{Code: 0x15, JT: 157, JF: 156, K: 0x0},        // 342: if A == 0x0 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 35, K: 0xc6},          // 343: if A >= 0xc6 goto 344 else 379
+			{Code: 0x35, JT: 0, JF: 27, K: 0xdc},          // 344: if A >= 0xdc goto 345 else 372
+			{Code: 0x35, JT: 0, JF: 16, K: 0xe4},          // 345: if A >= 0xe4 goto 346 else 362
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 346: if A >= 0xe8 goto 347 else 361
+			{Code: 0x15, JT: 151, JF: 0, K: 0xe8},         // 347: if A == 0xe8 goto 499 else 348
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 349: if A == 0x0 goto 350 else 483
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 349: if A == 0x0 goto 350 else 499
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 351: if A >= 0x80000000 goto 483 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 352: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 353: if A == 0x0 goto 354 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 354: A = arg3.lo
-			{Code: 0x35, JT: 127, JF: 128, K: 0x6},        // 355: if A >= 0x6 goto 483 else 484
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 356: if A >= 0xd9 goto 357 else 358
-			{Code: 0x15, JT: 125, JF: 126, K: 0xda},       // 357: if A == 0xda goto 483 else 484
-			{Code: 0x15, JT: 0, JF: 124, K: 0xcc},         // 358: if A == 0xcc goto 359 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 359: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 360: if A == 0x0 goto 361 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 361: A = arg0.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 362: if A == 0x0 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 5, K: 0xbd},           // 363: if A >= 0xbd goto 364 else 369
-			{Code: 0x35, JT: 0, JF: 3, K: 0xc2},           // 364: if A >= 0xc2 goto 365 else 368
-			{Code: 0x15, JT: 118, JF: 1, K: 0xc2},         // 365: if A == 0xc2 goto 484 else 367
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
-			{Code: 0x15, JT: 116, JF: 115, K: 0xc5},       // 367: if A == 0xc5 goto 484 else 483
-			{Code: 0x15, JT: 115, JF: 114, K: 0xbf},       // 368: if A == 0xbf goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 369: if A >= 0xba goto 370 else 371
-			{Code: 0x15, JT: 112, JF: 113, K: 0xbb},       // 370: if A == 0xbb goto 483 else 484
-			{Code: 0x15, JT: 112, JF: 0, K: 0x8a},         // 371: if A == 0x8a goto 484 else 372
-			{Code: 0x15, JT: 0, JF: 110, K: 0x9d},         // 372: if A == 0x9d goto 373 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 374: if A == 0x0 goto 375 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x53564d41},   // 376: if A == 0x53564d41 goto 377 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 377: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 378: if A == 0x0 goto 379 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 379: A = arg1.lo
-			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 380: if A == 0x0 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 44, K: 0x3c},          // 381: if A >= 0x3c goto 382 else 426
-			{Code: 0x35, JT: 0, JF: 11, K: 0x62},          // 382: if A >= 0x62 goto 383 else 394
-			{Code: 0x35, JT: 0, JF: 7, K: 0x69},           // 383: if A >= 0x69 goto 384 else 391
-			{Code: 0x35, JT: 0, JF: 3, K: 0x7d},           // 384: if A >= 0x7d goto 385 else 388
-			{Code: 0x15, JT: 98, JF: 1, K: 0x7d},          // 385: if A == 0x7d goto 484 else 387
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 351: if A >= 0x80000000 goto 499 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 352: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 353: if A == 0x0 goto 354 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 354: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 355: if A == 0x0 goto 499 else 356
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 356: if A >= 0x3 goto 499 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 357: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 358: if A == 0x0 goto 359 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 359: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 360: if A >= 0x80000000 goto 499 else 500
+			{Code: 0x15, JT: 137, JF: 138, K: 0xe6},       // 361: if A == 0xe6 goto 499 else 500
+			{Code: 0x15, JT: 1, JF: 136, K: 0xdd},         // 362: if A == 0xdd goto 364 else 499
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 364: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 365: if A == 0x0 goto 366 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 367: if A >= 0x80000000 goto 499 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 368: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 369: if A == 0x0 goto 370 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 370: A = arg3.lo
+			{Code: 0x35, JT: 127, JF: 128, K: 0x6},        // 371: if A >= 0x6 goto 499 else 500
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 372: if A >= 0xd9 goto 373 else 374
+			{Code: 0x15, JT: 125, JF: 126, K: 0xda},       // 373: if A == 0xda goto 499 else 500
+			{Code: 0x15, JT: 0, JF: 124, K: 0xcc},         // 374: if A == 0xcc goto 375 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 375: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 376: if A == 0x0 goto 377 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 378: if A == 0x0 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 4, K: 0xbd},           // 379: if A >= 0xbd goto 380 else 384
+			{Code: 0x35, JT: 0, JF: 2, K: 0xc2},           // 380: if A >= 0xc2 goto 381 else 383
+			{Code: 0x15, JT: 118, JF: 0, K: 0xc2},         // 381: if A == 0xc2 goto 500 else 382
+			{Code: 0x15, JT: 117, JF: 116, K: 0xc5},       // 382: if A == 0xc5 goto 500 else 499
+			{Code: 0x15, JT: 116, JF: 115, K: 0xbf},       // 383: if A == 0xbf goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 384: if A >= 0xba goto 385 else 387
+			{Code: 0x15, JT: 113, JF: 114, K: 0xbb},       // 385: if A == 0xbb goto 499 else 500
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 386: return 0x7fff0000
-			{Code: 0x15, JT: 96, JF: 95, K: 0x83},         // 387: if A == 0x83 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 388: if A >= 0x6d goto 389 else 390
-			{Code: 0x15, JT: 94, JF: 93, K: 0x73},         // 389: if A == 0x73 goto 484 else 483
-			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 390: if A >= 0x6b goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 391: if A >= 0x66 goto 392 else 393
-			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 392: if A == 0x67 goto 483 else 484
-			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 393: if A == 0x63 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 394: if A >= 0x4a goto 395 else 398
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 395: if A >= 0x4e goto 396 else 397
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 396: if A == 0x61 goto 484 else 483
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 397: if A == 0x4c goto 483 else 484
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 398: if A >= 0x3f goto 399 else 415
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 399: if A == 0x48 goto 400 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 400: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 401: if A == 0x0 goto 402 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 402: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 403: if A >= 0x80000000 goto 483 else 404
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 404: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 405: if A == 0x0 goto 406 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 406: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 407: if A >= 0x4 goto 408 else 414
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 408: if A == 0x406 goto 484 else 409
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 409: if A == 0x4 goto 410 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 410: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 411: if A == 0x0 goto 412 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 412: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 413: if A & 0xfffb73ff goto 483 else 484
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 414: if A == 0x3 goto 484 else 483
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 415: if A == 0x3c goto 484 else 416
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 416: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 417: if A == 0x0 goto 418 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 418: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 419: if A == 0x0 goto 483 else 420
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 420: if A >= 0x80000000 goto 483 else 421
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 421: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 60, K: 0x0},           // 422: if A == 0x0 goto 424 else 483
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 423: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 424: A = arg1.lo
-			{Code: 0x15, JT: 58, JF: 57, K: 0x9},          // 425: if A == 0x9 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 426: if A >= 0x13 goto 427 else 458
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 427: if A >= 0x2d goto 428 else 454
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 428: if A >= 0x2f goto 429 else 434
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 429: if A == 0x38 goto 430 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 430: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 431: if A == 0x0 goto 432 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 432: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 433: if A == 0xd0f00 goto 484 else 483
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 434: if A == 0x2d goto 435 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 436: if A == 0x0 goto 437 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 438: if A >= 0x80000000 goto 483 else 439
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 439: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 440: if A == 0x0 goto 441 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 441: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 442: if A == 0x0 goto 484 else 443
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 443: if A == 0x40 goto 484 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 445: if A == 0x0 goto 446 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 447: if A >= 0x80000000 goto 483 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 448: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 449: if A == 0x0 goto 450 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 450: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 451: if A >= 0x4001 goto 452 else 453
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 452: if A == 0x4040 goto 484 else 483
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 453: if A == 0x4000 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 454: if A >= 0x23 goto 455 else 457
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 455: if A == 0x23 goto 484 else 456
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 456: if A == 0x27 goto 484 else 483
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 457: if A == 0x18 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 458: if A >= 0x8 goto 459 else 480
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 459: if A >= 0xd goto 460 else 478
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 460: if A == 0x10 goto 461 else 484
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 462: if A == 0x0 goto 463 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 464: if A >= 0x80000000 goto 483 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 465: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 466: if A == 0x0 goto 467 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 467: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 468: if A >= 0x5413 goto 469 else 473
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 469: if A >= 0x541c goto 470 else 471
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 470: if A == 0x5425 goto 484 else 483
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 471: if A == 0x541b goto 484 else 472
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 472: if A >= 0x5415 goto 483 else 484
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 473: if A >= 0x540c goto 474 else 475
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 474: if A == 0x5411 goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 475: if A >= 0x5405 goto 476 else 477
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 476: if A >= 0x5409 goto 484 else 483
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 477: if A >= 0x5401 goto 484 else 483
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 478: if A == 0x8 goto 484 else 479
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 479: if A == 0xb goto 484 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 480: if A >= 0x4 goto 481 else 482
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 481: if A == 0x5 goto 484 else 483
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 482: if A == 0x2 goto 483 else 484
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 483: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 484: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 111, K: 0x9d},         // 387: if A == 0x9d goto 388 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 388: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 389: if A == 0x0 goto 390 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 107, K: 0x53564d41},   // 391: if A == 0x53564d41 goto 392 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 392: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 393: if A == 0x0 goto 394 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 394: A = arg1.lo
+			{Code: 0x15, JT: 104, JF: 103, K: 0x0},        // 395: if A == 0x0 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 44, K: 0x3d},          // 396: if A >= 0x3d goto 397 else 441
+			{Code: 0x35, JT: 0, JF: 10, K: 0x64},          // 397: if A >= 0x64 goto 398 else 408
+			{Code: 0x35, JT: 0, JF: 5, K: 0x6d},           // 398: if A >= 0x6d goto 399 else 404
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7e},           // 399: if A >= 0x7e goto 400 else 402
+			{Code: 0x15, JT: 99, JF: 0, K: 0x8a},          // 400: if A == 0x8a goto 500 else 401
+			{Code: 0x15, JT: 98, JF: 97, K: 0x83},         // 401: if A == 0x83 goto 500 else 499
+			{Code: 0x15, JT: 97, JF: 0, K: 0x7d},          // 402: if A == 0x7d goto 500 else 403
+			{Code: 0x15, JT: 96, JF: 95, K: 0x73},         // 403: if A == 0x73 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 404: if A >= 0x68 goto 405 else 407
+			{Code: 0x15, JT: 94, JF: 0, K: 0x68},          // 405: if A == 0x68 goto 500 else 406
+			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 406: if A >= 0x6b goto 500 else 499
+			{Code: 0x15, JT: 92, JF: 91, K: 0x66},         // 407: if A == 0x66 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4c},           // 408: if A >= 0x4c goto 409 else 412
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 409: if A >= 0x61 goto 410 else 411
+			{Code: 0x15, JT: 88, JF: 89, K: 0x62},         // 410: if A == 0x62 goto 499 else 500
+			{Code: 0x15, JT: 88, JF: 87, K: 0x4d},         // 411: if A == 0x4d goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 18, K: 0x48},          // 412: if A >= 0x48 goto 413 else 431
+			{Code: 0x15, JT: 0, JF: 16, K: 0x48},          // 413: if A == 0x48 goto 414 else 430
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 415: if A == 0x0 goto 416 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 417: if A >= 0x80000000 goto 499 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 418: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 419: if A == 0x0 goto 420 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 420: A = arg1.lo
+			{Code: 0x35, JT: 1, JF: 7, K: 0x4},            // 421: if A >= 0x4 goto 423 else 429
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 422: return 0x50001
+			{Code: 0x15, JT: 76, JF: 0, K: 0x406},         // 423: if A == 0x406 goto 500 else 424
+			{Code: 0x15, JT: 0, JF: 74, K: 0x4},           // 424: if A == 0x4 goto 425 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 425: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 426: if A == 0x0 goto 427 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 427: A = arg2.lo
+			{Code: 0x45, JT: 70, JF: 71, K: 0xfffb73ff},   // 428: if A & 0xfffb73ff goto 499 else 500
+			{Code: 0x15, JT: 70, JF: 69, K: 0x3},          // 429: if A == 0x3 goto 500 else 499
+			{Code: 0x15, JT: 68, JF: 69, K: 0x49},         // 430: if A == 0x49 goto 499 else 500
+			{Code: 0x15, JT: 0, JF: 67, K: 0x3e},          // 431: if A == 0x3e goto 432 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 432: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 433: if A == 0x0 goto 434 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 434: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 435: if A == 0x0 goto 499 else 436
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 499 else 437
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 437: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 438: if A == 0x0 goto 439 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 439: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 440: if A == 0x9 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 441: if A >= 0x13 goto 442 else 474
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 442: if A >= 0x2d goto 443 else 470
+			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 443: if A >= 0x2f goto 444 else 450
+			{Code: 0x15, JT: 55, JF: 0, K: 0x3c},          // 444: if A == 0x3c goto 500 else 445
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 445: if A == 0x38 goto 446 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 447: if A == 0x0 goto 448 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 449: if A == 0xd0f00 goto 500 else 499
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 450: if A == 0x2d goto 451 else 460
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 451: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 452: if A == 0x0 goto 453 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 453: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 454: if A >= 0x80000000 goto 499 else 455
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 455: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 456: if A == 0x0 goto 457 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 457: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 458: if A == 0x0 goto 500 else 459
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 459: if A == 0x40 goto 500 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 460: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 461: if A == 0x0 goto 462 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 462: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 463: if A >= 0x80000000 goto 499 else 464
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 464: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 465: if A == 0x0 goto 466 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 466: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 467: if A >= 0x4001 goto 468 else 469
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 468: if A == 0x4040 goto 500 else 499
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 469: if A == 0x4000 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 470: if A >= 0x23 goto 471 else 473
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 471: if A == 0x23 goto 500 else 472
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 472: if A == 0x27 goto 500 else 499
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 473: if A == 0x18 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 474: if A >= 0x8 goto 475 else 496
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 475: if A >= 0xd goto 476 else 494
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 476: if A == 0x10 goto 477 else 500
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 477: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 478: if A == 0x0 goto 479 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 479: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 480: if A >= 0x80000000 goto 499 else 481
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 481: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 482: if A == 0x0 goto 483 else 499
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 483: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 484: if A >= 0x5413 goto 485 else 489
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 485: if A >= 0x541c goto 486 else 487
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 486: if A == 0x5425 goto 500 else 499
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 487: if A == 0x541b goto 500 else 488
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 488: if A >= 0x5415 goto 499 else 500
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 489: if A >= 0x540c goto 490 else 491
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 490: if A == 0x5411 goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 491: if A >= 0x5405 goto 492 else 493
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 492: if A >= 0x5409 goto 500 else 499
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 493: if A >= 0x5401 goto 500 else 499
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 494: if A == 0x8 goto 500 else 495
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 495: if A == 0xb goto 500 else 499
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 496: if A >= 0x4 goto 497 else 498
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 497: if A == 0x5 goto 500 else 499
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 498: if A == 0x2 goto 499 else 500
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 499: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 500: return 0x7fff0000
 		},
 	},
 	{
 		Key: "ptrace,write",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{90}},
+			{Name: "monitor_pid", Uses: []uint16{91}},
 			{Name: "sentry_pid", Uses: []uint16{111}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 181, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 183
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 82, K: 0x65},          // 3: if A == 0x65 goto 4 else 86
+			{Code: 0x15, JT: 0, JF: 83, K: 0x65},          // 3: if A == 0x65 goto 4 else 87
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 29, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 37
 			{Code: 0x15, JT: 29, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 38 else 9
 			{Code: 0x15, JT: 28, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 38 else 10
-			{Code: 0x15, JT: 71, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 82 else 11
-			{Code: 0x15, JT: 38, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 50 else 12
+			{Code: 0x15, JT: 72, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 83 else 11
+			{Code: 0x15, JT: 39, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 51 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 14: if A == 0x0 goto 15 else 183
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 166, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 183 else 17
-			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 183 else 18
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 182 else 17
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 182 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 19: if A == 0x0 goto 20 else 183
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 19: if A == 0x0 goto 20 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 21: if A == 0x0 goto 22 else 183
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 21: if A == 0x0 goto 22 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 23: if A == 0x0 goto 24 else 183
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 180, JF: 157, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 183
-			{Code: 0x35, JT: 0, JF: 156, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 183
-			{Code: 0x35, JT: 155, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 183 else 28
+			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
+			{Code: 0x35, JT: 0, JF: 155, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 182
+			{Code: 0x35, JT: 154, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 182 else 28
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 28: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 29: if A == 0x0 goto 30 else 183
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 29: if A == 0x0 goto 30 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 30: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 183 else 32
-			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 183 else 33
+			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 182 else 32
+			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 182 else 33
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 33: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 35: A = arg2.lo
-			{Code: 0x15, JT: 169, JF: 146, K: 0x202},      // 36: if A == 0x202 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 37: if A == 0x7 goto 38 else 47
+			{Code: 0x15, JT: 169, JF: 145, K: 0x202},      // 36: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 10, K: 0x7},           // 37: if A == 0x7 goto 38 else 48
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 183 else 42
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 183 else 43
+			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
+			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 59, JF: 136, K: 0x0},         // 46: if A == 0x0 goto 106 else 183
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 47: if A >= 0x3 goto 48 else 81
-			{Code: 0x35, JT: 134, JF: 0, K: 0xe},          // 48: if A >= 0xe goto 183 else 49
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 49: if A >= 0xc goto 50 else 55
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 50: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 51: if A == 0x0 goto 52 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 52: A = arg1.lo
-			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 183 else 54
-			{Code: 0x35, JT: 128, JF: 211, K: 0x80000000}, // 54: if A >= 0x80000000 goto 183 else 266
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 55: if A == 0x6 goto 56 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 57: if A == 0x0 goto 58 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 123, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 183 else 60
-			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 183 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 62: if A == 0x0 goto 63 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 141, JF: 118, K: 0x50},       // 64: if A == 0x50 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 117, K: 0x9},          // 65: if A == 0x9 goto 66 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 67: if A == 0x0 goto 68 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 183 else 70
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 183 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 72: if A == 0x0 goto 73 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 74: if A == 0x0 goto 75 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 75: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 76: if A == 0x0 goto 77 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 78: if A >= 0x9 goto 79 else 80
-			{Code: 0x15, JT: 126, JF: 103, K: 0xb},        // 79: if A == 0xb goto 206 else 183
-			{Code: 0x35, JT: 125, JF: 102, K: 0x7},        // 80: if A >= 0x7 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 101, K: 0x2},          // 81: if A == 0x2 goto 82 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 82: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 83: if A == 0x0 goto 84 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 84: A = arg1.lo
-			{Code: 0x15, JT: 97, JF: 236, K: 0x0},         // 85: if A == 0x0 goto 183 else 322
-			{Code: 0x15, JT: 0, JF: 20, K: 0x3d},          // 86: if A == 0x3d goto 87 else 107
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 87: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 88: if A == 0x0 goto 89 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 89: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 90: if A == monitor_pid goto 91 else 98
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 91: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 93: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 94: if A == 0x0 goto 106 else 95
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 95: A = arg0.lo
-			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 96: if A == 0x0 goto 183 else 97
-			{Code: 0x35, JT: 85, JF: 4, K: 0x80000000},    // 97: if A >= 0x80000000 goto 183 else 102
-			{Code: 0x15, JT: 84, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 183 else 99
-			{Code: 0x35, JT: 83, JF: 0, K: 0x80000000},    // 99: if A >= 0x80000000 goto 183 else 100
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 101: if A == 0x0 goto 102 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 103: if A >= 0x40000001 goto 104 else 105
-			{Code: 0x15, JT: 1, JF: 78, K: 0x60000000},    // 104: if A == 0x60000000 goto 106 else 183
-			{Code: 0x15, JT: 0, JF: 77, K: 0x40000000},    // 105: if A == 0x40000000 goto 106 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x10f},          // 106: goto 378
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 46: if A == 0x0 goto 47 else 182
+			{Code: 0x05, JT: 0, JF: 0, K: 0x122},          // 47: goto 338
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 48: if A >= 0x3 goto 49 else 82
+			{Code: 0x35, JT: 132, JF: 0, K: 0xe},          // 49: if A >= 0xe goto 182 else 50
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 50: if A >= 0xc goto 51 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 51: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 52: if A == 0x0 goto 53 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 53: A = arg1.lo
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
+			{Code: 0x35, JT: 126, JF: 206, K: 0x80000000}, // 55: if A >= 0x80000000 goto 182 else 262
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 56: if A == 0x6 goto 57 else 66
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 57: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 58: if A == 0x0 goto 59 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 59: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 60: if A == 0x0 goto 182 else 61
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 61: if A >= 0x80000000 goto 182 else 62
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 62: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 63: if A == 0x0 goto 64 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 64: A = arg2.lo
+			{Code: 0x15, JT: 140, JF: 116, K: 0x50},       // 65: if A == 0x50 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 115, K: 0x9},          // 66: if A == 0x9 goto 67 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 67: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 68: if A == 0x0 goto 69 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 69: A = arg1.lo
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 182 else 71
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 182 else 72
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 76: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 79: if A >= 0x9 goto 80 else 81
+			{Code: 0x15, JT: 125, JF: 101, K: 0xb},        // 80: if A == 0xb goto 206 else 182
+			{Code: 0x35, JT: 124, JF: 100, K: 0x7},        // 81: if A >= 0x7 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 99, K: 0x2},           // 82: if A == 0x2 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 83: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 85: A = arg1.lo
+			{Code: 0x15, JT: 95, JF: 231, K: 0x0},         // 86: if A == 0x0 goto 182 else 318
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 87: if A == 0x3d goto 88 else 107
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 88: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 89: if A == 0x0 goto 90 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 90: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 91: if A == monitor_pid goto 92 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 92: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 94: A = arg2.lo
+			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 95: if A == 0x0 goto 338 else 96
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 96: A = arg0.lo
+			{Code: 0x15, JT: 84, JF: 0, K: 0x0},           // 97: if A == 0x0 goto 182 else 98
+			{Code: 0x35, JT: 83, JF: 4, K: 0x80000000},    // 98: if A >= 0x80000000 goto 182 else 103
+			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 182 else 100
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 182 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 102: if A == 0x0 goto 103 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 104: if A >= 0x40000001 goto 105 else 106
+			{Code: 0x15, JT: 232, JF: 76, K: 0x60000000},  // 105: if A == 0x60000000 goto 338 else 182
+			{Code: 0x15, JT: 231, JF: 75, K: 0x40000000},  // 106: if A == 0x40000000 goto 338 else 182
 			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 107: if A == 0xea goto 108 else 127
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 108: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 109: if A == 0x0 goto 110 else 183
+			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 109: if A == 0x0 goto 110 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 110: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 111: if A == sentry_pid goto 112 else 116
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 112: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 113: if A == 0x0 goto 114 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 114: A = arg2.lo
-			{Code: 0x35, JT: 67, JF: 90, K: 0x41},         // 115: if A >= 0x41 goto 183 else 206
-			{Code: 0x15, JT: 66, JF: 0, K: 0x0},           // 116: if A == 0x0 goto 183 else 117
-			{Code: 0x35, JT: 65, JF: 0, K: 0x80000000},    // 117: if A >= 0x80000000 goto 183 else 118
+			{Code: 0x35, JT: 66, JF: 90, K: 0x41},         // 115: if A >= 0x41 goto 182 else 206
+			{Code: 0x15, JT: 65, JF: 0, K: 0x0},           // 116: if A == 0x0 goto 182 else 117
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 117: if A >= 0x80000000 goto 182 else 118
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 118: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 120: A = arg1.lo
-			{Code: 0x15, JT: 61, JF: 0, K: 0x0},           // 121: if A == 0x0 goto 183 else 122
-			{Code: 0x35, JT: 60, JF: 0, K: 0x80000000},    // 122: if A >= 0x80000000 goto 183 else 123
+			{Code: 0x15, JT: 60, JF: 0, K: 0x0},           // 121: if A == 0x0 goto 182 else 122
+			{Code: 0x35, JT: 59, JF: 0, K: 0x80000000},    // 122: if A >= 0x80000000 goto 182 else 123
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 123: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 124: if A == 0x0 goto 125 else 183
+			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 125: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 56, K: 0x11},         // 126: if A == 0x11 goto 206 else 183
-			{Code: 0x15, JT: 238, JF: 0, K: 0xcb},         // 127: if A == 0xcb goto 366 else 128
+			{Code: 0x15, JT: 79, JF: 55, K: 0x11},         // 126: if A == 0x11 goto 206 else 182
+			{Code: 0x15, JT: 246, JF: 0, K: 0xcb},         // 127: if A == 0xcb goto 374 else 128
 			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 128: if A == 0xca goto 129 else 134
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 129: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 130: if A == 0x0 goto 131 else 183
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 130: if A == 0x0 goto 131 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 131: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 50, K: 0x80},          // 132: if A >= 0x80 goto 133 else 183
-			{Code: 0x35, JT: 49, JF: 72, K: 0x82},         // 133: if A >= 0x82 goto 183 else 206
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 134: if A == 0x119 goto 135 else 143
+			{Code: 0x35, JT: 0, JF: 49, K: 0x80},          // 132: if A >= 0x80 goto 133 else 182
+			{Code: 0x35, JT: 48, JF: 72, K: 0x82},         // 133: if A >= 0x82 goto 182 else 206
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 134: if A == 0x119 goto 135 else 139
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 135: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 136: if A == 0x0 goto 137 else 183
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 136: if A == 0x0 goto 137 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 137: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 138: if A >= 0x80000000 goto 183 else 139
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 139: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 141: A = arg4.lo
-			{Code: 0x15, JT: 63, JF: 40, K: 0x0},          // 142: if A == 0x0 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 147: if A >= 0x80000000 goto 183 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 148: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 149: if A == 0x0 goto 150 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 150: A = arg3.lo
-			{Code: 0x15, JT: 54, JF: 31, K: 0x18},         // 151: if A == 0x18 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 152: if A == 0x106 goto 153 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 153: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 155: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 156: if A >= 0x80000000 goto 183 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 157: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 158: if A == 0x0 goto 159 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 159: A = arg3.lo
-			{Code: 0x15, JT: 45, JF: 0, K: 0x0},           // 160: if A == 0x0 goto 206 else 161
-			{Code: 0x15, JT: 44, JF: 21, K: 0x900},        // 161: if A == 0x900 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 162: if A == 0x9 goto 163 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 163: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 164: if A == 0x0 goto 165 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 165: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 166: if A == 0x0 goto 167 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 170: if A >= 0x23 goto 171 else 172
-			{Code: 0x15, JT: 34, JF: 11, K: 0x32},         // 171: if A == 0x32 goto 206 else 183
-			{Code: 0x15, JT: 33, JF: 10, K: 0x22},         // 172: if A == 0x22 goto 206 else 183
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 173: if A == 0x3 goto 174 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 177: if A >= 0x23 goto 178 else 186
-			{Code: 0x15, JT: 27, JF: 0, K: 0x32},          // 178: if A == 0x32 goto 206 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 180: if A == 0x0 goto 181 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 182: if A == 0x0 goto 184 else 193
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
-			{Code: 0x15, JT: 20, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 206 else 194
-			{Code: 0x15, JT: 19, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 206 else 187
-			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 368 else 195
-			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 368 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 190: if A == 0x0 goto 191 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 368
-			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 368 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 197: if A == 0x0 goto 198 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
-			{Code: 0x35, JT: 168, JF: 6, K: 0x80000000},   // 199: if A >= 0x80000000 goto 368 else 206
-			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 200: if A == 0x1c goto 201 else 211
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 202: if A == 0x0 goto 203 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 204: if A >= 0x8 goto 205 else 210
-			{Code: 0x35, JT: 1, JF: 2, K: 0x10},           // 205: if A >= 0x10 goto 207 else 208
+			{Code: 0x35, JT: 43, JF: 253, K: 0x80000000},  // 138: if A >= 0x80000000 goto 182 else 392
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 139: if A == 0x1b5 goto 140 else 148
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 141: if A == 0x0 goto 142 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
+			{Code: 0x35, JT: 38, JF: 0, K: 0x80000000},    // 143: if A >= 0x80000000 goto 182 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 144: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 145: if A == 0x0 goto 146 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 146: A = arg3.lo
+			{Code: 0x15, JT: 58, JF: 34, K: 0x18},         // 147: if A == 0x18 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 148: if A == 0x106 goto 149 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 31, K: 0x0},           // 150: if A == 0x0 goto 151 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
+			{Code: 0x35, JT: 29, JF: 0, K: 0x80000000},    // 152: if A >= 0x80000000 goto 182 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 154: if A == 0x0 goto 155 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
+			{Code: 0x15, JT: 49, JF: 0, K: 0x0},           // 156: if A == 0x0 goto 206 else 157
+			{Code: 0x15, JT: 48, JF: 24, K: 0x900},        // 157: if A == 0x900 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 158: if A == 0x9 goto 159 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 162: if A == 0x0 goto 163 else 169
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 166: if A >= 0x23 goto 167 else 168
+			{Code: 0x15, JT: 38, JF: 14, K: 0x32},         // 167: if A == 0x32 goto 206 else 182
+			{Code: 0x15, JT: 37, JF: 13, K: 0x22},         // 168: if A == 0x22 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 169: if A == 0x3 goto 170 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 171: if A == 0x0 goto 172 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 173: if A >= 0x23 goto 174 else 181
+			{Code: 0x15, JT: 31, JF: 0, K: 0x32},          // 174: if A == 0x32 goto 206 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 175: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 176: if A == 0x0 goto 177 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 177: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 178: if A == 0x0 goto 179 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 179: A = arg3.lo
+			{Code: 0x15, JT: 25, JF: 9, K: 0x28},          // 180: if A == 0x28 goto 206 else 190
+			{Code: 0x15, JT: 24, JF: 1, K: 0x22},          // 181: if A == 0x22 goto 206 else 183
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 183: if A >= 0x2 goto 364 else 191
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 184: if A >= 0x2 goto 364 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 185: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 186: if A == 0x0 goto 187 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 187: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 188: if A >= 0x2 goto 190 else 191
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 190: if A == 0x4001 goto 192 else 364
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 364 else 192
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 192: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 193: if A == 0x0 goto 194 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 194: A = arg4.lo
+			{Code: 0x35, JT: 168, JF: 10, K: 0x80000000},  // 195: if A >= 0x80000000 goto 364 else 206
+			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 196: if A == 0x1c goto 197 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 197: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 198: if A == 0x0 goto 199 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 199: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 200: if A >= 0x8 goto 201 else 205
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 201: if A >= 0x10 goto 202 else 203
+			{Code: 0x15, JT: 3, JF: 161, K: 0x19},         // 202: if A == 0x19 goto 206 else 364
+			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 203: if A == 0x8 goto 206 else 204
+			{Code: 0x35, JT: 1, JF: 159, K: 0xe},          // 204: if A >= 0xe goto 206 else 364
+			{Code: 0x15, JT: 0, JF: 158, K: 0x4},          // 205: if A == 0x4 goto 206 else 364
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
-			{Code: 0x15, JT: 179, JF: 160, K: 0x19},       // 207: if A == 0x19 goto 387 else 368
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 208: if A == 0x8 goto 387 else 209
-			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 209: if A >= 0xe goto 387 else 368
-			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 210: if A == 0x4 goto 387 else 368
-			{Code: 0x35, JT: 0, JF: 210, K: 0x9e},         // 211: if A >= 0x9e goto 212 else 422
-			{Code: 0x35, JT: 0, JF: 130, K: 0x104},        // 212: if A >= 0x104 goto 213 else 343
-			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 213: if A >= 0x122 goto 214 else 283
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 214: if A >= 0x13e goto 215 else 246
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 215: if A >= 0x145 goto 216 else 229
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 218: if A == 0x0 goto 219 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 368 else 221
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 222: if A == 0x0 goto 223 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
-			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 368 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 226: if A == 0x0 goto 227 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
-			{Code: 0x15, JT: 158, JF: 139, K: 0x200},      // 228: if A == 0x200 goto 387 else 368
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 229: if A >= 0x140 goto 230 else 235
-			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 230: if A == 0x144 goto 231 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 232: if A == 0x0 goto 233 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
-			{Code: 0x35, JT: 133, JF: 199, K: 0x2},        // 234: if A >= 0x2 goto 368 else 434
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 235: if A == 0x13e goto 236 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 237: if A == 0x0 goto 238 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
-			{Code: 0x45, JT: 128, JF: 147, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 368 else 387
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 387 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 245: if A & 0x2 goto 425 else 368
-			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 246: if A >= 0x136 goto 247 else 260
-			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 247: if A == 0x13c goto 248 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 249: if A == 0x0 goto 250 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
-			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 368 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 252: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 253: if A == 0x0 goto 254 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 254: A = arg2.lo
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 255: if A >= 0x80000000 goto 368 else 256
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 256: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 257: if A == 0x0 goto 258 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 258: A = arg4.lo
-			{Code: 0x45, JT: 108, JF: 127, K: 0xfffffff8}, // 259: if A & 0xfffffff8 goto 368 else 387
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 260: if A >= 0x124 goto 261 else 270
-			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 261: if A == 0x135 goto 262 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 263: if A == 0x0 goto 264 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 265: if A == 0x0 goto 266 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 266: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 267: if A == 0x0 goto 268 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 268: A = arg2.lo
-			{Code: 0x15, JT: 117, JF: 98, K: 0x0},         // 269: if A == 0x0 goto 387 else 368
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 270: if A == 0x122 goto 271 else 279
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 272: if A == 0x0 goto 273 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 274: if A == 0x0 goto 275 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 275: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 276: if A == 0x0 goto 277 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 277: A = arg1.lo
-			{Code: 0x15, JT: 108, JF: 89, K: 0x80800},     // 278: if A == 0x80800 goto 387 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 279: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 280: if A == 0x0 goto 281 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 281: A = arg0.lo
-			{Code: 0x15, JT: 254, JF: 253, K: 0x80000},    // 282: if A == 0x80000 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 283: if A >= 0x10d goto 284 else 304
-			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 284: if A >= 0x118 goto 285 else 299
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 285: if A == 0x118 goto 286 else 290
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 287: if A == 0x0 goto 288 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
-			{Code: 0x35, JT: 246, JF: 88, K: 0x80000000},  // 289: if A >= 0x80000000 goto 536 else 378
-			{Code: 0x15, JT: 0, JF: 245, K: 0x11d},        // 290: if A == 0x11d goto 291 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 292: if A == 0x0 goto 293 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 294: if A >= 0x80000000 goto 536 else 295
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 295: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 296: if A == 0x0 goto 297 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 297: A = arg1.lo
-			{Code: 0x45, JT: 237, JF: 238, K: 0xffffff80}, // 298: if A & 0xffffff80 goto 536 else 537
-			{Code: 0x15, JT: 0, JF: 236, K: 0x10f},        // 299: if A == 0x10f goto 300 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 300: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 301: if A == 0x0 goto 302 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 302: A = arg1.lo
-			{Code: 0x15, JT: 74, JF: 232, K: 0x1},         // 303: if A == 0x1 goto 378 else 536
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 304: if A >= 0x109 goto 305 else 323
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 305: if A == 0x109 goto 306 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 306: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 307: if A == 0x0 goto 308 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 308: A = arg0.lo
-			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 536 else 310
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 310: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 311: if A == 0x0 goto 312 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 312: A = arg2.lo
-			{Code: 0x35, JT: 222, JF: 0, K: 0x80000000},   // 313: if A >= 0x80000000 goto 536 else 314
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 314: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 315: if A == 0x0 goto 316 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 316: A = arg4.lo
-			{Code: 0x15, JT: 219, JF: 218, K: 0x400},      // 317: if A == 0x400 goto 537 else 536
-			{Code: 0x15, JT: 0, JF: 47, K: 0x10a},         // 318: if A == 0x10a goto 319 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 319: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 320: if A == 0x0 goto 321 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 321: A = arg1.lo
-			{Code: 0x35, JT: 213, JF: 214, K: 0x80000000}, // 322: if A >= 0x80000000 goto 536 else 537
-			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 323: if A == 0x104 goto 324 else 333
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 324: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 325: if A == 0x0 goto 326 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
-			{Code: 0x35, JT: 208, JF: 0, K: 0x80000000},   // 327: if A >= 0x80000000 goto 536 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 328: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 329: if A == 0x0 goto 330 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 330: A = arg4.lo
-			{Code: 0x15, JT: 205, JF: 0, K: 0x0},          // 331: if A == 0x0 goto 537 else 332
-			{Code: 0x15, JT: 204, JF: 203, K: 0x100},      // 332: if A == 0x100 goto 537 else 536
-			{Code: 0x15, JT: 0, JF: 202, K: 0x107},        // 333: if A == 0x107 goto 334 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 335: if A == 0x0 goto 336 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
-			{Code: 0x35, JT: 198, JF: 0, K: 0x80000000},   // 337: if A >= 0x80000000 goto 536 else 338
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 338: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 339: if A == 0x0 goto 340 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 340: A = arg2.lo
-			{Code: 0x15, JT: 195, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 537 else 342
-			{Code: 0x15, JT: 194, JF: 193, K: 0x200},      // 342: if A == 0x200 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 65, K: 0xd9},          // 343: if A >= 0xd9 goto 344 else 409
-			{Code: 0x35, JT: 0, JF: 53, K: 0xe4},          // 344: if A >= 0xe4 goto 345 else 398
-			{Code: 0x35, JT: 0, JF: 51, K: 0xe8},          // 345: if A >= 0xe8 goto 346 else 397
-			{Code: 0x35, JT: 0, JF: 35, K: 0x101},         // 346: if A >= 0x101 goto 347 else 382
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 347: if A == 0x101 goto 348 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 349: if A == 0x0 goto 350 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 351: if A >= 0x80000000 goto 358 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 352: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 353: if A == 0x0 goto 354 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 354: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 181, K: 0xffe2e2ff},   // 355: if A & 0xffe2e2ff goto 356 else 537
-			{Code: 0x45, JT: 179, JF: 180, K: 0xffe2e0fc}, // 356: if A & 0xffe2e0fc goto 536 else 537
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 177, K: 0xffffff9c},   // 358: if A == 0xffffff9c goto 359 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 359: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 360: if A == 0x0 goto 361 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 361: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 362: if A >= 0x80001 goto 363 else 364
-			{Code: 0x15, JT: 173, JF: 172, K: 0x290000},   // 363: if A == 0x290000 goto 537 else 536
-			{Code: 0x15, JT: 172, JF: 171, K: 0x80000},    // 364: if A == 0x80000 goto 537 else 536
-			{Code: 0x15, JT: 0, JF: 5, K: 0x102},          // 365: if A == 0x102 goto 366 else 371
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 367: if A == 0x0 goto 369 else 536
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
-			{Code: 0x35, JT: 165, JF: 166, K: 0x80000000}, // 370: if A >= 0x80000000 goto 536 else 537
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 371: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 372: if A == 0x0 goto 373 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
-			{Code: 0x35, JT: 161, JF: 0, K: 0x80000000},   // 374: if A >= 0x80000000 goto 536 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 375: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 376: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 158, K: 0x8000},       // 377: if A == 0x8000 goto 378 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 378: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 379: if A == 0x0 goto 380 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 380: A = arg3.lo
-			{Code: 0x15, JT: 155, JF: 154, K: 0x0},        // 381: if A == 0x0 goto 537 else 536
-			{Code: 0x15, JT: 0, JF: 153, K: 0xe9},         // 382: if A == 0xe9 goto 383 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 384: if A == 0x0 goto 385 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
-			{Code: 0x35, JT: 149, JF: 1, K: 0x80000000},   // 386: if A >= 0x80000000 goto 536 else 388
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 388: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 389: if A == 0x0 goto 390 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 390: A = arg1.lo
-			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 391: if A == 0x0 goto 536 else 392
-			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 392: if A >= 0x3 goto 536 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 393: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 394: if A == 0x0 goto 395 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 395: A = arg2.lo
-			{Code: 0x35, JT: 139, JF: 140, K: 0x80000000}, // 396: if A >= 0x80000000 goto 536 else 537
-			{Code: 0x15, JT: 138, JF: 139, K: 0xe6},       // 397: if A == 0xe6 goto 536 else 537
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 398: if A >= 0xdc goto 399 else 408
-			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 399: if A == 0xdd goto 400 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 400: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 401: if A == 0x0 goto 402 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 402: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 403: if A >= 0x80000000 goto 536 else 404
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 404: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 405: if A == 0x0 goto 406 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 406: A = arg3.lo
-			{Code: 0x35, JT: 128, JF: 129, K: 0x6},        // 407: if A >= 0x6 goto 536 else 537
-			{Code: 0x15, JT: 127, JF: 128, K: 0xda},       // 408: if A == 0xda goto 536 else 537
-			{Code: 0x35, JT: 0, JF: 8, K: 0xc0},           // 409: if A >= 0xc0 goto 410 else 418
-			{Code: 0x35, JT: 0, JF: 6, K: 0xc5},           // 410: if A >= 0xc5 goto 411 else 417
-			{Code: 0x15, JT: 125, JF: 0, K: 0xc5},         // 411: if A == 0xc5 goto 537 else 412
-			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 412: if A == 0xcc goto 413 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 413: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 414: if A == 0x0 goto 415 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 415: A = arg0.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 416: if A == 0x0 goto 537 else 536
-			{Code: 0x15, JT: 119, JF: 118, K: 0xc2},       // 417: if A == 0xc2 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbc},           // 418: if A >= 0xbc goto 419 else 421
-			{Code: 0x15, JT: 117, JF: 0, K: 0xbc},         // 419: if A == 0xbc goto 537 else 420
-			{Code: 0x15, JT: 116, JF: 115, K: 0xbf},       // 420: if A == 0xbf goto 537 else 536
-			{Code: 0x15, JT: 115, JF: 114, K: 0xba},       // 421: if A == 0xba goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 44, K: 0x3f},          // 422: if A >= 0x3f goto 423 else 467
-			{Code: 0x35, JT: 0, JF: 21, K: 0x64},          // 423: if A >= 0x64 goto 424 else 445
-			{Code: 0x35, JT: 1, JF: 16, K: 0x6d},          // 424: if A >= 0x6d goto 426 else 441
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 425: return 0x50001
-			{Code: 0x35, JT: 0, JF: 12, K: 0x7e},          // 426: if A >= 0x7e goto 427 else 439
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 427: if A >= 0x8a goto 428 else 438
-			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 428: if A == 0x8a goto 537 else 429
-			{Code: 0x15, JT: 0, JF: 106, K: 0x9d},         // 429: if A == 0x9d goto 430 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 430: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 431: if A == 0x0 goto 432 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 432: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 102, K: 0x53564d41},   // 433: if A == 0x53564d41 goto 434 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 434: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 435: if A == 0x0 goto 436 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 436: A = arg1.lo
-			{Code: 0x15, JT: 99, JF: 98, K: 0x0},          // 437: if A == 0x0 goto 537 else 536
-			{Code: 0x15, JT: 98, JF: 97, K: 0x83},         // 438: if A == 0x83 goto 537 else 536
-			{Code: 0x15, JT: 97, JF: 0, K: 0x7d},          // 439: if A == 0x7d goto 537 else 440
-			{Code: 0x15, JT: 96, JF: 95, K: 0x73},         // 440: if A == 0x73 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 441: if A >= 0x68 goto 442 else 444
-			{Code: 0x15, JT: 94, JF: 0, K: 0x68},          // 442: if A == 0x68 goto 537 else 443
-			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 443: if A >= 0x6b goto 537 else 536
-			{Code: 0x15, JT: 92, JF: 91, K: 0x66},         // 444: if A == 0x66 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 445: if A >= 0x4e goto 446 else 449
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 446: if A >= 0x61 goto 447 else 448
-			{Code: 0x15, JT: 88, JF: 89, K: 0x62},         // 447: if A == 0x62 goto 536 else 537
-			{Code: 0x15, JT: 88, JF: 87, K: 0x5d},         // 448: if A == 0x5d goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 449: if A >= 0x4a goto 450 else 451
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 450: if A == 0x4c goto 536 else 537
-			{Code: 0x15, JT: 0, JF: 84, K: 0x48},          // 451: if A == 0x48 goto 452 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 452: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 453: if A == 0x0 goto 454 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 454: A = arg0.lo
-			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 455: if A >= 0x80000000 goto 536 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 456: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 457: if A == 0x0 goto 458 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 458: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 459: if A >= 0x4 goto 460 else 466
-			{Code: 0x15, JT: 76, JF: 0, K: 0x406},         // 460: if A == 0x406 goto 537 else 461
-			{Code: 0x15, JT: 0, JF: 74, K: 0x4},           // 461: if A == 0x4 goto 462 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 462: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 463: if A == 0x0 goto 464 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 464: A = arg2.lo
-			{Code: 0x45, JT: 70, JF: 71, K: 0xfffb73ff},   // 465: if A & 0xfffb73ff goto 536 else 537
-			{Code: 0x15, JT: 70, JF: 69, K: 0x3},          // 466: if A == 0x3 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 467: if A >= 0x13 goto 468 else 511
-			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 468: if A >= 0x2d goto 469 else 507
-			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 469: if A >= 0x39 goto 470 else 481
-			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 470: if A == 0x3e goto 471 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 471: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 472: if A == 0x0 goto 473 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 473: A = arg0.lo
-			{Code: 0x15, JT: 61, JF: 0, K: 0x0},           // 474: if A == 0x0 goto 536 else 475
-			{Code: 0x35, JT: 60, JF: 0, K: 0x80000000},    // 475: if A >= 0x80000000 goto 536 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 476: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 477: if A == 0x0 goto 478 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 478: A = arg1.lo
-			{Code: 0x15, JT: 57, JF: 56, K: 0x9},          // 479: if A == 0x9 goto 537 else 536
-			{Code: 0x15, JT: 56, JF: 55, K: 0x3c},         // 480: if A == 0x3c goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 481: if A >= 0x2f goto 482 else 487
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 482: if A == 0x38 goto 483 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 483: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 484: if A == 0x0 goto 485 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 485: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 486: if A == 0xd0f00 goto 537 else 536
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 487: if A == 0x2d goto 488 else 497
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 488: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 489: if A == 0x0 goto 490 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 490: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 491: if A >= 0x80000000 goto 536 else 492
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 492: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 493: if A == 0x0 goto 494 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 494: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 495: if A == 0x0 goto 537 else 496
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 496: if A == 0x40 goto 537 else 536
+			{Code: 0x35, JT: 0, JF: 229, K: 0xba},         // 207: if A >= 0xba goto 208 else 437
+			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 208: if A >= 0x103 goto 209 else 351
+			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 209: if A >= 0x122 goto 210 else 279
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 210: if A >= 0x13e goto 211 else 242
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 211: if A >= 0x145 goto 212 else 225
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 212: if A == 0x1b7 goto 213 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 214: if A == 0x0 goto 215 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 364 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 217: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 218: if A == 0x0 goto 219 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 219: A = arg2.lo
+			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 220: if A >= 0x8 goto 364 else 221
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 221: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 222: if A == 0x0 goto 223 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 223: A = arg3.lo
+			{Code: 0x15, JT: 179, JF: 139, K: 0x200},      // 224: if A == 0x200 goto 404 else 364
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 225: if A >= 0x140 goto 226 else 231
+			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 226: if A == 0x144 goto 227 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 228: if A == 0x0 goto 229 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
+			{Code: 0x35, JT: 133, JF: 216, K: 0x2},        // 230: if A >= 0x2 goto 364 else 447
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 231: if A == 0x13e goto 232 else 236
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 233: if A == 0x0 goto 234 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
+			{Code: 0x45, JT: 128, JF: 168, K: 0xfffffffe}, // 235: if A & 0xfffffffe goto 364 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 236: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 237: if A == 0x0 goto 238 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 238: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 1, K: 0x1},          // 239: if A == 0x1 goto 404 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 240: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 241: if A & 0x2 goto 421 else 364
+			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 242: if A >= 0x136 goto 243 else 256
+			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 243: if A == 0x13c goto 244 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 244: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 245: if A == 0x0 goto 246 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
+			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 247: if A >= 0x80000000 goto 364 else 248
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 249: if A == 0x0 goto 250 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
+			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 364 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 252: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 253: if A == 0x0 goto 254 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 254: A = arg4.lo
+			{Code: 0x45, JT: 108, JF: 148, K: 0xfffffff8}, // 255: if A & 0xfffffff8 goto 364 else 404
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 256: if A >= 0x124 goto 257 else 266
+			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 257: if A == 0x135 goto 258 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 258: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 259: if A == 0x0 goto 260 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 260: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 261: if A == 0x0 goto 262 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 262: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 263: if A == 0x0 goto 264 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 264: A = arg2.lo
+			{Code: 0x15, JT: 138, JF: 98, K: 0x0},         // 265: if A == 0x0 goto 404 else 364
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 266: if A == 0x122 goto 267 else 275
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 268: if A == 0x0 goto 269 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 270: if A == 0x0 goto 271 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 271: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 272: if A == 0x0 goto 273 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 273: A = arg1.lo
+			{Code: 0x15, JT: 129, JF: 89, K: 0x80800},     // 274: if A == 0x80800 goto 404 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 275: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 276: if A == 0x0 goto 277 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 277: A = arg0.lo
+			{Code: 0x15, JT: 125, JF: 85, K: 0x80000},     // 278: if A == 0x80000 goto 404 else 364
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 279: if A >= 0x10d goto 280 else 300
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 280: if A >= 0x118 goto 281 else 295
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 281: if A == 0x118 goto 282 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 283: if A == 0x0 goto 284 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
+			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 285: if A >= 0x80000000 goto 364 else 338
+			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 286: if A == 0x11d goto 287 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 288: if A == 0x0 goto 289 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 290: if A >= 0x80000000 goto 364 else 291
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 292: if A == 0x0 goto 293 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 255, K: 0xffffff80},  // 294: if A & 0xffffff80 goto 364 else 550
+			{Code: 0x15, JT: 0, JF: 255, K: 0x10f},        // 295: if A == 0x10f goto 296 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 296: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 297: if A == 0x0 goto 298 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 298: A = arg1.lo
+			{Code: 0x15, JT: 38, JF: 251, K: 0x1},         // 299: if A == 0x1 goto 338 else 551
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 300: if A >= 0x109 goto 301 else 319
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 301: if A == 0x109 goto 302 else 314
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 302: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 303: if A == 0x0 goto 304 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 304: A = arg0.lo
+			{Code: 0x35, JT: 245, JF: 0, K: 0x80000000},   // 305: if A >= 0x80000000 goto 551 else 306
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 306: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 307: if A == 0x0 goto 308 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 308: A = arg2.lo
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 551 else 310
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 310: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 311: if A == 0x0 goto 312 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 312: A = arg4.lo
+			{Code: 0x15, JT: 236, JF: 237, K: 0x400},      // 313: if A == 0x400 goto 550 else 551
+			{Code: 0x15, JT: 0, JF: 59, K: 0x10a},         // 314: if A == 0x10a goto 315 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 315: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 316: if A == 0x0 goto 317 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 317: A = arg1.lo
+			{Code: 0x35, JT: 232, JF: 231, K: 0x80000000}, // 318: if A >= 0x80000000 goto 551 else 550
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 319: if A >= 0x105 goto 320 else 330
+			{Code: 0x15, JT: 0, JF: 230, K: 0x107},        // 320: if A == 0x107 goto 321 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 322: if A == 0x0 goto 323 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
+			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 324: if A >= 0x80000000 goto 551 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 325: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 326: if A == 0x0 goto 327 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 327: A = arg2.lo
+			{Code: 0x15, JT: 221, JF: 0, K: 0x0},          // 328: if A == 0x0 goto 550 else 329
+			{Code: 0x15, JT: 220, JF: 221, K: 0x200},      // 329: if A == 0x200 goto 550 else 551
+			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 330: if A == 0x103 goto 331 else 342
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 332: if A == 0x0 goto 333 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
+			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 551 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 335: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 336: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 213, K: 0x8000},       // 337: if A == 0x8000 goto 338 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 338: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 339: if A == 0x0 goto 340 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 340: A = arg3.lo
+			{Code: 0x15, JT: 208, JF: 209, K: 0x0},        // 341: if A == 0x0 goto 550 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 343: if A == 0x0 goto 344 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 551 else 346
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 346: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 347: if A == 0x0 goto 348 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 348: A = arg4.lo
+			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 349: if A == 0x0 goto 550 else 350
+			{Code: 0x15, JT: 199, JF: 200, K: 0x100},      // 350: if A == 0x100 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 73, K: 0xd9},          // 351: if A >= 0xd9 goto 352 else 425
+			{Code: 0x35, JT: 0, JF: 60, K: 0xe4},          // 352: if A >= 0xe4 goto 353 else 413
+			{Code: 0x35, JT: 0, JF: 42, K: 0xea},          // 353: if A >= 0xea goto 354 else 396
+			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 354: if A >= 0x101 goto 355 else 378
+			{Code: 0x15, JT: 0, JF: 18, K: 0x101},         // 355: if A == 0x101 goto 356 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 356: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 357: if A == 0x0 goto 358 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 359: if A >= 0x80000000 goto 367 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 360: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 361: if A == 0x0 goto 362 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 362: A = arg2.lo
+			{Code: 0x45, JT: 1, JF: 186, K: 0xffe2e2ff},   // 363: if A & 0xffe2e2ff goto 365 else 550
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
+			{Code: 0x45, JT: 185, JF: 184, K: 0xffe2e0fc}, // 365: if A & 0xffe2e0fc goto 551 else 550
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0xffffff9c},   // 367: if A == 0xffffff9c goto 368 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 368: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 369: if A == 0x0 goto 370 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 370: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 371: if A >= 0x80001 goto 372 else 373
+			{Code: 0x15, JT: 177, JF: 178, K: 0x290000},   // 372: if A == 0x290000 goto 550 else 551
+			{Code: 0x15, JT: 176, JF: 177, K: 0x80000},    // 373: if A == 0x80000 goto 550 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 374: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 375: if A == 0x0 goto 376 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
+			{Code: 0x35, JT: 173, JF: 172, K: 0x80000000}, // 377: if A >= 0x80000000 goto 551 else 550
+			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 378: if A == 0xf7 goto 379 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 379: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 380: if A == 0x0 goto 381 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 168, K: 0x1},          // 382: if A == 0x1 goto 383 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 383: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 384: if A == 0x0 goto 385 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 385: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 386: if A == 0x0 goto 551 else 387
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 387: if A >= 0x80000000 goto 551 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 388: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 389: if A == 0x0 goto 390 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 390: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 159, K: 0x1000005},    // 391: if A == 0x1000005 goto 392 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 392: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 393: if A == 0x0 goto 394 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 394: A = arg4.lo
+			{Code: 0x15, JT: 154, JF: 155, K: 0x0},        // 395: if A == 0x0 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 15, K: 0xe8},          // 396: if A >= 0xe8 goto 397 else 412
+			{Code: 0x15, JT: 153, JF: 0, K: 0xe8},         // 397: if A == 0xe8 goto 551 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 399: if A == 0x0 goto 400 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
+			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 401: if A >= 0x80000000 goto 551 else 402
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 402: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 147, K: 0x0},          // 403: if A == 0x0 goto 405 else 551
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 404: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
+			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 406: if A == 0x0 goto 551 else 407
+			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 407: if A >= 0x3 goto 551 else 408
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 408: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 409: if A == 0x0 goto 410 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 410: A = arg2.lo
+			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 411: if A >= 0x80000000 goto 551 else 550
+			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 412: if A == 0xe6 goto 551 else 550
+			{Code: 0x35, JT: 0, JF: 10, K: 0xdc},          // 413: if A >= 0xdc goto 414 else 424
+			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 414: if A == 0xdd goto 415 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 416: if A == 0x0 goto 417 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 418: if A >= 0x80000000 goto 551 else 419
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 419: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 130, K: 0x0},          // 420: if A == 0x0 goto 422 else 551
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 421: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 422: A = arg3.lo
+			{Code: 0x35, JT: 127, JF: 126, K: 0x6},        // 423: if A >= 0x6 goto 551 else 550
+			{Code: 0x15, JT: 126, JF: 125, K: 0xda},       // 424: if A == 0xda goto 551 else 550
+			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 425: if A >= 0xc2 goto 426 else 434
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 426: if A >= 0xc6 goto 427 else 432
+			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 427: if A == 0xcc goto 428 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 428: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 429: if A == 0x0 goto 430 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 430: A = arg0.lo
+			{Code: 0x15, JT: 118, JF: 119, K: 0x0},        // 431: if A == 0x0 goto 550 else 551
+			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 432: if A == 0xc2 goto 550 else 433
+			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 433: if A == 0xc5 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 434: if A >= 0xbd goto 435 else 436
+			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 435: if A == 0xbf goto 550 else 551
+			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 436: if A == 0xbb goto 551 else 550
+			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 437: if A >= 0x3f goto 438 else 481
+			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 438: if A >= 0x64 goto 439 else 459
+			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 439: if A >= 0x7d goto 440 else 453
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 440: if A >= 0x8a goto 441 else 451
+			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 441: if A == 0x8a goto 550 else 442
+			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 442: if A == 0x9d goto 443 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 443: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 444: if A == 0x0 goto 445 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 445: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 446: if A == 0x53564d41 goto 447 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 447: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 448: if A == 0x0 goto 449 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 449: A = arg1.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 450: if A == 0x0 goto 550 else 551
+			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 451: if A == 0x7d goto 550 else 452
+			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 452: if A == 0x83 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 453: if A >= 0x68 goto 454 else 458
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 454: if A >= 0x6d goto 455 else 456
+			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 455: if A == 0x73 goto 550 else 551
+			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 456: if A == 0x68 goto 550 else 457
+			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 457: if A >= 0x6b goto 550 else 551
+			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 458: if A == 0x66 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 459: if A >= 0x4e goto 460 else 463
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 460: if A >= 0x61 goto 461 else 462
+			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 461: if A == 0x62 goto 551 else 550
+			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 462: if A == 0x5d goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 463: if A >= 0x4a goto 464 else 465
+			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 464: if A == 0x4c goto 551 else 550
+			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 465: if A == 0x48 goto 466 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 466: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 467: if A == 0x0 goto 468 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 468: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 469: if A >= 0x80000000 goto 551 else 470
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 470: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 471: if A == 0x0 goto 472 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 472: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 473: if A >= 0x4 goto 474 else 480
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 474: if A == 0x406 goto 550 else 475
+			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 475: if A == 0x4 goto 476 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 476: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 477: if A == 0x0 goto 478 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 478: A = arg2.lo
+			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 479: if A & 0xfffb73ff goto 551 else 550
+			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 480: if A == 0x3 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 481: if A >= 0x13 goto 482 else 525
+			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 482: if A >= 0x2d goto 483 else 521
+			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 483: if A >= 0x39 goto 484 else 495
+			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 484: if A == 0x3e goto 485 else 494
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 485: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 486: if A == 0x0 goto 487 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 487: A = arg0.lo
+			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 488: if A == 0x0 goto 551 else 489
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 489: if A >= 0x80000000 goto 551 else 490
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 490: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 491: if A == 0x0 goto 492 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 492: A = arg1.lo
+			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 493: if A == 0x9 goto 550 else 551
+			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 494: if A == 0x3c goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 495: if A >= 0x2f goto 496 else 501
+			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 496: if A == 0x38 goto 497 else 551
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 497: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 498: if A == 0x0 goto 499 else 536
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 498: if A == 0x0 goto 499 else 551
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 499: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 500: if A >= 0x80000000 goto 536 else 501
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 501: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 502: if A == 0x0 goto 503 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 503: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 504: if A >= 0x4001 goto 505 else 506
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 505: if A == 0x4040 goto 537 else 536
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 506: if A == 0x4000 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 507: if A >= 0x23 goto 508 else 510
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 508: if A == 0x23 goto 537 else 509
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 509: if A == 0x27 goto 537 else 536
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 510: if A == 0x18 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 511: if A >= 0x8 goto 512 else 533
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 512: if A >= 0xd goto 513 else 531
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 513: if A == 0x10 goto 514 else 537
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 514: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 515: if A == 0x0 goto 516 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 516: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 517: if A >= 0x80000000 goto 536 else 518
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 518: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 519: if A == 0x0 goto 520 else 536
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 520: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 521: if A >= 0x5413 goto 522 else 526
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 522: if A >= 0x541c goto 523 else 524
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 523: if A == 0x5425 goto 537 else 536
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 524: if A == 0x541b goto 537 else 525
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 525: if A >= 0x5415 goto 536 else 537
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 526: if A >= 0x540c goto 527 else 528
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 527: if A == 0x5411 goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 528: if A >= 0x5405 goto 529 else 530
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 529: if A >= 0x5409 goto 537 else 536
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 530: if A >= 0x5401 goto 537 else 536
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 531: if A == 0x8 goto 537 else 532
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 532: if A == 0xb goto 537 else 536
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 533: if A >= 0x4 goto 534 else 535
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 534: if A == 0x5 goto 537 else 536
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 535: if A == 0x2 goto 536 else 537
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 536: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 537: return 0x7fff0000
+			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 500: if A == 0xd0f00 goto 550 else 551
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 501: if A == 0x2d goto 502 else 511
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 502: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 503: if A == 0x0 goto 504 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 504: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 505: if A >= 0x80000000 goto 551 else 506
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 506: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 507: if A == 0x0 goto 508 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 508: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 509: if A == 0x0 goto 550 else 510
+			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 510: if A == 0x40 goto 550 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 511: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 512: if A == 0x0 goto 513 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 513: A = arg0.lo
+			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 514: if A >= 0x80000000 goto 551 else 515
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 515: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 516: if A == 0x0 goto 517 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 517: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 518: if A >= 0x4001 goto 519 else 520
+			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 519: if A == 0x4040 goto 550 else 551
+			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 520: if A == 0x4000 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 521: if A >= 0x23 goto 522 else 524
+			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 522: if A == 0x23 goto 550 else 523
+			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 523: if A == 0x27 goto 550 else 551
+			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 524: if A == 0x18 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 525: if A >= 0x8 goto 526 else 547
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 526: if A >= 0xd goto 527 else 545
+			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 527: if A == 0x10 goto 528 else 550
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 528: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 529: if A == 0x0 goto 530 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 530: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 531: if A >= 0x80000000 goto 551 else 532
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 532: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 533: if A == 0x0 goto 534 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 534: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 535: if A >= 0x5413 goto 536 else 540
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 536: if A >= 0x541c goto 537 else 538
+			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 537: if A == 0x5425 goto 550 else 551
+			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 538: if A == 0x541b goto 550 else 539
+			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 539: if A >= 0x5415 goto 551 else 550
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 540: if A >= 0x540c goto 541 else 542
+			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 541: if A == 0x5411 goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 542: if A >= 0x5405 goto 543 else 544
+			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 543: if A >= 0x5409 goto 550 else 551
+			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 544: if A >= 0x5401 goto 550 else 551
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 545: if A == 0x8 goto 550 else 546
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 546: if A == 0xb goto 550 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 547: if A >= 0x4 goto 548 else 549
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 548: if A == 0x5 goto 550 else 551
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 549: if A == 0x2 goto 551 else 550
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 550: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 551: return 0x7fc00000
 		},
 	},
 }
