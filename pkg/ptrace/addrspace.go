@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -21,18 +22,19 @@ type addressSpace struct {
 	zygote *stub.Zygote
 	pid    int
 
-	// helper makes the other threads, and maps for callers that have none. It
-	// belongs to the keeper thread and never runs application code.
-	helper *thread
-
 	// frameMu is held while the kernel writes a signal frame onto the signal stack,
 	// which all threads share.
 	frameMu sync.Mutex
 
+	// spareMu is held while spare, the id of a parked thread that nobody traces, is
+	// taken and another one made. It is 0 when there is none.
+	spareMu     sync.Mutex
+	spare       int
+	spareWanted atomic.Bool
+
 	mu sync.Mutex
 
-	// threads are those that run application code, by the id of the OS thread that
-	// traces them.
+	// threads are those that are traced, by the id of the OS thread that does it.
 	threads map[int]*thread
 
 	// users is the number of goroutines between enter and leave, idle is signalled
@@ -55,13 +57,8 @@ func newAddressSpace() (*addressSpace, error) {
 	if err != nil {
 		return nil, err
 	}
-	as := &addressSpace{zygote: zygote, pid: pid, threads: make(map[int]*thread)}
+	as := &addressSpace{zygote: zygote, pid: pid, spare: tid, threads: make(map[int]*thread)}
 	as.idle.L = &as.mu
-	stub.OnKeeper(func() { _, err = as.attach(tid, func(t *thread) { as.helper = t }) })
-	if err != nil {
-		as.Release()
-		return nil, err
-	}
 	return as, nil
 }
 
@@ -98,6 +95,12 @@ func (as *addressSpace) fail(err error) error {
 	return as.dead
 }
 
+func (as *addressSpace) isDead() bool {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	return as.dead != nil
+}
+
 // kill kills the stub process: nothing that we wait for in it goes on for long.
 func (as *addressSpace) kill() { stub.Kill(as.pid) }
 
@@ -108,20 +111,22 @@ func (as *addressSpace) thread(self int) (*thread, error) {
 	t := as.threads[self]
 	as.mu.Unlock()
 	if t != nil {
+		if as.spareWanted.CompareAndSwap(true, false) {
+			as.spareMu.Lock()
+			defer as.spareMu.Unlock()
+			return t, as.newSpare(t)
+		}
 		return t, nil
 	}
-	var tid uintptr
-	var err error
-	stub.OnKeeper(func() {
-		tid, err = as.helper.call(as.zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
-	})
-	if err != nil {
-		if errors.Is(err, unix.EAGAIN) {
-			err = fmt.Errorf("%w: raise RLIMIT_NPROC (ulimit -u) or the pids limit of the control group (pids.max)", err)
-		}
-		return nil, fmt.Errorf("clone of a thread in stub process %d: %w", as.pid, err)
+	as.spareMu.Lock()
+	defer as.spareMu.Unlock()
+	if as.spare == 0 {
+		// Somebody who has a thread will try again.
+		as.spareWanted.Store(true)
+		return nil, fmt.Errorf("clone of a thread in stub process %d: %w: raise RLIMIT_NPROC (ulimit -u) or the pids limit of the control group (pids.max)", as.pid, unix.EAGAIN)
 	}
-	t, err = as.attach(int(tid), func(t *thread) {
+	t, err := as.attach(as.spare, func(t *thread) {
+		as.spare = 0
 		as.mu.Lock()
 		as.threads[self] = t
 		as.mu.Unlock()
@@ -129,10 +134,23 @@ func (as *addressSpace) thread(self int) (*thread, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := t.initStack(); err != nil {
-		return nil, err
+	return t, as.newSpare(t)
+}
+
+// newSpare lets t make a spare thread. That the host refuses one is no error here:
+// the next OS thread that needs it gets that.
+func (as *addressSpace) newSpare(t *thread) error {
+	// It inherits the mask: nobody but its tracer is to reach it.
+	if err := t.setSignalMask(^uint64(0)); err != nil {
+		return err
 	}
-	return t, nil
+	tid, err := t.call(as.zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
+	if err == nil {
+		as.spare = int(tid)
+	} else if !errors.As(err, new(unix.Errno)) || as.isDead() {
+		return err
+	}
+	return t.setSignalMask(0)
 }
 
 // cloneThread are the flags of a new thread of a stub.
@@ -142,15 +160,11 @@ const cloneThread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLON
 func (as *addressSpace) call(nr uintptr, args ...uintptr) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	as.mu.Lock()
-	t := as.threads[unix.Gettid()]
-	as.mu.Unlock()
-	var err error
-	if t != nil {
-		_, err = t.call(as.zygote.Layout.Call, nr, args...)
+	t, err := as.thread(unix.Gettid())
+	if err != nil {
 		return err
 	}
-	stub.OnKeeper(func() { _, err = as.helper.call(as.zygote.Layout.Call, nr, args...) })
+	_, err = t.call(as.zygote.Layout.Call, nr, args...)
 	return err
 }
 
@@ -223,9 +237,6 @@ func (as *addressSpace) Release() {
 	}
 	for _, t := range as.threads {
 		t.reap()
-	}
-	if as.helper != nil {
-		as.helper.reap()
 	}
 	// Only now can the process go.
 	as.zygote.Release(as.pid)

@@ -59,6 +59,8 @@ func setRegs(tid int, r *arch.Registers) error {
 	return ptraceRegs(unix.PTRACE_SETREGS, tid, regs.PRStatus())
 }
 
+func instructionPointer(r *arch.Registers) uintptr { return uintptr(r.Rip) }
+
 // injectRegs sets regs so that a thread makes a system call at gadget. There is
 // no stack.
 func injectRegs(regs *arch.Registers, gadget, nr uintptr, args []uintptr) {

@@ -21,6 +21,8 @@ func getRegs(int, *arch.Registers) error { return unix.ENOSYS }
 
 func setRegs(int, *arch.Registers) error { return unix.ENOSYS }
 
+func instructionPointer(r *arch.Registers) uintptr { return uintptr(r.Pc) }
+
 func injectRegs(*arch.Registers, uintptr, uintptr, []uintptr) {}
 
 func injectResult(*arch.Registers, uintptr) (uintptr, bool) { return 0, false }

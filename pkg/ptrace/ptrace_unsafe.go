@@ -51,6 +51,13 @@ func getSigInfo(tid int, info *linux.SignalInfo) error {
 	return ptraceMemory(unix.PTRACE_GETSIGINFO, tid, 0, unsafe.Pointer(info))
 }
 
+// setSigMask writes the mask of blocked signals.
+func setSigMask(tid int, mask *uint64) error {
+	return ptraceMemory(ptraceSetSigMask, tid, unsafe.Sizeof(*mask), unsafe.Pointer(mask))
+}
+
+const ptraceSetSigMask = 0x420b // PTRACE_SETSIGMASK (linux/ptrace.h)
+
 // peek reads a word of the stub's memory.
 func peek(tid int, addr uintptr) (uint64, error) {
 	var v uint64

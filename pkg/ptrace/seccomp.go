@@ -53,6 +53,7 @@ func (s seccompInfo) SyscallFilters(precompiled.Values) seccomp.SyscallRules {
 			// New threads. No option that would let a stub outlive us.
 			request(unix.PTRACE_SEIZE, zero, seccomp.EqualTo(seizeOptions)),
 			request(unix.PTRACE_INTERRUPT, zero, zero),
+			request(ptraceSetSigMask, seccomp.EqualTo(8), any),
 		},
 		sysno.Wait4.On(s.arch): seccomp.PerArg{thread, any, seccomp.EqualTo(unix.WALL | unix.WNOTHREAD), zero},
 		// Context.Interrupt.

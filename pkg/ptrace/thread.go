@@ -49,7 +49,27 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 	if _, err := t.wait(); err != nil {
 		return nil, err
 	}
+	l := &as.zygote.Layout
+	var regs arch.Registers
+	if err := getRegs(tid, &regs); err != nil {
+		return nil, t.fail("reading the general registers", err)
+	}
+	if ip := instructionPointer(&regs) - l.Park; ip <= l.ParkSize {
+		return t, nil
+	}
+	// It has not come so far, and may not have set its signal stack.
+	if _, err := t.call(l.Call, unix.SYS_SIGALTSTACK, l.AltStack, 0); err != nil {
+		return nil, t.fail("sigaltstack", err)
+	}
 	return t, nil
+}
+
+// setSignalMask says which signals the thread blocks: bit n-1 is signal n.
+func (t *thread) setSignalMask(mask uint64) error {
+	if err := setSigMask(t.tid, &mask); err != nil {
+		return t.fail("ptrace(PTRACE_SETSIGMASK)", err)
+	}
+	return nil
 }
 
 // fail gives up the AddressSpace, because the host refused op, and returns the
@@ -165,13 +185,4 @@ func (t *thread) probe() error {
 	}
 	_, err = t.wait()
 	return err
-}
-
-// initStack gives the thread its signal stack.
-func (t *thread) initStack() error {
-	l := &t.as.zygote.Layout
-	if _, err := t.call(l.Call, unix.SYS_SIGALTSTACK, l.AltStack); err != nil {
-		return t.fail("sigaltstack", err)
-	}
-	return nil
 }

@@ -97,7 +97,7 @@ func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
 	at := func(off uintptr) uintptr { return uintptr(base) + off }
 	l := Layout{
 		Start: at(0), End: at(imageSize),
-		Park: at(sym.park), Handler: at(sym.park),
+		Park: at(sym.park), ParkSize: sym.call - sym.park, Handler: at(sym.park),
 		Call: at(sym.call), Clone: at(sym.clone),
 		AltStack:    at(altStackOffset),
 		SignalStack: [2]uintptr{uintptr(stack), at(imageSize)},

@@ -37,18 +37,19 @@ type Layout struct {
 	// End is the end of the image.
 	End uintptr
 
-	// Park is a loop around pause(2) in which threads wait.
-	Park uintptr
+	// Park is a loop around pause(2), ParkSize bytes long, in which threads wait.
+	Park, ParkSize uintptr
 
 	// Call is a system call instruction that a breakpoint follows.
 	Call uintptr
 
-	// Clone is the same for clone(2) with a new thread as the result, which goes
-	// to Park by itself.
+	// Clone is the same for clone(2) with a new thread as the result, which sets its
+	// signal stack and then parks.
 	Clone uintptr
 
 	// AltStack is a constant stack_t that describes SignalStack, a piece of memory
-	// that the application can write. The signals of exceptions have a handler
+	// that the application can write, which is the signal stack of every thread.
+	// The signals of exceptions have a handler
 	// that must not be reached: it is there so that the kernel writes a signal
 	// frame.
 	AltStack uintptr

@@ -20,6 +20,7 @@
 #define SYS_recvmsg 47
 #define SYS_clone 56
 #define SYS_getppid 110
+#define SYS_sigaltstack 131
 #define SYS_prctl 157
 #define SYS_arch_prctl 158
 #define SYS_gettid 186
@@ -38,7 +39,7 @@
 #define CLONE_FILES 0x400
 #define ARCH_SET_CPUID 0x1012
 #define CLONE_PARENT 0x8000
-#define CLONE_HELPER 0x50f00 // VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
+#define CLONE_THREAD 0x50f00 // VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
 #define EINTR 4
 #define EBADF 9
 
@@ -234,9 +235,16 @@ child:
 	SYSCALL
 	SHLQ $32, AX
 	ORQ AX, BX
-	// A second thread. It is this that can be traced: the end of a process's first
-	// thread is reported only after that of all others.
-	MOVL $CLONE_HELPER, DI
+	// The first thread must never get a signal: it stays for ever, since its end
+	// would be reported only after that of all others. The second one is the first
+	// that can be used.
+	MOVL $2, DI // SIG_SETMASK
+	LEAQ const_infoFullMask(R12), SI
+	XORL DX, DX
+	MOVL $8, R10
+	MOVL $SYS_rt_sigprocmask, AX
+	SYSCALL
+	MOVL $CLONE_THREAD, DI
 	XORL SI, SI
 	XORL DX, DX
 	XORL R10, R10
@@ -244,19 +252,12 @@ child:
 	MOVL $SYS_clone, AX
 	SYSCALL
 	TESTQ AX, AX
-	JEQ helper
+	JEQ second
 	JLT failed // with the error, and exit
-	// No signal but those that nothing blocks gets to this one.
-	MOVL $2, DI // SIG_SETMASK
-	LEAQ const_infoFullMask(R12), SI
-	XORL DX, DX
-	MOVL $8, R10
-	MOVL $SYS_rt_sigprocmask, AX
-	SYSCALL
 	LEAQ ·park(SB), AX
 	JMP AX
 
-helper:
+second:
 	MOVL $SYS_gettid, AX
 	SYSCALL
 	MOVQ AX, const_infoReply(R12)
@@ -269,7 +270,7 @@ helper:
 	XORL R9, R9
 	MOVL $SYS_sendto, AX
 	SYSCALL
-	LEAQ ·park(SB), AX
+	LEAQ ·newThread(SB), AX
 	JMP AX
 
 exit:
@@ -277,6 +278,16 @@ exit:
 	MOVL $SYS_exit_group, AX
 	SYSCALL
 	JMP exit
+
+// A new thread sets its signal stack, and parks.
+TEXT ·newThread(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	LEAQ ·zygoteEntry(SB), DI
+	ADDQ $const_altStackOffset, DI
+	XORL SI, SI
+	MOVL $SYS_sigaltstack, AX
+	SYSCALL
+	LEAQ ·park(SB), AX
+	JMP AX
 
 // Where a thread waits for its tracer.
 TEXT ·park(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
@@ -289,20 +300,17 @@ again:
 TEXT ·callGadget(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	SYSCALL
 	BYTE $0xcc // INT3
-	LEAQ ·park(SB), AX
-	JMP AX
 
-// The same for clone(2): the new thread, which nobody traces yet, parks.
+// The same for clone(2), with a new thread that nobody traces yet.
 TEXT ·cloneGadget(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	SYSCALL
 	TESTQ AX, AX
 	JNE old
-	LEAQ ·park(SB), AX
+	LEAQ ·newThread(SB), AX
 	JMP AX
 old:
 	BYTE $0xcc // INT3
-	LEAQ ·park(SB), AX
-	JMP AX
+	JMP old
 
 TEXT ·textEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc

@@ -288,9 +288,9 @@ func (z *Zygote) request(op, arg uint64, rights []byte) (result, extra int, err 
 }
 
 // Fork clones a stub off the zygote. It returns the process's id, and that of the
-// thread with which the caller can do what it wants; both are in Layout.Park, or
-// on their way there. The process's first thread stays there, with all signals
-// blocked. The caller must Release the stub.
+// one thread that the caller can do with what it likes; it is in Layout.Park, or on
+// its way there. That thread, and the process's first one, which parks for ever,
+// have all signals blocked. The caller must Release the stub.
 func (z *Zygote) Fork() (pid, tid int, err error) {
 	tid, pid, err = z.request(opFork, 0, nil)
 	if err != nil {

@@ -14,508 +14,22 @@ var Programs = precompiled.Set{
 	{
 		Key: "ptrace,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{90}},
-			{Name: "sentry_pid", Uses: []uint16{110}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 178, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 82, K: 0x65},          // 3: if A == 0x65 goto 4 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 5: if A == 0x0 goto 6 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 29, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 37
-			{Code: 0x15, JT: 29, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 38 else 9
-			{Code: 0x15, JT: 28, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 38 else 10
-			{Code: 0x15, JT: 71, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 82 else 11
-			{Code: 0x15, JT: 38, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 50 else 12
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 14: if A == 0x0 goto 15 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 180 else 17
-			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 180 else 18
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 19: if A == 0x0 goto 20 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 21: if A == 0x0 goto 22 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 23: if A == 0x0 goto 24 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 178, JF: 154, K: 0x100001},   // 25: if A == 0x100001 goto 204 else 180
-			{Code: 0x35, JT: 0, JF: 153, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 180
-			{Code: 0x35, JT: 152, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 180 else 28
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 28: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 29: if A == 0x0 goto 30 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 30: A = arg1.lo
-			{Code: 0x15, JT: 148, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 180 else 32
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 180 else 33
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 33: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 34: if A == 0x0 goto 35 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 35: A = arg2.lo
-			{Code: 0x15, JT: 167, JF: 143, K: 0x202},      // 36: if A == 0x202 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 37: if A == 0x7 goto 38 else 47
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 39: if A == 0x0 goto 40 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 138, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 180 else 42
-			{Code: 0x35, JT: 137, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 180 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 44: if A == 0x0 goto 45 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 224, JF: 133, K: 0x0},        // 46: if A == 0x0 goto 271 else 180
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 47: if A >= 0x3 goto 48 else 81
-			{Code: 0x35, JT: 131, JF: 0, K: 0xe},          // 48: if A >= 0xe goto 180 else 49
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 49: if A >= 0xc goto 50 else 55
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 50: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 51: if A == 0x0 goto 52 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 52: A = arg1.lo
-			{Code: 0x15, JT: 126, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 180 else 54
-			{Code: 0x35, JT: 125, JF: 192, K: 0x80000000}, // 54: if A >= 0x80000000 goto 180 else 247
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 55: if A == 0x6 goto 56 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 57: if A == 0x0 goto 58 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 180 else 60
-			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 180 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 62: if A == 0x0 goto 63 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 139, JF: 115, K: 0x50},       // 64: if A == 0x50 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 114, K: 0x9},          // 65: if A == 0x9 goto 66 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 67: if A == 0x0 goto 68 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 180 else 70
-			{Code: 0x35, JT: 109, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 180 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 72: if A == 0x0 goto 73 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 74: if A == 0x0 goto 75 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 75: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 76: if A == 0x0 goto 77 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 78: if A >= 0x9 goto 79 else 80
-			{Code: 0x15, JT: 124, JF: 100, K: 0xb},        // 79: if A == 0xb goto 204 else 180
-			{Code: 0x35, JT: 123, JF: 99, K: 0x7},         // 80: if A >= 0x7 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 98, K: 0x2},           // 81: if A == 0x2 goto 82 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 82: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 83: if A == 0x0 goto 84 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 84: A = arg1.lo
-			{Code: 0x15, JT: 94, JF: 250, K: 0x0},         // 85: if A == 0x0 goto 180 else 336
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 86: if A == 0x3d goto 87 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 87: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 88: if A == 0x0 goto 89 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 89: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 90: if A == monitor_pid goto 91 else 98
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 91: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 92: if A == 0x0 goto 93 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 93: A = arg2.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 94: if A == 0x0 goto 271 else 95
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 95: A = arg0.lo
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 96: if A == 0x0 goto 180 else 97
-			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 97: if A >= 0x80000000 goto 180 else 102
-			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 180 else 99
-			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 99: if A >= 0x80000000 goto 180 else 100
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 101: if A == 0x0 goto 102 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 103: if A >= 0x40000001 goto 104 else 105
-			{Code: 0x15, JT: 166, JF: 75, K: 0x60000000},  // 104: if A == 0x60000000 goto 271 else 180
-			{Code: 0x15, JT: 165, JF: 74, K: 0x40000000},  // 105: if A == 0x40000000 goto 271 else 180
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 106: if A == 0xea goto 107 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 107: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 108: if A == 0x0 goto 109 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 109: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 110: if A == sentry_pid goto 111 else 115
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 112: if A == 0x0 goto 113 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
-			{Code: 0x35, JT: 65, JF: 89, K: 0x41},         // 114: if A >= 0x41 goto 180 else 204
-			{Code: 0x15, JT: 64, JF: 0, K: 0x0},           // 115: if A == 0x0 goto 180 else 116
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 116: if A >= 0x80000000 goto 180 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 117: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 118: if A == 0x0 goto 119 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 119: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 180 else 121
-			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 180 else 122
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 123: if A == 0x0 goto 124 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
-			{Code: 0x15, JT: 78, JF: 54, K: 0x11},         // 125: if A == 0x11 goto 204 else 180
-			{Code: 0x15, JT: 158, JF: 0, K: 0xcb},         // 126: if A == 0xcb goto 285 else 127
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 127: if A == 0xca goto 128 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 129: if A == 0x0 goto 130 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 131: if A >= 0x80 goto 132 else 180
-			{Code: 0x35, JT: 47, JF: 71, K: 0x82},         // 132: if A >= 0x82 goto 180 else 204
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 133: if A == 0x119 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 134: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 135: if A == 0x0 goto 136 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 136: A = arg0.lo
-			{Code: 0x35, JT: 42, JF: 166, K: 0x80000000},  // 137: if A >= 0x80000000 goto 180 else 304
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 138: if A == 0x1b5 goto 139 else 147
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 140: if A == 0x0 goto 141 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
-			{Code: 0x35, JT: 37, JF: 0, K: 0x80000000},    // 142: if A >= 0x80000000 goto 180 else 143
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 143: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 144: if A == 0x0 goto 145 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 145: A = arg3.lo
-			{Code: 0x15, JT: 57, JF: 33, K: 0x18},         // 146: if A == 0x18 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 147: if A == 0x106 goto 148 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 148: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 149: if A == 0x0 goto 150 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 151: if A >= 0x80000000 goto 180 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 152: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 153: if A == 0x0 goto 154 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 154: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 155: if A == 0x0 goto 204 else 156
-			{Code: 0x15, JT: 47, JF: 23, K: 0x900},        // 156: if A == 0x900 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 157: if A == 0x9 goto 158 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 158: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 159: if A == 0x0 goto 160 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 160: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 161: if A == 0x0 goto 162 else 168
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 162: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 163: if A == 0x0 goto 164 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 164: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 165: if A >= 0x23 goto 166 else 167
-			{Code: 0x15, JT: 37, JF: 13, K: 0x32},         // 166: if A == 0x32 goto 204 else 180
-			{Code: 0x15, JT: 36, JF: 12, K: 0x22},         // 167: if A == 0x22 goto 204 else 180
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 168: if A == 0x3 goto 169 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 169: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 170: if A == 0x0 goto 171 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 172: if A >= 0x23 goto 173 else 181
-			{Code: 0x15, JT: 30, JF: 0, K: 0x32},          // 173: if A == 0x32 goto 204 else 174
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 174: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 175: if A == 0x0 goto 176 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 176: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 177: if A == 0x0 goto 178 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 178: A = arg3.lo
-			{Code: 0x15, JT: 24, JF: 9, K: 0x28},          // 179: if A == 0x28 goto 204 else 189
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 180: return 0x7fc00000
-			{Code: 0x15, JT: 22, JF: 0, K: 0x22},          // 181: if A == 0x22 goto 204 else 182
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 182: if A >= 0x2 goto 362 else 190
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 183: if A >= 0x2 goto 362 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 184: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 185: if A == 0x0 goto 186 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 186: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 187: if A >= 0x2 goto 189 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 188: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 189: if A == 0x4001 goto 191 else 362
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 190: if A == 0x0 goto 362 else 191
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 191: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 192: if A == 0x0 goto 193 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 193: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 9, K: 0x80000000},   // 194: if A >= 0x80000000 goto 362 else 204
-			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 195: if A == 0x1c goto 196 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 196: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 197: if A == 0x0 goto 198 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 198: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 199: if A >= 0x8 goto 200 else 205
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 200: if A >= 0x10 goto 201 else 202
-			{Code: 0x15, JT: 2, JF: 160, K: 0x19},         // 201: if A == 0x19 goto 204 else 362
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 202: if A == 0x8 goto 204 else 203
-			{Code: 0x35, JT: 0, JF: 158, K: 0xe},          // 203: if A >= 0xe goto 204 else 362
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 204: return 0x7fff0000
-			{Code: 0x15, JT: 179, JF: 156, K: 0x4},        // 205: if A == 0x4 goto 385 else 362
-			{Code: 0x35, JT: 0, JF: 168, K: 0x7e},         // 206: if A >= 0x7e goto 207 else 375
-			{Code: 0x35, JT: 0, JF: 129, K: 0xe8},         // 207: if A >= 0xe8 goto 208 else 337
-			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 208: if A >= 0x122 goto 209 else 264
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 209: if A >= 0x13e goto 210 else 241
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 210: if A >= 0x145 goto 211 else 224
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 211: if A == 0x1b7 goto 212 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 212: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 213: if A == 0x0 goto 214 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 215: if A >= 0x80000000 goto 362 else 216
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 217: if A == 0x0 goto 218 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 219: if A >= 0x8 goto 475 else 220
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 220: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 221: if A == 0x0 goto 222 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 222: A = arg3.lo
-			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 223: if A == 0x200 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 224: if A >= 0x140 goto 225 else 230
-			{Code: 0x15, JT: 0, JF: 249, K: 0x144},        // 225: if A == 0x144 goto 226 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 227: if A == 0x0 goto 228 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
-			{Code: 0x35, JT: 245, JF: 140, K: 0x2},        // 229: if A >= 0x2 goto 475 else 370
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 230: if A == 0x13e goto 231 else 235
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 232: if A == 0x0 goto 233 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
-			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 234: if A & 0xfffffffe goto 475 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 235: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 236: if A == 0x0 goto 237 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 237: A = arg1.lo
-			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 238: if A == 0x1 goto 476 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 239: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 234, K: 0x2},        // 240: if A & 0x2 goto 419 else 475
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 241: if A >= 0x124 goto 242 else 251
-			{Code: 0x15, JT: 0, JF: 232, K: 0x135},        // 242: if A == 0x135 goto 243 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 243: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 244: if A == 0x0 goto 245 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 246: if A == 0x0 goto 247 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 247: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 248: if A == 0x0 goto 249 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 249: A = arg2.lo
-			{Code: 0x15, JT: 225, JF: 224, K: 0x0},        // 250: if A == 0x0 goto 476 else 475
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 251: if A == 0x122 goto 252 else 260
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 253: if A == 0x0 goto 254 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 255: if A == 0x0 goto 256 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 256: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 257: if A == 0x0 goto 258 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 258: A = arg1.lo
-			{Code: 0x15, JT: 216, JF: 215, K: 0x80800},    // 259: if A == 0x80800 goto 476 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 261: if A == 0x0 goto 262 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
-			{Code: 0x15, JT: 212, JF: 211, K: 0x80000},    // 263: if A == 0x80000 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 24, K: 0x102},         // 264: if A >= 0x102 goto 265 else 289
-			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 265: if A >= 0x10f goto 266 else 284
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 266: if A == 0x10f goto 267 else 275
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 268: if A == 0x0 goto 269 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 204, K: 0x1},          // 270: if A == 0x1 goto 271 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 271: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 272: if A == 0x0 goto 273 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 273: A = arg3.lo
-			{Code: 0x15, JT: 201, JF: 200, K: 0x0},        // 274: if A == 0x0 goto 476 else 475
-			{Code: 0x15, JT: 0, JF: 199, K: 0x11d},        // 275: if A == 0x11d goto 276 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 276: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 277: if A == 0x0 goto 278 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 278: A = arg0.lo
-			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 279: if A >= 0x80000000 goto 475 else 280
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 280: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 281: if A == 0x0 goto 282 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 282: A = arg1.lo
-			{Code: 0x45, JT: 191, JF: 192, K: 0xffffff80}, // 283: if A & 0xffffff80 goto 475 else 476
-			{Code: 0x15, JT: 0, JF: 190, K: 0x10b},        // 284: if A == 0x10b goto 285 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 286: if A == 0x0 goto 287 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x35, JT: 186, JF: 187, K: 0x80000000}, // 288: if A >= 0x80000000 goto 475 else 476
-			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 289: if A >= 0xf7 goto 290 else 323
-			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 290: if A == 0xf7 goto 291 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 292: if A == 0x0 goto 293 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 294: if A == 0x1 goto 295 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 295: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 296: if A == 0x0 goto 297 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 297: A = arg1.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 298: if A == 0x0 goto 475 else 299
-			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 299: if A >= 0x80000000 goto 475 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 300: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 301: if A == 0x0 goto 302 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 302: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 303: if A == 0x1000005 goto 304 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 304: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 305: if A == 0x0 goto 306 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 306: A = arg4.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 307: if A == 0x0 goto 476 else 475
-			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 308: if A == 0x101 goto 309 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 310: if A == 0x0 goto 311 else 317
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 311: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 312: if A >= 0x80000000 goto 318 else 313
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 313: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 314: if A == 0x0 goto 315 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 315: A = arg2.lo
-			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 316: if A & 0xffe2e2ff goto 475 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 318: if A == 0xffffff9c goto 319 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 320: if A == 0x0 goto 321 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
-			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 322: if A == 0x80000 goto 476 else 475
-			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 323: if A == 0xe9 goto 324 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 324: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 325: if A == 0x0 goto 326 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 327: if A >= 0x80000000 goto 475 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 329: if A == 0x0 goto 330 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 331: if A == 0x0 goto 475 else 332
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 332: if A >= 0x3 goto 475 else 333
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 333: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 334: if A == 0x0 goto 335 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 335: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 336: if A >= 0x80000000 goto 475 else 476
-			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 337: if A >= 0xc3 goto 338 else 357
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 338: if A >= 0xdc goto 339 else 350
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 339: if A >= 0xe4 goto 340 else 341
-			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 340: if A == 0xe6 goto 475 else 476
-			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 341: if A == 0xdd goto 342 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 343: if A == 0x0 goto 344 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 475 else 346
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 346: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 347: if A == 0x0 goto 348 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 348: A = arg3.lo
-			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 349: if A >= 0x6 goto 475 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 350: if A >= 0xd9 goto 351 else 352
-			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 351: if A == 0xda goto 475 else 476
-			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 352: if A == 0xcc goto 353 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 354: if A == 0x0 goto 355 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
-			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 356: if A == 0x0 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 5, K: 0x9e},           // 357: if A >= 0x9e goto 358 else 363
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 358: if A >= 0xbf goto 359 else 361
-			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 359: if A == 0xbf goto 476 else 360
-			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 360: if A == 0xc2 goto 476 else 475
-			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 361: if A == 0xba goto 476 else 475
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 362: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 363: if A >= 0x8a goto 364 else 374
-			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 364: if A == 0x8a goto 476 else 365
-			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 365: if A == 0x9d goto 366 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 367: if A == 0x0 goto 368 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 369: if A == 0x53564d41 goto 370 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 370: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 371: if A == 0x0 goto 372 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 372: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 373: if A == 0x0 goto 476 else 475
-			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 374: if A == 0x83 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 375: if A >= 0x3c goto 376 else 417
-			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 376: if A >= 0x62 goto 377 else 386
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 377: if A >= 0x69 goto 378 else 382
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 378: if A >= 0x6d goto 379 else 381
-			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 379: if A == 0x7d goto 476 else 380
-			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 380: if A == 0x73 goto 476 else 475
-			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 381: if A >= 0x6b goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 382: if A >= 0x66 goto 383 else 384
-			{Code: 0x15, JT: 91, JF: 92, K: 0x67},         // 383: if A == 0x67 goto 475 else 476
-			{Code: 0x15, JT: 91, JF: 90, K: 0x63},         // 384: if A == 0x63 goto 476 else 475
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 385: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 386: if A >= 0x4a goto 387 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 387: if A >= 0x4e goto 388 else 389
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 388: if A == 0x61 goto 476 else 475
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 389: if A == 0x4c goto 475 else 476
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 390: if A >= 0x3f goto 391 else 407
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 391: if A == 0x48 goto 392 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 393: if A == 0x0 goto 394 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 475 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 396: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 397: if A == 0x0 goto 398 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 398: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 399: if A >= 0x4 goto 400 else 406
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 400: if A == 0x406 goto 476 else 401
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 401: if A == 0x4 goto 402 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 402: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 403: if A == 0x0 goto 404 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 404: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 405: if A & 0xfffb73ff goto 475 else 476
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 406: if A == 0x3 goto 476 else 475
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 407: if A == 0x3c goto 476 else 408
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 408: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 409: if A == 0x0 goto 410 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 410: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 411: if A == 0x0 goto 475 else 412
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 412: if A >= 0x80000000 goto 475 else 413
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 413: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 414: if A == 0x0 goto 415 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 415: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 416: if A == 0x9 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 417: if A >= 0x13 goto 418 else 450
-			{Code: 0x35, JT: 1, JF: 27, K: 0x2d},          // 418: if A >= 0x2d goto 420 else 446
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 419: return 0x50001
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 420: if A >= 0x2f goto 421 else 426
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 421: if A == 0x38 goto 422 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 423: if A == 0x0 goto 424 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 425: if A == 0xd0f00 goto 476 else 475
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 426: if A == 0x2d goto 427 else 436
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 428: if A == 0x0 goto 429 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 430: if A >= 0x80000000 goto 475 else 431
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 431: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 432: if A == 0x0 goto 433 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 433: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 434: if A == 0x0 goto 476 else 435
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 435: if A == 0x40 goto 476 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 437: if A == 0x0 goto 438 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 475 else 440
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 440: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 441: if A == 0x0 goto 442 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 442: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 443: if A >= 0x4001 goto 444 else 445
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 444: if A == 0x4040 goto 476 else 475
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 445: if A == 0x4000 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 446: if A >= 0x23 goto 447 else 449
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 447: if A == 0x23 goto 476 else 448
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 448: if A == 0x27 goto 476 else 475
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 449: if A == 0x18 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 450: if A >= 0x8 goto 451 else 472
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 451: if A >= 0xd goto 452 else 470
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 452: if A == 0x10 goto 453 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 453: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 454: if A == 0x0 goto 455 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 455: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 456: if A >= 0x80000000 goto 475 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 457: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 458: if A == 0x0 goto 459 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 459: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 460: if A >= 0x5413 goto 461 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 461: if A >= 0x541c goto 462 else 463
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 462: if A == 0x5425 goto 476 else 475
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 463: if A == 0x541b goto 476 else 464
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 464: if A >= 0x5415 goto 475 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 465: if A >= 0x540c goto 466 else 467
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 466: if A == 0x5411 goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 467: if A >= 0x5405 goto 468 else 469
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 468: if A >= 0x5409 goto 476 else 475
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 469: if A >= 0x5401 goto 476 else 475
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 470: if A == 0x8 goto 476 else 471
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 471: if A == 0xb goto 476 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 472: if A >= 0x4 goto 473 else 474
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 473: if A == 0x5 goto 476 else 475
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 474: if A == 0x2 goto 475 else 476
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 475: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 476: return 0x7fff0000
-		},
-	},
-	{
-		Key: "ptrace,redirected",
-		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{91}},
-			{Name: "sentry_pid", Uses: []uint16{111}},
+			{Name: "monitor_pid", Uses: []uint16{100}},
+			{Name: "sentry_pid", Uses: []uint16{120}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 83, K: 0x65},          // 3: if A == 0x65 goto 4 else 87
+			{Code: 0x15, JT: 0, JF: 92, K: 0x65},          // 3: if A == 0x65 goto 4 else 96
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 29, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 37
-			{Code: 0x15, JT: 29, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 38 else 9
-			{Code: 0x15, JT: 28, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 38 else 10
-			{Code: 0x15, JT: 71, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 82 else 11
-			{Code: 0x15, JT: 38, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 50 else 12
+			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
+			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
+			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
+			{Code: 0x15, JT: 81, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 92 else 11
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
@@ -530,18 +44,18 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
 			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
-			{Code: 0x35, JT: 0, JF: 154, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 181
-			{Code: 0x35, JT: 153, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 181 else 28
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 28: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 29: if A == 0x0 goto 30 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 30: A = arg1.lo
-			{Code: 0x15, JT: 149, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 181 else 32
-			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 181 else 33
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 33: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 35: A = arg2.lo
-			{Code: 0x15, JT: 168, JF: 144, K: 0x202},      // 36: if A == 0x202 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 37: if A == 0x7 goto 38 else 47
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
+			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 181 else 31
+			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 181 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == 0x0 goto 34 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
+			{Code: 0x15, JT: 169, JF: 145, K: 0x8},        // 35: if A == 0x8 goto 205 else 181
+			{Code: 0x35, JT: 0, JF: 144, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 181
+			{Code: 0x35, JT: 143, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 181 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
@@ -550,26 +64,26 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 240, JF: 134, K: 0x0},        // 46: if A == 0x0 goto 287 else 181
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 47: if A >= 0x3 goto 48 else 81
-			{Code: 0x35, JT: 132, JF: 0, K: 0xe},          // 48: if A >= 0xe goto 181 else 49
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 49: if A >= 0xc goto 50 else 55
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 50: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 51: if A == 0x0 goto 52 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 52: A = arg1.lo
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 181 else 54
-			{Code: 0x35, JT: 126, JF: 193, K: 0x80000000}, // 54: if A >= 0x80000000 goto 181 else 248
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 55: if A == 0x6 goto 56 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 57: if A == 0x0 goto 58 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 140, JF: 116, K: 0x50},       // 64: if A == 0x50 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 115, K: 0x9},          // 65: if A == 0x9 goto 66 else 181
+			{Code: 0x15, JT: 158, JF: 134, K: 0x202},      // 46: if A == 0x202 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
+			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 181 else 52
+			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 181 else 53
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 54: if A == 0x0 goto 55 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
+			{Code: 0x15, JT: 224, JF: 124, K: 0x0},        // 56: if A == 0x0 goto 281 else 181
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
+			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 181 else 59
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 61: if A == 0x0 goto 62 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 181 else 64
+			{Code: 0x35, JT: 116, JF: 192, K: 0x80000000}, // 64: if A >= 0x80000000 goto 181 else 257
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
@@ -578,81 +92,81 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 74: if A == 0x0 goto 75 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 75: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 78: if A >= 0x9 goto 79 else 80
-			{Code: 0x15, JT: 125, JF: 101, K: 0xb},        // 79: if A == 0xb goto 205 else 181
-			{Code: 0x35, JT: 124, JF: 100, K: 0x7},        // 80: if A >= 0x7 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 99, K: 0x2},           // 81: if A == 0x2 goto 82 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 82: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 84: A = arg1.lo
-			{Code: 0x15, JT: 95, JF: 0, K: 0x0},           // 85: if A == 0x0 goto 181 else 86
-			{Code: 0x35, JT: 94, JF: 118, K: 0x80000000},  // 86: if A >= 0x80000000 goto 181 else 205
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 87: if A == 0x3d goto 88 else 107
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 88: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 89: if A == 0x0 goto 90 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 90: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 91: if A == monitor_pid goto 92 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 92: A = arg2.hi
+			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 74: if A == 0x50 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 75: if A == 0x9 goto 76 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 77: if A == 0x0 goto 78 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 181 else 80
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 181 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 82: if A == 0x0 goto 83 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 86: if A == 0x0 goto 87 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
+			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 89: if A == 0xb goto 205 else 181
+			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 90: if A >= 0x7 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 91: if A == 0x2 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 94: A = arg2.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 95: if A == 0x0 goto 287 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 96: A = arg0.lo
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 97: if A == 0x0 goto 181 else 98
-			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 98: if A >= 0x80000000 goto 181 else 103
-			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 181 else 100
-			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 181 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
+			{Code: 0x15, JT: 85, JF: 250, K: 0x0},         // 95: if A == 0x0 goto 181 else 346
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 96: if A == 0x3d goto 97 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 97: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 98: if A == 0x0 goto 99 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 100: if A == monitor_pid goto 101 else 108
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 102: if A == 0x0 goto 103 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 104: if A >= 0x40000001 goto 105 else 106
-			{Code: 0x15, JT: 181, JF: 75, K: 0x60000000},  // 105: if A == 0x60000000 goto 287 else 181
-			{Code: 0x15, JT: 180, JF: 74, K: 0x40000000},  // 106: if A == 0x40000000 goto 287 else 181
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 107: if A == 0xea goto 108 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 108: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 109: if A == 0x0 goto 110 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 110: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 111: if A == sentry_pid goto 112 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 112: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 113: if A == 0x0 goto 114 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 114: A = arg2.lo
-			{Code: 0x35, JT: 65, JF: 89, K: 0x41},         // 115: if A >= 0x41 goto 181 else 205
-			{Code: 0x15, JT: 64, JF: 0, K: 0x0},           // 116: if A == 0x0 goto 181 else 117
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 117: if A >= 0x80000000 goto 181 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 118: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 120: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 121: if A == 0x0 goto 181 else 122
-			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 122: if A >= 0x80000000 goto 181 else 123
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 123: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 125: A = arg2.lo
-			{Code: 0x15, JT: 78, JF: 54, K: 0x11},         // 126: if A == 0x11 goto 205 else 181
-			{Code: 0x15, JT: 164, JF: 0, K: 0xcb},         // 127: if A == 0xcb goto 292 else 128
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 128: if A == 0xca goto 129 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 129: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 130: if A == 0x0 goto 131 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 131: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 132: if A >= 0x80 goto 133 else 181
-			{Code: 0x35, JT: 47, JF: 71, K: 0x82},         // 133: if A >= 0x82 goto 181 else 205
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 134: if A == 0x119 goto 135 else 139
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 135: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 136: if A == 0x0 goto 137 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 137: A = arg0.lo
-			{Code: 0x35, JT: 42, JF: 200, K: 0x80000000},  // 138: if A >= 0x80000000 goto 181 else 339
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 139: if A == 0x1b5 goto 140 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 141: if A == 0x0 goto 142 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
-			{Code: 0x35, JT: 37, JF: 0, K: 0x80000000},    // 143: if A >= 0x80000000 goto 181 else 144
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 144: A = arg3.hi
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 104: if A == 0x0 goto 281 else 105
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 105: A = arg0.lo
+			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 106: if A == 0x0 goto 181 else 107
+			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 107: if A >= 0x80000000 goto 181 else 112
+			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 108: if A == 0x0 goto 181 else 109
+			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 109: if A >= 0x80000000 goto 181 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 110: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 112: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 113: if A >= 0x40000001 goto 114 else 115
+			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 114: if A == 0x60000000 goto 281 else 181
+			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 115: if A == 0x40000000 goto 281 else 181
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 116: if A == 0xea goto 117 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 117: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 119: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 120: if A == sentry_pid goto 121 else 125
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 121: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 122: if A == 0x0 goto 123 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 123: A = arg2.lo
+			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 124: if A >= 0x41 goto 181 else 205
+			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 181 else 126
+			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 181 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 127: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 128: if A == 0x0 goto 129 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 129: A = arg1.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 181 else 131
+			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 131: if A >= 0x80000000 goto 181 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 132: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 133: if A == 0x0 goto 134 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 134: A = arg2.lo
+			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 135: if A == 0x11 goto 205 else 181
+			{Code: 0x15, JT: 158, JF: 0, K: 0xcb},         // 136: if A == 0xcb goto 295 else 137
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 137: if A == 0xca goto 138 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 138: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 139: if A == 0x0 goto 140 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 140: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 141: if A >= 0x80 goto 142 else 181
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 142: if A >= 0x82 goto 181 else 205
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 143: if A == 0x119 goto 144 else 148
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 145: if A == 0x0 goto 146 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 146: A = arg3.lo
-			{Code: 0x15, JT: 57, JF: 33, K: 0x18},         // 147: if A == 0x18 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 148: if A == 0x106 goto 149 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 166, K: 0x80000000},  // 147: if A >= 0x80000000 goto 181 else 314
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 148: if A == 0x1b5 goto 149 else 157
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 150: if A == 0x0 goto 151 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
@@ -660,372 +174,358 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 154: if A == 0x0 goto 155 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 156: if A == 0x0 goto 205 else 157
-			{Code: 0x15, JT: 47, JF: 23, K: 0x900},        // 157: if A == 0x900 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 158: if A == 0x9 goto 159 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 160: if A == 0x0 goto 161 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 162: if A == 0x0 goto 163 else 169
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 164: if A == 0x0 goto 165 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 166: if A >= 0x23 goto 167 else 168
-			{Code: 0x15, JT: 37, JF: 13, K: 0x32},         // 167: if A == 0x32 goto 205 else 181
-			{Code: 0x15, JT: 36, JF: 12, K: 0x22},         // 168: if A == 0x22 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 169: if A == 0x3 goto 170 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 171: if A == 0x0 goto 172 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 173: if A >= 0x23 goto 174 else 182
-			{Code: 0x15, JT: 30, JF: 0, K: 0x32},          // 174: if A == 0x32 goto 205 else 175
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 175: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 176: if A == 0x0 goto 177 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 177: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 178: if A == 0x0 goto 179 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 179: A = arg3.lo
-			{Code: 0x15, JT: 24, JF: 9, K: 0x28},          // 180: if A == 0x28 goto 205 else 190
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 156: if A == 0x18 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 157: if A == 0x106 goto 158 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 159: if A == 0x0 goto 160 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 161: if A >= 0x80000000 goto 181 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 162: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 163: if A == 0x0 goto 164 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 164: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 205 else 166
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 166: if A == 0x900 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 167: if A == 0x9 goto 168 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 168: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 169: if A == 0x0 goto 170 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 170: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 171: if A == 0x0 goto 172 else 178
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 172: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 173: if A == 0x0 goto 174 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 174: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 175: if A >= 0x23 goto 176 else 177
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 176: if A == 0x32 goto 205 else 181
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 177: if A == 0x22 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 178: if A == 0x3 goto 179 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 179: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 180: if A == 0x0 goto 182 else 181
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 22, JF: 0, K: 0x22},          // 182: if A == 0x22 goto 205 else 183
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 183: if A >= 0x2 goto 363 else 191
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 184: if A >= 0x2 goto 363 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 185: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 186: if A == 0x0 goto 187 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 187: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 188: if A >= 0x2 goto 190 else 191
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 182: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 183: if A >= 0x23 goto 184 else 191
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 184: if A == 0x32 goto 205 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 185: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 186: if A == 0x0 goto 187 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 187: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 188: if A == 0x0 goto 189 else 198
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 190: if A == 0x4001 goto 192 else 363
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 363 else 192
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 192: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 193: if A == 0x0 goto 194 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 194: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 9, K: 0x80000000},   // 195: if A >= 0x80000000 goto 363 else 205
-			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 196: if A == 0x1c goto 197 else 207
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 197: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 198: if A == 0x0 goto 199 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 199: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 200: if A >= 0x8 goto 201 else 206
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 201: if A >= 0x10 goto 202 else 203
-			{Code: 0x15, JT: 2, JF: 160, K: 0x19},         // 202: if A == 0x19 goto 205 else 363
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 203: if A == 0x8 goto 205 else 204
-			{Code: 0x35, JT: 0, JF: 158, K: 0xe},          // 204: if A >= 0xe goto 205 else 363
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 190: if A == 0x28 goto 205 else 199
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 191: if A == 0x22 goto 205 else 192
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 192: if A >= 0x2 goto 372 else 200
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 193: if A >= 0x2 goto 372 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 195: if A == 0x0 goto 196 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 197: if A >= 0x2 goto 199 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 199: if A == 0x4001 goto 201 else 372
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 200: if A == 0x0 goto 372 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 202: if A == 0x0 goto 203 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 204: if A >= 0x80000000 goto 372 else 205
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
-			{Code: 0x15, JT: 179, JF: 156, K: 0x4},        // 206: if A == 0x4 goto 386 else 363
-			{Code: 0x35, JT: 0, JF: 188, K: 0x8b},         // 207: if A >= 0x8b goto 208 else 396
-			{Code: 0x35, JT: 0, JF: 134, K: 0xea},         // 208: if A >= 0xea goto 209 else 343
-			{Code: 0x35, JT: 0, JF: 65, K: 0x11d},         // 209: if A >= 0x11d goto 210 else 275
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 210: if A >= 0x13e goto 211 else 242
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 211: if A >= 0x145 goto 212 else 225
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 212: if A == 0x1b7 goto 213 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 214: if A == 0x0 goto 215 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 363 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 217: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 218: if A == 0x0 goto 219 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 219: A = arg2.lo
-			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 220: if A >= 0x8 goto 363 else 221
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 221: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 222: if A == 0x0 goto 223 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 223: A = arg3.lo
-			{Code: 0x15, JT: 161, JF: 138, K: 0x200},      // 224: if A == 0x200 goto 386 else 363
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 225: if A >= 0x140 goto 226 else 231
-			{Code: 0x15, JT: 0, JF: 136, K: 0x144},        // 226: if A == 0x144 goto 227 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 228: if A == 0x0 goto 229 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 161, K: 0x2},        // 230: if A >= 0x2 goto 363 else 392
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 231: if A == 0x13e goto 232 else 236
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 233: if A == 0x0 goto 234 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
-			{Code: 0x45, JT: 127, JF: 150, K: 0xfffffffe}, // 235: if A & 0xfffffffe goto 363 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 236: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 237: if A == 0x0 goto 238 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 238: A = arg1.lo
-			{Code: 0x15, JT: 146, JF: 1, K: 0x1},          // 239: if A == 0x1 goto 386 else 241
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 240: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 121, K: 0x2},        // 241: if A & 0x2 goto 422 else 363
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 242: if A >= 0x124 goto 243 else 252
-			{Code: 0x15, JT: 0, JF: 255, K: 0x135},        // 243: if A == 0x135 goto 244 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 244: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 245: if A == 0x0 goto 246 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 246: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 247: if A == 0x0 goto 248 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 249: if A == 0x0 goto 250 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
-			{Code: 0x15, JT: 248, JF: 247, K: 0x0},        // 251: if A == 0x0 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 252: if A >= 0x122 goto 253 else 266
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 253: if A == 0x122 goto 254 else 262
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 255: if A == 0x0 goto 256 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 257: if A == 0x0 goto 258 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 258: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 259: if A == 0x0 goto 260 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 260: A = arg1.lo
-			{Code: 0x15, JT: 238, JF: 237, K: 0x80800},    // 261: if A == 0x80800 goto 500 else 499
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 206: if A == 0x1c goto 207 else 216
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 207: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 208: if A == 0x0 goto 209 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 209: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 210: if A >= 0x8 goto 211 else 215
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 211: if A >= 0x10 goto 212 else 213
+			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 212: if A == 0x19 goto 392 else 372
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 213: if A == 0x8 goto 392 else 214
+			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 214: if A >= 0xe goto 392 else 372
+			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 215: if A == 0x4 goto 392 else 372
+			{Code: 0x35, JT: 0, JF: 168, K: 0x7e},         // 216: if A >= 0x7e goto 217 else 385
+			{Code: 0x35, JT: 0, JF: 129, K: 0xe8},         // 217: if A >= 0xe8 goto 218 else 347
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 218: if A >= 0x122 goto 219 else 274
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 219: if A >= 0x13e goto 220 else 251
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 220: if A >= 0x145 goto 221 else 234
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 221: if A == 0x1b7 goto 222 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 223: if A == 0x0 goto 224 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 225: if A >= 0x80000000 goto 372 else 226
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 226: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 227: if A == 0x0 goto 228 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 228: A = arg2.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 229: if A >= 0x8 goto 485 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 230: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 231: if A == 0x0 goto 232 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 232: A = arg3.lo
+			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 233: if A == 0x200 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 234: if A >= 0x140 goto 235 else 240
+			{Code: 0x15, JT: 0, JF: 249, K: 0x144},        // 235: if A == 0x144 goto 236 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 237: if A == 0x0 goto 238 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
+			{Code: 0x35, JT: 245, JF: 140, K: 0x2},        // 239: if A >= 0x2 goto 485 else 380
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 240: if A == 0x13e goto 241 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 242: if A == 0x0 goto 243 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
+			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 244: if A & 0xfffffffe goto 485 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 245: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 246: if A == 0x0 goto 247 else 249
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 247: A = arg1.lo
+			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 248: if A == 0x1 goto 486 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 234, K: 0x2},        // 250: if A & 0x2 goto 429 else 485
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 251: if A >= 0x124 goto 252 else 261
+			{Code: 0x15, JT: 0, JF: 232, K: 0x135},        // 252: if A == 0x135 goto 253 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 254: if A == 0x0 goto 255 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 256: if A == 0x0 goto 257 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 257: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 258: if A == 0x0 goto 259 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 259: A = arg2.lo
+			{Code: 0x15, JT: 225, JF: 224, K: 0x0},        // 260: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 261: if A == 0x122 goto 262 else 270
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 263: if A == 0x0 goto 264 else 499
+			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 263: if A == 0x0 goto 264 else 485
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x15, JT: 234, JF: 233, K: 0x80000},    // 265: if A == 0x80000 goto 500 else 499
-			{Code: 0x15, JT: 0, JF: 232, K: 0x11d},        // 266: if A == 0x11d goto 267 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 268: if A == 0x0 goto 269 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
-			{Code: 0x35, JT: 228, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 499 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 271: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 272: if A == 0x0 goto 273 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 273: A = arg1.lo
-			{Code: 0x45, JT: 224, JF: 225, K: 0xffffff80}, // 274: if A & 0xffffff80 goto 499 else 500
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10b},         // 275: if A >= 0x10b goto 276 else 296
-			{Code: 0x35, JT: 0, JF: 5, K: 0x110},          // 276: if A >= 0x110 goto 277 else 282
-			{Code: 0x15, JT: 0, JF: 221, K: 0x118},        // 277: if A == 0x118 goto 278 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 279: if A == 0x0 goto 280 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 5, K: 0x80000000},   // 281: if A >= 0x80000000 goto 499 else 287
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 282: if A == 0x10f goto 283 else 291
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 284: if A == 0x0 goto 285 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 212, K: 0x1},          // 286: if A == 0x1 goto 287 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 287: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 288: if A == 0x0 goto 289 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 289: A = arg3.lo
-			{Code: 0x15, JT: 209, JF: 208, K: 0x0},        // 290: if A == 0x0 goto 500 else 499
-			{Code: 0x35, JT: 207, JF: 0, K: 0x10d},        // 291: if A >= 0x10d goto 499 else 292
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 293: if A == 0x0 goto 294 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
-			{Code: 0x35, JT: 203, JF: 204, K: 0x80000000}, // 295: if A >= 0x80000000 goto 499 else 500
-			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 296: if A >= 0x101 goto 297 else 325
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 297: if A == 0x101 goto 298 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 299: if A == 0x0 goto 300 else 307
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 301: if A >= 0x80000000 goto 308 else 302
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 303: if A == 0x0 goto 304 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 194, K: 0xffe2e2ff},   // 305: if A & 0xffe2e2ff goto 306 else 500
-			{Code: 0x45, JT: 192, JF: 193, K: 0xffe2e0fc}, // 306: if A & 0xffe2e0fc goto 499 else 500
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 190, K: 0xffffff9c},   // 308: if A == 0xffffff9c goto 309 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 309: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 310: if A == 0x0 goto 311 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 312: if A >= 0x80001 goto 313 else 314
-			{Code: 0x15, JT: 186, JF: 185, K: 0x290000},   // 313: if A == 0x290000 goto 500 else 499
-			{Code: 0x15, JT: 185, JF: 184, K: 0x80000},    // 314: if A == 0x80000 goto 500 else 499
-			{Code: 0x15, JT: 0, JF: 183, K: 0x104},        // 315: if A == 0x104 goto 316 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 317: if A == 0x0 goto 318 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
-			{Code: 0x35, JT: 179, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 499 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 320: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 321: if A == 0x0 goto 322 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 322: A = arg4.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 323: if A == 0x0 goto 500 else 324
-			{Code: 0x15, JT: 175, JF: 174, K: 0x100},      // 324: if A == 0x100 goto 500 else 499
-			{Code: 0x15, JT: 0, JF: 173, K: 0xf7},         // 325: if A == 0xf7 goto 326 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 327: if A == 0x0 goto 328 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 169, K: 0x1},          // 329: if A == 0x1 goto 330 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 330: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 331: if A == 0x0 goto 332 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 332: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 333: if A == 0x0 goto 499 else 334
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 499 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 335: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 336: if A == 0x0 goto 337 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 337: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x1000005},    // 338: if A == 0x1000005 goto 339 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 339: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 340: if A == 0x0 goto 341 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 341: A = arg4.lo
-			{Code: 0x15, JT: 157, JF: 156, K: 0x0},        // 342: if A == 0x0 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 35, K: 0xc6},          // 343: if A >= 0xc6 goto 344 else 379
-			{Code: 0x35, JT: 0, JF: 27, K: 0xdc},          // 344: if A >= 0xdc goto 345 else 372
-			{Code: 0x35, JT: 0, JF: 16, K: 0xe4},          // 345: if A >= 0xe4 goto 346 else 362
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 346: if A >= 0xe8 goto 347 else 361
-			{Code: 0x15, JT: 151, JF: 0, K: 0xe8},         // 347: if A == 0xe8 goto 499 else 348
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 349: if A == 0x0 goto 350 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 351: if A >= 0x80000000 goto 499 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 352: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 353: if A == 0x0 goto 354 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 354: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 355: if A == 0x0 goto 499 else 356
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 356: if A >= 0x3 goto 499 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 357: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 358: if A == 0x0 goto 359 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 359: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 360: if A >= 0x80000000 goto 499 else 500
-			{Code: 0x15, JT: 137, JF: 138, K: 0xe6},       // 361: if A == 0xe6 goto 499 else 500
-			{Code: 0x15, JT: 1, JF: 136, K: 0xdd},         // 362: if A == 0xdd goto 364 else 499
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 364: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 365: if A == 0x0 goto 366 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 367: if A >= 0x80000000 goto 499 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 368: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 369: if A == 0x0 goto 370 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 370: A = arg3.lo
-			{Code: 0x35, JT: 127, JF: 128, K: 0x6},        // 371: if A >= 0x6 goto 499 else 500
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 372: if A >= 0xd9 goto 373 else 374
-			{Code: 0x15, JT: 125, JF: 126, K: 0xda},       // 373: if A == 0xda goto 499 else 500
-			{Code: 0x15, JT: 0, JF: 124, K: 0xcc},         // 374: if A == 0xcc goto 375 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 375: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 376: if A == 0x0 goto 377 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 378: if A == 0x0 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 4, K: 0xbd},           // 379: if A >= 0xbd goto 380 else 384
-			{Code: 0x35, JT: 0, JF: 2, K: 0xc2},           // 380: if A >= 0xc2 goto 381 else 383
-			{Code: 0x15, JT: 118, JF: 0, K: 0xc2},         // 381: if A == 0xc2 goto 500 else 382
-			{Code: 0x15, JT: 117, JF: 116, K: 0xc5},       // 382: if A == 0xc5 goto 500 else 499
-			{Code: 0x15, JT: 116, JF: 115, K: 0xbf},       // 383: if A == 0xbf goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 384: if A >= 0xba goto 385 else 387
-			{Code: 0x15, JT: 113, JF: 114, K: 0xbb},       // 385: if A == 0xbb goto 499 else 500
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 386: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 111, K: 0x9d},         // 387: if A == 0x9d goto 388 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 388: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 389: if A == 0x0 goto 390 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 107, K: 0x53564d41},   // 391: if A == 0x53564d41 goto 392 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 392: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 393: if A == 0x0 goto 394 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 394: A = arg1.lo
-			{Code: 0x15, JT: 104, JF: 103, K: 0x0},        // 395: if A == 0x0 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 44, K: 0x3d},          // 396: if A >= 0x3d goto 397 else 441
-			{Code: 0x35, JT: 0, JF: 10, K: 0x64},          // 397: if A >= 0x64 goto 398 else 408
-			{Code: 0x35, JT: 0, JF: 5, K: 0x6d},           // 398: if A >= 0x6d goto 399 else 404
-			{Code: 0x35, JT: 0, JF: 2, K: 0x7e},           // 399: if A >= 0x7e goto 400 else 402
-			{Code: 0x15, JT: 99, JF: 0, K: 0x8a},          // 400: if A == 0x8a goto 500 else 401
-			{Code: 0x15, JT: 98, JF: 97, K: 0x83},         // 401: if A == 0x83 goto 500 else 499
-			{Code: 0x15, JT: 97, JF: 0, K: 0x7d},          // 402: if A == 0x7d goto 500 else 403
-			{Code: 0x15, JT: 96, JF: 95, K: 0x73},         // 403: if A == 0x73 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 404: if A >= 0x68 goto 405 else 407
-			{Code: 0x15, JT: 94, JF: 0, K: 0x68},          // 405: if A == 0x68 goto 500 else 406
-			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 406: if A >= 0x6b goto 500 else 499
-			{Code: 0x15, JT: 92, JF: 91, K: 0x66},         // 407: if A == 0x66 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4c},           // 408: if A >= 0x4c goto 409 else 412
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 409: if A >= 0x61 goto 410 else 411
-			{Code: 0x15, JT: 88, JF: 89, K: 0x62},         // 410: if A == 0x62 goto 499 else 500
-			{Code: 0x15, JT: 88, JF: 87, K: 0x4d},         // 411: if A == 0x4d goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 18, K: 0x48},          // 412: if A >= 0x48 goto 413 else 431
-			{Code: 0x15, JT: 0, JF: 16, K: 0x48},          // 413: if A == 0x48 goto 414 else 430
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 415: if A == 0x0 goto 416 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 417: if A >= 0x80000000 goto 499 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 418: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 419: if A == 0x0 goto 420 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 420: A = arg1.lo
-			{Code: 0x35, JT: 1, JF: 7, K: 0x4},            // 421: if A >= 0x4 goto 423 else 429
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 422: return 0x50001
-			{Code: 0x15, JT: 76, JF: 0, K: 0x406},         // 423: if A == 0x406 goto 500 else 424
-			{Code: 0x15, JT: 0, JF: 74, K: 0x4},           // 424: if A == 0x4 goto 425 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 425: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 426: if A == 0x0 goto 427 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 427: A = arg2.lo
-			{Code: 0x45, JT: 70, JF: 71, K: 0xfffb73ff},   // 428: if A & 0xfffb73ff goto 499 else 500
-			{Code: 0x15, JT: 70, JF: 69, K: 0x3},          // 429: if A == 0x3 goto 500 else 499
-			{Code: 0x15, JT: 68, JF: 69, K: 0x49},         // 430: if A == 0x49 goto 499 else 500
-			{Code: 0x15, JT: 0, JF: 67, K: 0x3e},          // 431: if A == 0x3e goto 432 else 499
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 265: if A == 0x0 goto 266 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 267: if A == 0x0 goto 268 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
+			{Code: 0x15, JT: 216, JF: 215, K: 0x80800},    // 269: if A == 0x80800 goto 486 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 271: if A == 0x0 goto 272 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
+			{Code: 0x15, JT: 212, JF: 211, K: 0x80000},    // 273: if A == 0x80000 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 24, K: 0x102},         // 274: if A >= 0x102 goto 275 else 299
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 275: if A >= 0x10f goto 276 else 294
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 276: if A == 0x10f goto 277 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 278: if A == 0x0 goto 279 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 204, K: 0x1},          // 280: if A == 0x1 goto 281 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 281: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 282: if A == 0x0 goto 283 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 283: A = arg3.lo
+			{Code: 0x15, JT: 201, JF: 200, K: 0x0},        // 284: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 199, K: 0x11d},        // 285: if A == 0x11d goto 286 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 287: if A == 0x0 goto 288 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
+			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 289: if A >= 0x80000000 goto 485 else 290
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 290: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 291: if A == 0x0 goto 292 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 292: A = arg1.lo
+			{Code: 0x45, JT: 191, JF: 192, K: 0xffffff80}, // 293: if A & 0xffffff80 goto 485 else 486
+			{Code: 0x15, JT: 0, JF: 190, K: 0x10b},        // 294: if A == 0x10b goto 295 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 296: if A == 0x0 goto 297 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x35, JT: 186, JF: 187, K: 0x80000000}, // 298: if A >= 0x80000000 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 299: if A >= 0xf7 goto 300 else 333
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 300: if A == 0xf7 goto 301 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 302: if A == 0x0 goto 303 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 304: if A == 0x1 goto 305 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 305: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 306: if A == 0x0 goto 307 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 307: A = arg1.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 308: if A == 0x0 goto 485 else 309
+			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 485 else 310
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 310: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 311: if A == 0x0 goto 312 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 312: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 313: if A == 0x1000005 goto 314 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 314: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 315: if A == 0x0 goto 316 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 316: A = arg4.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 317: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 318: if A == 0x101 goto 319 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 320: if A == 0x0 goto 321 else 327
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 322: if A >= 0x80000000 goto 328 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 324: if A == 0x0 goto 325 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
+			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 326: if A & 0xffe2e2ff goto 485 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 328: if A == 0xffffff9c goto 329 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 329: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 330: if A == 0x0 goto 331 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 331: A = arg2.lo
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 332: if A == 0x80000 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 333: if A == 0xe9 goto 334 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 335: if A == 0x0 goto 336 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 337: if A >= 0x80000000 goto 485 else 338
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 339: if A == 0x0 goto 340 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 485 else 342
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 342: if A >= 0x3 goto 485 else 343
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 343: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 344: if A == 0x0 goto 345 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 346: if A >= 0x80000000 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 347: if A >= 0xc3 goto 348 else 367
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 348: if A >= 0xdc goto 349 else 360
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 349: if A >= 0xe4 goto 350 else 351
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 350: if A == 0xe6 goto 485 else 486
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 351: if A == 0xdd goto 352 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 353: if A == 0x0 goto 354 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 355: if A >= 0x80000000 goto 485 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 356: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 357: if A == 0x0 goto 358 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 358: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 359: if A >= 0x6 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 360: if A >= 0xd9 goto 361 else 362
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 361: if A == 0xda goto 485 else 486
+			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 362: if A == 0xcc goto 363 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 364: if A == 0x0 goto 365 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
+			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 366: if A == 0x0 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 5, K: 0x9e},           // 367: if A >= 0x9e goto 368 else 373
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 368: if A >= 0xbf goto 369 else 371
+			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 369: if A == 0xbf goto 486 else 370
+			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 370: if A == 0xc2 goto 486 else 485
+			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 371: if A == 0xba goto 486 else 485
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 372: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 373: if A >= 0x8a goto 374 else 384
+			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 374: if A == 0x8a goto 486 else 375
+			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 375: if A == 0x9d goto 376 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 377: if A == 0x0 goto 378 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 379: if A == 0x53564d41 goto 380 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 381: if A == 0x0 goto 382 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 383: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 384: if A == 0x83 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 385: if A >= 0x3c goto 386 else 427
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 386: if A >= 0x62 goto 387 else 396
+			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 387: if A >= 0x69 goto 388 else 393
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 388: if A >= 0x6d goto 389 else 391
+			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 389: if A == 0x7d goto 486 else 390
+			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 390: if A == 0x73 goto 486 else 485
+			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 391: if A >= 0x6b goto 486 else 485
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 393: if A >= 0x66 goto 394 else 395
+			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 394: if A == 0x67 goto 485 else 486
+			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 395: if A == 0x63 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 396: if A >= 0x4a goto 397 else 400
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 397: if A >= 0x4e goto 398 else 399
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 398: if A == 0x61 goto 486 else 485
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 399: if A == 0x4c goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 400: if A >= 0x3f goto 401 else 417
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 401: if A == 0x48 goto 402 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 402: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 403: if A == 0x0 goto 404 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 404: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 405: if A >= 0x80000000 goto 485 else 406
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 406: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 407: if A == 0x0 goto 408 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 408: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 409: if A >= 0x4 goto 410 else 416
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 410: if A == 0x406 goto 486 else 411
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 411: if A == 0x4 goto 412 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 412: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 413: if A == 0x0 goto 414 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 415: if A & 0xfffb73ff goto 485 else 486
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 416: if A == 0x3 goto 486 else 485
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 417: if A == 0x3c goto 486 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 419: if A == 0x0 goto 420 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 421: if A == 0x0 goto 485 else 422
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 485 else 423
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 424: if A == 0x0 goto 425 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 426: if A == 0x9 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 427: if A >= 0x13 goto 428 else 460
+			{Code: 0x35, JT: 1, JF: 27, K: 0x2d},          // 428: if A >= 0x2d goto 430 else 456
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 429: return 0x50001
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 430: if A >= 0x2f goto 431 else 436
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 431: if A == 0x38 goto 432 else 485
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 432: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 433: if A == 0x0 goto 434 else 499
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 433: if A == 0x0 goto 434 else 485
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 434: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 435: if A == 0x0 goto 499 else 436
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 499 else 437
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 437: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 438: if A == 0x0 goto 439 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 439: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 440: if A == 0x9 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 441: if A >= 0x13 goto 442 else 474
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 442: if A >= 0x2d goto 443 else 470
-			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 443: if A >= 0x2f goto 444 else 450
-			{Code: 0x15, JT: 55, JF: 0, K: 0x3c},          // 444: if A == 0x3c goto 500 else 445
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 445: if A == 0x38 goto 446 else 499
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 435: if A == 0xd0f00 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 436: if A == 0x2d goto 437 else 446
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 437: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 438: if A == 0x0 goto 439 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 439: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 440: if A >= 0x80000000 goto 485 else 441
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 441: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 442: if A == 0x0 goto 443 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 443: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 444: if A == 0x0 goto 486 else 445
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 445: if A == 0x40 goto 486 else 485
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 447: if A == 0x0 goto 448 else 499
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 447: if A == 0x0 goto 448 else 485
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 449: if A == 0xd0f00 goto 500 else 499
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 450: if A == 0x2d goto 451 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 451: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 452: if A == 0x0 goto 453 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 453: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 454: if A >= 0x80000000 goto 499 else 455
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 455: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 456: if A == 0x0 goto 457 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 457: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 458: if A == 0x0 goto 500 else 459
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 459: if A == 0x40 goto 500 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 460: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 461: if A == 0x0 goto 462 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 462: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 463: if A >= 0x80000000 goto 499 else 464
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 464: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 465: if A == 0x0 goto 466 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 466: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 467: if A >= 0x4001 goto 468 else 469
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 468: if A == 0x4040 goto 500 else 499
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 469: if A == 0x4000 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 470: if A >= 0x23 goto 471 else 473
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 471: if A == 0x23 goto 500 else 472
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 472: if A == 0x27 goto 500 else 499
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 473: if A == 0x18 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 474: if A >= 0x8 goto 475 else 496
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 475: if A >= 0xd goto 476 else 494
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 476: if A == 0x10 goto 477 else 500
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 477: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 478: if A == 0x0 goto 479 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 479: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 480: if A >= 0x80000000 goto 499 else 481
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 481: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 482: if A == 0x0 goto 483 else 499
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 483: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 484: if A >= 0x5413 goto 485 else 489
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 485: if A >= 0x541c goto 486 else 487
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 486: if A == 0x5425 goto 500 else 499
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 487: if A == 0x541b goto 500 else 488
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 488: if A >= 0x5415 goto 499 else 500
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 489: if A >= 0x540c goto 490 else 491
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 490: if A == 0x5411 goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 491: if A >= 0x5405 goto 492 else 493
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 492: if A >= 0x5409 goto 500 else 499
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 493: if A >= 0x5401 goto 500 else 499
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 494: if A == 0x8 goto 500 else 495
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 495: if A == 0xb goto 500 else 499
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 496: if A >= 0x4 goto 497 else 498
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 497: if A == 0x5 goto 500 else 499
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 498: if A == 0x2 goto 499 else 500
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 499: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 500: return 0x7fff0000
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 485 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 450: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 451: if A == 0x0 goto 452 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 452: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 453: if A >= 0x4001 goto 454 else 455
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 454: if A == 0x4040 goto 486 else 485
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 455: if A == 0x4000 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 456: if A >= 0x23 goto 457 else 459
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 457: if A == 0x23 goto 486 else 458
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 458: if A == 0x27 goto 486 else 485
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 459: if A == 0x18 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 460: if A >= 0x8 goto 461 else 482
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 461: if A >= 0xd goto 462 else 480
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 462: if A == 0x10 goto 463 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 463: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 464: if A == 0x0 goto 465 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 465: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 466: if A >= 0x80000000 goto 485 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 467: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 468: if A == 0x0 goto 469 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 469: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 470: if A >= 0x5413 goto 471 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 471: if A >= 0x541c goto 472 else 473
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 472: if A == 0x5425 goto 486 else 485
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 473: if A == 0x541b goto 486 else 474
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 474: if A >= 0x5415 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 475: if A >= 0x540c goto 476 else 477
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 476: if A == 0x5411 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 477: if A >= 0x5405 goto 478 else 479
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 478: if A >= 0x5409 goto 486 else 485
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 479: if A >= 0x5401 goto 486 else 485
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 480: if A == 0x8 goto 486 else 481
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 481: if A == 0xb goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 482: if A >= 0x4 goto 483 else 484
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 483: if A == 0x5 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 484: if A == 0x2 goto 485 else 486
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 485: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 486: return 0x7fff0000
 		},
 	},
 	{
-		Key: "ptrace,write",
+		Key: "ptrace,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{91}},
-			{Name: "sentry_pid", Uses: []uint16{111}},
+			{Name: "monitor_pid", Uses: []uint16{101}},
+			{Name: "sentry_pid", Uses: []uint16{121}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 83, K: 0x65},          // 3: if A == 0x65 goto 4 else 87
+			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 29, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 37
-			{Code: 0x15, JT: 29, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 38 else 9
-			{Code: 0x15, JT: 28, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 38 else 10
-			{Code: 0x15, JT: 72, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 83 else 11
-			{Code: 0x15, JT: 39, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 51 else 12
+			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
+			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
+			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
+			{Code: 0x15, JT: 81, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 92 else 11
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
@@ -1040,18 +540,18 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
 			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
-			{Code: 0x35, JT: 0, JF: 155, K: 0x4204},       // 26: if A >= 0x4204 goto 27 else 182
-			{Code: 0x35, JT: 154, JF: 0, K: 0x4206},       // 27: if A >= 0x4206 goto 182 else 28
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 28: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 29: if A == 0x0 goto 30 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 30: A = arg1.lo
-			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 31: if A == 0x0 goto 182 else 32
-			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 32: if A >= 0x80000000 goto 182 else 33
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 33: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 35: A = arg2.lo
-			{Code: 0x15, JT: 169, JF: 145, K: 0x202},      // 36: if A == 0x202 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 10, K: 0x7},           // 37: if A == 0x7 goto 38 else 48
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
+			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 182 else 31
+			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 182 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 146, K: 0x8},        // 35: if A == 0x8 goto 206 else 182
+			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
+			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
@@ -1060,27 +560,547 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 46: if A == 0x0 goto 47 else 182
-			{Code: 0x05, JT: 0, JF: 0, K: 0x122},          // 47: goto 338
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 48: if A >= 0x3 goto 49 else 82
-			{Code: 0x35, JT: 132, JF: 0, K: 0xe},          // 49: if A >= 0xe goto 182 else 50
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 50: if A >= 0xc goto 51 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 51: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 52: if A == 0x0 goto 53 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 53: A = arg1.lo
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
-			{Code: 0x35, JT: 126, JF: 206, K: 0x80000000}, // 55: if A >= 0x80000000 goto 182 else 262
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 56: if A == 0x6 goto 57 else 66
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 57: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 58: if A == 0x0 goto 59 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 59: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 60: if A == 0x0 goto 182 else 61
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 61: if A >= 0x80000000 goto 182 else 62
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 62: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 63: if A == 0x0 goto 64 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 64: A = arg2.lo
-			{Code: 0x15, JT: 140, JF: 116, K: 0x50},       // 65: if A == 0x50 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 115, K: 0x9},          // 66: if A == 0x9 goto 67 else 182
+			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 182 else 52
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 182 else 53
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
+			{Code: 0x15, JT: 240, JF: 125, K: 0x0},        // 56: if A == 0x0 goto 297 else 182
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
+			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 182 else 59
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 61: if A == 0x0 goto 62 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 182 else 64
+			{Code: 0x35, JT: 117, JF: 193, K: 0x80000000}, // 64: if A >= 0x80000000 goto 182 else 258
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
+			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 182 else 70
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 182 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 72: if A == 0x0 goto 73 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
+			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 74: if A == 0x50 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 75: if A == 0x9 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 182 else 80
+			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 182 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
+			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 89: if A == 0xb goto 206 else 182
+			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 90: if A >= 0x7 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 91: if A == 0x2 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
+			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 182 else 96
+			{Code: 0x35, JT: 85, JF: 109, K: 0x80000000},  // 96: if A >= 0x80000000 goto 182 else 206
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 297 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
+			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
+			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
+			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 182 else 110
+			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 182 else 111
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
+			{Code: 0x15, JT: 181, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 297 else 182
+			{Code: 0x15, JT: 180, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 297 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 123: if A == 0x0 goto 124 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
+			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 125: if A >= 0x41 goto 182 else 206
+			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 182 else 127
+			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 182 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 182 else 132
+			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 182 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
+			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
+			{Code: 0x15, JT: 164, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 302 else 138
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 141: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 142: if A >= 0x80 goto 143 else 182
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 143: if A >= 0x82 goto 182 else 206
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 144: if A == 0x119 goto 145 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 200, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 349
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 152: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 153: if A >= 0x80000000 goto 182 else 154
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 155: if A == 0x0 goto 156 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 157: if A == 0x18 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 158: if A == 0x106 goto 159 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 162: if A >= 0x80000000 goto 182 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 206 else 167
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 167: if A == 0x900 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 168: if A == 0x9 goto 169 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 172: if A == 0x0 goto 173 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 176: if A >= 0x23 goto 177 else 178
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 177: if A == 0x32 goto 206 else 182
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 178: if A == 0x22 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 179: if A == 0x3 goto 180 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 180: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 184: if A >= 0x23 goto 185 else 192
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 185: if A == 0x32 goto 206 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 187: if A == 0x0 goto 188 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 189: if A == 0x0 goto 190 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 191: if A == 0x28 goto 206 else 200
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 192: if A == 0x22 goto 206 else 193
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 193: if A >= 0x2 goto 373 else 201
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 194: if A >= 0x2 goto 373 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 195: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 196: if A == 0x0 goto 197 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 197: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 198: if A >= 0x2 goto 200 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 200: if A == 0x4001 goto 202 else 373
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 201: if A == 0x0 goto 373 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 202: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 203: if A == 0x0 goto 204 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 204: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 373 else 206
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 207: if A == 0x1c goto 208 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 208: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 209: if A == 0x0 goto 210 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 210: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 211: if A >= 0x8 goto 212 else 216
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 212: if A >= 0x10 goto 213 else 214
+			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 213: if A == 0x19 goto 393 else 373
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
+			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 215: if A >= 0xe goto 393 else 373
+			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 216: if A == 0x4 goto 393 else 373
+			{Code: 0x35, JT: 0, JF: 188, K: 0x8b},         // 217: if A >= 0x8b goto 218 else 406
+			{Code: 0x35, JT: 0, JF: 134, K: 0xea},         // 218: if A >= 0xea goto 219 else 353
+			{Code: 0x35, JT: 0, JF: 65, K: 0x11d},         // 219: if A >= 0x11d goto 220 else 285
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 224: if A == 0x0 goto 225 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 373 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 228: if A == 0x0 goto 229 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
+			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 373 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 232: if A == 0x0 goto 233 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
+			{Code: 0x15, JT: 158, JF: 138, K: 0x200},      // 234: if A == 0x200 goto 393 else 373
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
+			{Code: 0x15, JT: 0, JF: 136, K: 0x144},        // 236: if A == 0x144 goto 237 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 238: if A == 0x0 goto 239 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 161, K: 0x2},        // 240: if A >= 0x2 goto 373 else 402
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 243: if A == 0x0 goto 244 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
+			{Code: 0x45, JT: 127, JF: 147, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 373 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 393 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 121, K: 0x2},        // 251: if A & 0x2 goto 432 else 373
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 252: if A >= 0x124 goto 253 else 262
+			{Code: 0x15, JT: 0, JF: 255, K: 0x135},        // 253: if A == 0x135 goto 254 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 255: if A == 0x0 goto 256 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 257: if A == 0x0 goto 258 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 259: if A == 0x0 goto 260 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
+			{Code: 0x15, JT: 248, JF: 247, K: 0x0},        // 261: if A == 0x0 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 262: if A >= 0x122 goto 263 else 276
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 263: if A == 0x122 goto 264 else 272
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 265: if A == 0x0 goto 266 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 267: if A == 0x0 goto 268 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 269: if A == 0x0 goto 270 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
+			{Code: 0x15, JT: 238, JF: 237, K: 0x80800},    // 271: if A == 0x80800 goto 510 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 272: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 273: if A == 0x0 goto 274 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 274: A = arg0.lo
+			{Code: 0x15, JT: 234, JF: 233, K: 0x80000},    // 275: if A == 0x80000 goto 510 else 509
+			{Code: 0x15, JT: 0, JF: 232, K: 0x11d},        // 276: if A == 0x11d goto 277 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 278: if A == 0x0 goto 279 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x35, JT: 228, JF: 0, K: 0x80000000},   // 280: if A >= 0x80000000 goto 509 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 281: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 282: if A == 0x0 goto 283 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 283: A = arg1.lo
+			{Code: 0x45, JT: 224, JF: 225, K: 0xffffff80}, // 284: if A & 0xffffff80 goto 509 else 510
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10b},         // 285: if A >= 0x10b goto 286 else 306
+			{Code: 0x35, JT: 0, JF: 5, K: 0x110},          // 286: if A >= 0x110 goto 287 else 292
+			{Code: 0x15, JT: 0, JF: 221, K: 0x118},        // 287: if A == 0x118 goto 288 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 289: if A == 0x0 goto 290 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x35, JT: 217, JF: 5, K: 0x80000000},   // 291: if A >= 0x80000000 goto 509 else 297
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 292: if A == 0x10f goto 293 else 301
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 293: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 294: if A == 0x0 goto 295 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 295: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 212, K: 0x1},          // 296: if A == 0x1 goto 297 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 297: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 298: if A == 0x0 goto 299 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 299: A = arg3.lo
+			{Code: 0x15, JT: 209, JF: 208, K: 0x0},        // 300: if A == 0x0 goto 510 else 509
+			{Code: 0x35, JT: 207, JF: 0, K: 0x10d},        // 301: if A >= 0x10d goto 509 else 302
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 302: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 303: if A == 0x0 goto 304 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 304: A = arg0.lo
+			{Code: 0x35, JT: 203, JF: 204, K: 0x80000000}, // 305: if A >= 0x80000000 goto 509 else 510
+			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 306: if A >= 0x101 goto 307 else 335
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 307: if A == 0x101 goto 308 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 309: if A == 0x0 goto 310 else 317
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 311: if A >= 0x80000000 goto 318 else 312
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 312: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 313: if A == 0x0 goto 314 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 314: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 194, K: 0xffe2e2ff},   // 315: if A & 0xffe2e2ff goto 316 else 510
+			{Code: 0x45, JT: 192, JF: 193, K: 0xffe2e0fc}, // 316: if A & 0xffe2e0fc goto 509 else 510
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 190, K: 0xffffff9c},   // 318: if A == 0xffffff9c goto 319 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 320: if A == 0x0 goto 321 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 322: if A >= 0x80001 goto 323 else 324
+			{Code: 0x15, JT: 186, JF: 185, K: 0x290000},   // 323: if A == 0x290000 goto 510 else 509
+			{Code: 0x15, JT: 185, JF: 184, K: 0x80000},    // 324: if A == 0x80000 goto 510 else 509
+			{Code: 0x15, JT: 0, JF: 183, K: 0x104},        // 325: if A == 0x104 goto 326 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 327: if A == 0x0 goto 328 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
+			{Code: 0x35, JT: 179, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 509 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 330: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 331: if A == 0x0 goto 332 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 332: A = arg4.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 333: if A == 0x0 goto 510 else 334
+			{Code: 0x15, JT: 175, JF: 174, K: 0x100},      // 334: if A == 0x100 goto 510 else 509
+			{Code: 0x15, JT: 0, JF: 173, K: 0xf7},         // 335: if A == 0xf7 goto 336 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 337: if A == 0x0 goto 338 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 169, K: 0x1},          // 339: if A == 0x1 goto 340 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 340: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 341: if A == 0x0 goto 342 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 342: A = arg1.lo
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 343: if A == 0x0 goto 509 else 344
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 344: if A >= 0x80000000 goto 509 else 345
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 345: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 346: if A == 0x0 goto 347 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 347: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 160, K: 0x1000005},    // 348: if A == 0x1000005 goto 349 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 349: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 350: if A == 0x0 goto 351 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 351: A = arg4.lo
+			{Code: 0x15, JT: 157, JF: 156, K: 0x0},        // 352: if A == 0x0 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 35, K: 0xc6},          // 353: if A >= 0xc6 goto 354 else 389
+			{Code: 0x35, JT: 0, JF: 27, K: 0xdc},          // 354: if A >= 0xdc goto 355 else 382
+			{Code: 0x35, JT: 0, JF: 16, K: 0xe4},          // 355: if A >= 0xe4 goto 356 else 372
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 356: if A >= 0xe8 goto 357 else 371
+			{Code: 0x15, JT: 151, JF: 0, K: 0xe8},         // 357: if A == 0xe8 goto 509 else 358
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 359: if A == 0x0 goto 360 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 361: if A >= 0x80000000 goto 509 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 362: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 363: if A == 0x0 goto 364 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 364: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 365: if A == 0x0 goto 509 else 366
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 366: if A >= 0x3 goto 509 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 367: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 368: if A == 0x0 goto 369 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 369: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 370: if A >= 0x80000000 goto 509 else 510
+			{Code: 0x15, JT: 137, JF: 138, K: 0xe6},       // 371: if A == 0xe6 goto 509 else 510
+			{Code: 0x15, JT: 1, JF: 136, K: 0xdd},         // 372: if A == 0xdd goto 374 else 509
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 373: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 374: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 375: if A == 0x0 goto 376 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 377: if A >= 0x80000000 goto 509 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 378: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 379: if A == 0x0 goto 380 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 380: A = arg3.lo
+			{Code: 0x35, JT: 127, JF: 128, K: 0x6},        // 381: if A >= 0x6 goto 509 else 510
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 382: if A >= 0xd9 goto 383 else 384
+			{Code: 0x15, JT: 125, JF: 126, K: 0xda},       // 383: if A == 0xda goto 509 else 510
+			{Code: 0x15, JT: 0, JF: 124, K: 0xcc},         // 384: if A == 0xcc goto 385 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 385: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 386: if A == 0x0 goto 387 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 387: A = arg0.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 388: if A == 0x0 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 5, K: 0xbd},           // 389: if A >= 0xbd goto 390 else 395
+			{Code: 0x35, JT: 0, JF: 3, K: 0xc2},           // 390: if A >= 0xc2 goto 391 else 394
+			{Code: 0x15, JT: 118, JF: 0, K: 0xc2},         // 391: if A == 0xc2 goto 510 else 392
+			{Code: 0x15, JT: 117, JF: 116, K: 0xc5},       // 392: if A == 0xc5 goto 510 else 509
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
+			{Code: 0x15, JT: 115, JF: 114, K: 0xbf},       // 394: if A == 0xbf goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 395: if A >= 0xba goto 396 else 397
+			{Code: 0x15, JT: 112, JF: 113, K: 0xbb},       // 396: if A == 0xbb goto 509 else 510
+			{Code: 0x15, JT: 0, JF: 111, K: 0x9d},         // 397: if A == 0x9d goto 398 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 399: if A == 0x0 goto 400 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 107, K: 0x53564d41},   // 401: if A == 0x53564d41 goto 402 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 402: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 403: if A == 0x0 goto 404 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 404: A = arg1.lo
+			{Code: 0x15, JT: 104, JF: 103, K: 0x0},        // 405: if A == 0x0 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 44, K: 0x3d},          // 406: if A >= 0x3d goto 407 else 451
+			{Code: 0x35, JT: 0, JF: 10, K: 0x64},          // 407: if A >= 0x64 goto 408 else 418
+			{Code: 0x35, JT: 0, JF: 5, K: 0x6d},           // 408: if A >= 0x6d goto 409 else 414
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7e},           // 409: if A >= 0x7e goto 410 else 412
+			{Code: 0x15, JT: 99, JF: 0, K: 0x8a},          // 410: if A == 0x8a goto 510 else 411
+			{Code: 0x15, JT: 98, JF: 97, K: 0x83},         // 411: if A == 0x83 goto 510 else 509
+			{Code: 0x15, JT: 97, JF: 0, K: 0x7d},          // 412: if A == 0x7d goto 510 else 413
+			{Code: 0x15, JT: 96, JF: 95, K: 0x73},         // 413: if A == 0x73 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 414: if A >= 0x68 goto 415 else 417
+			{Code: 0x15, JT: 94, JF: 0, K: 0x68},          // 415: if A == 0x68 goto 510 else 416
+			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 416: if A >= 0x6b goto 510 else 509
+			{Code: 0x15, JT: 92, JF: 91, K: 0x66},         // 417: if A == 0x66 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4c},           // 418: if A >= 0x4c goto 419 else 422
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 419: if A >= 0x61 goto 420 else 421
+			{Code: 0x15, JT: 88, JF: 89, K: 0x62},         // 420: if A == 0x62 goto 509 else 510
+			{Code: 0x15, JT: 88, JF: 87, K: 0x4d},         // 421: if A == 0x4d goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 18, K: 0x48},          // 422: if A >= 0x48 goto 423 else 441
+			{Code: 0x15, JT: 0, JF: 16, K: 0x48},          // 423: if A == 0x48 goto 424 else 440
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 424: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 425: if A == 0x0 goto 426 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 426: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 427: if A >= 0x80000000 goto 509 else 428
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 428: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 429: if A == 0x0 goto 430 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 430: A = arg1.lo
+			{Code: 0x35, JT: 1, JF: 7, K: 0x4},            // 431: if A >= 0x4 goto 433 else 439
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 432: return 0x50001
+			{Code: 0x15, JT: 76, JF: 0, K: 0x406},         // 433: if A == 0x406 goto 510 else 434
+			{Code: 0x15, JT: 0, JF: 74, K: 0x4},           // 434: if A == 0x4 goto 435 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 435: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 436: if A == 0x0 goto 437 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 437: A = arg2.lo
+			{Code: 0x45, JT: 70, JF: 71, K: 0xfffb73ff},   // 438: if A & 0xfffb73ff goto 509 else 510
+			{Code: 0x15, JT: 70, JF: 69, K: 0x3},          // 439: if A == 0x3 goto 510 else 509
+			{Code: 0x15, JT: 68, JF: 69, K: 0x49},         // 440: if A == 0x49 goto 509 else 510
+			{Code: 0x15, JT: 0, JF: 67, K: 0x3e},          // 441: if A == 0x3e goto 442 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 443: if A == 0x0 goto 444 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 445: if A == 0x0 goto 509 else 446
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 446: if A >= 0x80000000 goto 509 else 447
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 447: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 448: if A == 0x0 goto 449 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 449: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 450: if A == 0x9 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 451: if A >= 0x13 goto 452 else 484
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 452: if A >= 0x2d goto 453 else 480
+			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 453: if A >= 0x2f goto 454 else 460
+			{Code: 0x15, JT: 55, JF: 0, K: 0x3c},          // 454: if A == 0x3c goto 510 else 455
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 455: if A == 0x38 goto 456 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 456: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 457: if A == 0x0 goto 458 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 458: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 459: if A == 0xd0f00 goto 510 else 509
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 460: if A == 0x2d goto 461 else 470
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 462: if A == 0x0 goto 463 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 464: if A >= 0x80000000 goto 509 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 465: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 466: if A == 0x0 goto 467 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 467: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 468: if A == 0x0 goto 510 else 469
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 469: if A == 0x40 goto 510 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 470: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 471: if A == 0x0 goto 472 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 472: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 473: if A >= 0x80000000 goto 509 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 474: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 475: if A == 0x0 goto 476 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 476: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 477: if A >= 0x4001 goto 478 else 479
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 478: if A == 0x4040 goto 510 else 509
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 479: if A == 0x4000 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 480: if A >= 0x23 goto 481 else 483
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 481: if A == 0x23 goto 510 else 482
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 482: if A == 0x27 goto 510 else 509
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 483: if A == 0x18 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 484: if A >= 0x8 goto 485 else 506
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 485: if A >= 0xd goto 486 else 504
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 486: if A == 0x10 goto 487 else 510
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 487: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 488: if A == 0x0 goto 489 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 489: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 490: if A >= 0x80000000 goto 509 else 491
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 491: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 492: if A == 0x0 goto 493 else 509
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 493: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 494: if A >= 0x5413 goto 495 else 499
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 495: if A >= 0x541c goto 496 else 497
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 496: if A == 0x5425 goto 510 else 509
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 497: if A == 0x541b goto 510 else 498
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 498: if A >= 0x5415 goto 509 else 510
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 499: if A >= 0x540c goto 500 else 501
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 500: if A == 0x5411 goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 501: if A >= 0x5405 goto 502 else 503
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 502: if A >= 0x5409 goto 510 else 509
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 503: if A >= 0x5401 goto 510 else 509
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 504: if A == 0x8 goto 510 else 505
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 505: if A == 0xb goto 510 else 509
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 506: if A >= 0x4 goto 507 else 508
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 507: if A == 0x5 goto 510 else 509
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 508: if A == 0x2 goto 509 else 510
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 509: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 510: return 0x7fff0000
+		},
+	},
+	{
+		Key: "ptrace,write",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{101}},
+			{Name: "sentry_pid", Uses: []uint16{121}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
+			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
+			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
+			{Code: 0x15, JT: 82, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 93 else 11
+			{Code: 0x15, JT: 49, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 61 else 12
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 182 else 17
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 182 else 18
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 19: if A == 0x0 goto 20 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 21: if A == 0x0 goto 22 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
+			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
+			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 182 else 31
+			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 182 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 146, K: 0x8},        // 35: if A == 0x8 goto 206 else 182
+			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
+			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
+			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
+			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
+			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 10, K: 0x7},           // 47: if A == 0x7 goto 48 else 58
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 182 else 52
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 182 else 53
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 56: if A == 0x0 goto 57 else 182
+			{Code: 0x05, JT: 0, JF: 0, K: 0x122},          // 57: goto 348
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 58: if A >= 0x3 goto 59 else 92
+			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 59: if A >= 0xe goto 182 else 60
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 60: if A >= 0xc goto 61 else 66
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
+			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 182 else 65
+			{Code: 0x35, JT: 116, JF: 206, K: 0x80000000}, // 65: if A >= 0x80000000 goto 182 else 272
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 66: if A == 0x6 goto 67 else 76
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 67: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 68: if A == 0x0 goto 69 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 69: A = arg1.lo
@@ -1089,483 +1109,493 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 76: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 79: if A >= 0x9 goto 80 else 81
-			{Code: 0x15, JT: 125, JF: 101, K: 0xb},        // 80: if A == 0xb goto 206 else 182
-			{Code: 0x35, JT: 124, JF: 100, K: 0x7},        // 81: if A >= 0x7 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 99, K: 0x2},           // 82: if A == 0x2 goto 83 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 83: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 85: A = arg1.lo
-			{Code: 0x15, JT: 95, JF: 231, K: 0x0},         // 86: if A == 0x0 goto 182 else 318
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 87: if A == 0x3d goto 88 else 107
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 88: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 89: if A == 0x0 goto 90 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 90: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 91: if A == monitor_pid goto 92 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 92: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 94: A = arg2.lo
-			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 95: if A == 0x0 goto 338 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 96: A = arg0.lo
-			{Code: 0x15, JT: 84, JF: 0, K: 0x0},           // 97: if A == 0x0 goto 182 else 98
-			{Code: 0x35, JT: 83, JF: 4, K: 0x80000000},    // 98: if A >= 0x80000000 goto 182 else 103
-			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 182 else 100
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 182 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 102: if A == 0x0 goto 103 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 104: if A >= 0x40000001 goto 105 else 106
-			{Code: 0x15, JT: 232, JF: 76, K: 0x60000000},  // 105: if A == 0x60000000 goto 338 else 182
-			{Code: 0x15, JT: 231, JF: 75, K: 0x40000000},  // 106: if A == 0x40000000 goto 338 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 107: if A == 0xea goto 108 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 108: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 109: if A == 0x0 goto 110 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 110: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 111: if A == sentry_pid goto 112 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 112: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 113: if A == 0x0 goto 114 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 114: A = arg2.lo
-			{Code: 0x35, JT: 66, JF: 90, K: 0x41},         // 115: if A >= 0x41 goto 182 else 206
-			{Code: 0x15, JT: 65, JF: 0, K: 0x0},           // 116: if A == 0x0 goto 182 else 117
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 117: if A >= 0x80000000 goto 182 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 118: A = arg1.hi
+			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 75: if A == 0x50 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 76: if A == 0x9 goto 77 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 77: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 78: if A == 0x0 goto 79 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 79: A = arg1.lo
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 80: if A == 0x0 goto 182 else 81
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 81: if A >= 0x80000000 goto 182 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 82: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 83: if A == 0x0 goto 84 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 84: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 85: if A == 0x0 goto 86 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 86: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 87: if A == 0x0 goto 88 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 88: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 89: if A >= 0x9 goto 90 else 91
+			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 90: if A == 0xb goto 206 else 182
+			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 91: if A >= 0x7 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 92: if A == 0x2 goto 93 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 93: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 94: if A == 0x0 goto 95 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 95: A = arg1.lo
+			{Code: 0x15, JT: 85, JF: 231, K: 0x0},         // 96: if A == 0x0 goto 182 else 328
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 348 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
+			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
+			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
+			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 182 else 110
+			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 182 else 111
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
+			{Code: 0x15, JT: 232, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 348 else 182
+			{Code: 0x15, JT: 231, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 348 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 120: A = arg1.lo
-			{Code: 0x15, JT: 60, JF: 0, K: 0x0},           // 121: if A == 0x0 goto 182 else 122
-			{Code: 0x35, JT: 59, JF: 0, K: 0x80000000},    // 122: if A >= 0x80000000 goto 182 else 123
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 123: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 125: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 55, K: 0x11},         // 126: if A == 0x11 goto 206 else 182
-			{Code: 0x15, JT: 246, JF: 0, K: 0xcb},         // 127: if A == 0xcb goto 374 else 128
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 128: if A == 0xca goto 129 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 129: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 130: if A == 0x0 goto 131 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 131: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 49, K: 0x80},          // 132: if A >= 0x80 goto 133 else 182
-			{Code: 0x35, JT: 48, JF: 72, K: 0x82},         // 133: if A >= 0x82 goto 182 else 206
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 134: if A == 0x119 goto 135 else 139
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 135: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 136: if A == 0x0 goto 137 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 137: A = arg0.lo
-			{Code: 0x35, JT: 43, JF: 253, K: 0x80000000},  // 138: if A >= 0x80000000 goto 182 else 392
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 139: if A == 0x1b5 goto 140 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 141: if A == 0x0 goto 142 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
-			{Code: 0x35, JT: 38, JF: 0, K: 0x80000000},    // 143: if A >= 0x80000000 goto 182 else 144
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 144: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 145: if A == 0x0 goto 146 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 146: A = arg3.lo
-			{Code: 0x15, JT: 58, JF: 34, K: 0x18},         // 147: if A == 0x18 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 148: if A == 0x106 goto 149 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 31, K: 0x0},           // 150: if A == 0x0 goto 151 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
-			{Code: 0x35, JT: 29, JF: 0, K: 0x80000000},    // 152: if A >= 0x80000000 goto 182 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 154: if A == 0x0 goto 155 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
-			{Code: 0x15, JT: 49, JF: 0, K: 0x0},           // 156: if A == 0x0 goto 206 else 157
-			{Code: 0x15, JT: 48, JF: 24, K: 0x900},        // 157: if A == 0x900 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 37, K: 0x9},           // 158: if A == 0x9 goto 159 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 123: if A == 0x0 goto 124 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
+			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 125: if A >= 0x41 goto 182 else 206
+			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 182 else 127
+			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 182 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 182 else 132
+			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 182 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
+			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
+			{Code: 0x15, JT: 246, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 384 else 138
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 141: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 142: if A >= 0x80 goto 143 else 182
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 143: if A >= 0x82 goto 182 else 206
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 144: if A == 0x119 goto 145 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 254, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 403
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 152: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 153: if A >= 0x80000000 goto 182 else 154
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 155: if A == 0x0 goto 156 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 157: if A == 0x18 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 158: if A == 0x106 goto 159 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 162: if A == 0x0 goto 163 else 169
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 162: if A >= 0x80000000 goto 182 else 163
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 166: if A >= 0x23 goto 167 else 168
-			{Code: 0x15, JT: 38, JF: 14, K: 0x32},         // 167: if A == 0x32 goto 206 else 182
-			{Code: 0x15, JT: 37, JF: 13, K: 0x22},         // 168: if A == 0x22 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 169: if A == 0x3 goto 170 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 171: if A == 0x0 goto 172 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 173: if A >= 0x23 goto 174 else 181
-			{Code: 0x15, JT: 31, JF: 0, K: 0x32},          // 174: if A == 0x32 goto 206 else 175
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 175: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 176: if A == 0x0 goto 177 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 177: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 178: if A == 0x0 goto 179 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 179: A = arg3.lo
-			{Code: 0x15, JT: 25, JF: 9, K: 0x28},          // 180: if A == 0x28 goto 206 else 190
-			{Code: 0x15, JT: 24, JF: 1, K: 0x22},          // 181: if A == 0x22 goto 206 else 183
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 206 else 167
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 167: if A == 0x900 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 168: if A == 0x9 goto 169 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 172: if A == 0x0 goto 173 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 176: if A >= 0x23 goto 177 else 178
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 177: if A == 0x32 goto 206 else 182
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 178: if A == 0x22 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 179: if A == 0x3 goto 180 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 180: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 183: if A >= 0x2 goto 364 else 191
-			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 184: if A >= 0x2 goto 364 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 185: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 186: if A == 0x0 goto 187 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 187: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 188: if A >= 0x2 goto 190 else 191
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 190: if A == 0x4001 goto 192 else 364
-			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 364 else 192
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 192: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 193: if A == 0x0 goto 194 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 194: A = arg4.lo
-			{Code: 0x35, JT: 168, JF: 10, K: 0x80000000},  // 195: if A >= 0x80000000 goto 364 else 206
-			{Code: 0x15, JT: 0, JF: 10, K: 0x1c},          // 196: if A == 0x1c goto 197 else 207
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 197: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 198: if A == 0x0 goto 199 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 199: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 200: if A >= 0x8 goto 201 else 205
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 201: if A >= 0x10 goto 202 else 203
-			{Code: 0x15, JT: 3, JF: 161, K: 0x19},         // 202: if A == 0x19 goto 206 else 364
-			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 203: if A == 0x8 goto 206 else 204
-			{Code: 0x35, JT: 1, JF: 159, K: 0xe},          // 204: if A >= 0xe goto 206 else 364
-			{Code: 0x15, JT: 0, JF: 158, K: 0x4},          // 205: if A == 0x4 goto 206 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 184: if A >= 0x23 goto 185 else 192
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 185: if A == 0x32 goto 206 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 187: if A == 0x0 goto 188 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 189: if A == 0x0 goto 190 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 191: if A == 0x28 goto 206 else 200
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 192: if A == 0x22 goto 206 else 193
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 193: if A >= 0x2 goto 374 else 201
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 194: if A >= 0x2 goto 374 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 195: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 196: if A == 0x0 goto 197 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 197: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 198: if A >= 0x2 goto 200 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 200: if A == 0x4001 goto 202 else 374
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 201: if A == 0x0 goto 374 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 202: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 203: if A == 0x0 goto 204 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 204: A = arg4.lo
+			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 374 else 206
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 229, K: 0xba},         // 207: if A >= 0xba goto 208 else 437
-			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 208: if A >= 0x103 goto 209 else 351
-			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 209: if A >= 0x122 goto 210 else 279
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 210: if A >= 0x13e goto 211 else 242
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 211: if A >= 0x145 goto 212 else 225
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 212: if A == 0x1b7 goto 213 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 214: if A == 0x0 goto 215 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 364 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 217: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 218: if A == 0x0 goto 219 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 219: A = arg2.lo
-			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 220: if A >= 0x8 goto 364 else 221
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 221: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 222: if A == 0x0 goto 223 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 223: A = arg3.lo
-			{Code: 0x15, JT: 179, JF: 139, K: 0x200},      // 224: if A == 0x200 goto 404 else 364
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 225: if A >= 0x140 goto 226 else 231
-			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 226: if A == 0x144 goto 227 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 228: if A == 0x0 goto 229 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x35, JT: 133, JF: 216, K: 0x2},        // 230: if A >= 0x2 goto 364 else 447
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 231: if A == 0x13e goto 232 else 236
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 233: if A == 0x0 goto 234 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
-			{Code: 0x45, JT: 128, JF: 168, K: 0xfffffffe}, // 235: if A & 0xfffffffe goto 364 else 404
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 236: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 237: if A == 0x0 goto 238 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 238: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 1, K: 0x1},          // 239: if A == 0x1 goto 404 else 241
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 240: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 241: if A & 0x2 goto 421 else 364
-			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 242: if A >= 0x136 goto 243 else 256
-			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 243: if A == 0x13c goto 244 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 244: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 245: if A == 0x0 goto 246 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
-			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 247: if A >= 0x80000000 goto 364 else 248
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 249: if A == 0x0 goto 250 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 364 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 252: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 253: if A == 0x0 goto 254 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 254: A = arg4.lo
-			{Code: 0x45, JT: 108, JF: 148, K: 0xfffffff8}, // 255: if A & 0xfffffff8 goto 364 else 404
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 256: if A >= 0x124 goto 257 else 266
-			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 257: if A == 0x135 goto 258 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 258: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 259: if A == 0x0 goto 260 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 260: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 261: if A == 0x0 goto 262 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 262: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 263: if A == 0x0 goto 264 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 264: A = arg2.lo
-			{Code: 0x15, JT: 138, JF: 98, K: 0x0},         // 265: if A == 0x0 goto 404 else 364
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 266: if A == 0x122 goto 267 else 275
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 268: if A == 0x0 goto 269 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 270: if A == 0x0 goto 271 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 271: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 272: if A == 0x0 goto 273 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 273: A = arg1.lo
-			{Code: 0x15, JT: 129, JF: 89, K: 0x80800},     // 274: if A == 0x80800 goto 404 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 275: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 276: if A == 0x0 goto 277 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 277: A = arg0.lo
-			{Code: 0x15, JT: 125, JF: 85, K: 0x80000},     // 278: if A == 0x80000 goto 404 else 364
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 279: if A >= 0x10d goto 280 else 300
-			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 280: if A >= 0x118 goto 281 else 295
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 281: if A == 0x118 goto 282 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 283: if A == 0x0 goto 284 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
-			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 285: if A >= 0x80000000 goto 364 else 338
-			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 286: if A == 0x11d goto 287 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 288: if A == 0x0 goto 289 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 290: if A >= 0x80000000 goto 364 else 291
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 292: if A == 0x0 goto 293 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 255, K: 0xffffff80},  // 294: if A & 0xffffff80 goto 364 else 550
-			{Code: 0x15, JT: 0, JF: 255, K: 0x10f},        // 295: if A == 0x10f goto 296 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 296: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 297: if A == 0x0 goto 298 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 298: A = arg1.lo
-			{Code: 0x15, JT: 38, JF: 251, K: 0x1},         // 299: if A == 0x1 goto 338 else 551
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 300: if A >= 0x109 goto 301 else 319
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 301: if A == 0x109 goto 302 else 314
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 302: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 303: if A == 0x0 goto 304 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 304: A = arg0.lo
-			{Code: 0x35, JT: 245, JF: 0, K: 0x80000000},   // 305: if A >= 0x80000000 goto 551 else 306
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 306: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 307: if A == 0x0 goto 308 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 308: A = arg2.lo
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 551 else 310
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 310: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 311: if A == 0x0 goto 312 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 312: A = arg4.lo
-			{Code: 0x15, JT: 236, JF: 237, K: 0x400},      // 313: if A == 0x400 goto 550 else 551
-			{Code: 0x15, JT: 0, JF: 59, K: 0x10a},         // 314: if A == 0x10a goto 315 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 315: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 316: if A == 0x0 goto 317 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 317: A = arg1.lo
-			{Code: 0x35, JT: 232, JF: 231, K: 0x80000000}, // 318: if A >= 0x80000000 goto 551 else 550
-			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 319: if A >= 0x105 goto 320 else 330
-			{Code: 0x15, JT: 0, JF: 230, K: 0x107},        // 320: if A == 0x107 goto 321 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 322: if A == 0x0 goto 323 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
-			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 324: if A >= 0x80000000 goto 551 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 325: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 326: if A == 0x0 goto 327 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 327: A = arg2.lo
-			{Code: 0x15, JT: 221, JF: 0, K: 0x0},          // 328: if A == 0x0 goto 550 else 329
-			{Code: 0x15, JT: 220, JF: 221, K: 0x200},      // 329: if A == 0x200 goto 550 else 551
-			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 330: if A == 0x103 goto 331 else 342
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 207: if A == 0x1c goto 208 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 208: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 209: if A == 0x0 goto 210 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 210: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 211: if A >= 0x8 goto 212 else 216
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 212: if A >= 0x10 goto 213 else 214
+			{Code: 0x15, JT: 179, JF: 160, K: 0x19},       // 213: if A == 0x19 goto 393 else 374
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
+			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 215: if A >= 0xe goto 393 else 374
+			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 216: if A == 0x4 goto 393 else 374
+			{Code: 0x35, JT: 0, JF: 229, K: 0xba},         // 217: if A >= 0xba goto 218 else 447
+			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 218: if A >= 0x103 goto 219 else 361
+			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 219: if A >= 0x122 goto 220 else 289
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 224: if A == 0x0 goto 225 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 374 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 228: if A == 0x0 goto 229 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
+			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 374 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 232: if A == 0x0 goto 233 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
+			{Code: 0x15, JT: 158, JF: 139, K: 0x200},      // 234: if A == 0x200 goto 393 else 374
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
+			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 236: if A == 0x144 goto 237 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 238: if A == 0x0 goto 239 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x35, JT: 133, JF: 216, K: 0x2},        // 240: if A >= 0x2 goto 374 else 457
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 243: if A == 0x0 goto 244 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
+			{Code: 0x45, JT: 128, JF: 147, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 374 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 393 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 251: if A & 0x2 goto 431 else 374
+			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 252: if A >= 0x136 goto 253 else 266
+			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 253: if A == 0x13c goto 254 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 255: if A == 0x0 goto 256 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 257: if A >= 0x80000000 goto 374 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 259: if A == 0x0 goto 260 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
+			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 261: if A >= 0x80000000 goto 374 else 262
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 262: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 263: if A == 0x0 goto 264 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 264: A = arg4.lo
+			{Code: 0x45, JT: 108, JF: 127, K: 0xfffffff8}, // 265: if A & 0xfffffff8 goto 374 else 393
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 266: if A >= 0x124 goto 267 else 276
+			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 267: if A == 0x135 goto 268 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 269: if A == 0x0 goto 270 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 271: if A == 0x0 goto 272 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 272: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 273: if A == 0x0 goto 274 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 274: A = arg2.lo
+			{Code: 0x15, JT: 117, JF: 98, K: 0x0},         // 275: if A == 0x0 goto 393 else 374
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 276: if A == 0x122 goto 277 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 278: if A == 0x0 goto 279 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 280: if A == 0x0 goto 281 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 281: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 282: if A == 0x0 goto 283 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 283: A = arg1.lo
+			{Code: 0x15, JT: 108, JF: 89, K: 0x80800},     // 284: if A == 0x80800 goto 393 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 286: if A == 0x0 goto 287 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x15, JT: 104, JF: 85, K: 0x80000},     // 288: if A == 0x80000 goto 393 else 374
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 289: if A >= 0x10d goto 290 else 310
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 290: if A >= 0x118 goto 291 else 305
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 291: if A == 0x118 goto 292 else 296
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 293: if A == 0x0 goto 294 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
+			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 295: if A >= 0x80000000 goto 374 else 348
+			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 296: if A == 0x11d goto 297 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 297: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 298: if A == 0x0 goto 299 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 299: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 300: if A >= 0x80000000 goto 374 else 301
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 301: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 302: if A == 0x0 goto 303 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 303: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 255, K: 0xffffff80},  // 304: if A & 0xffffff80 goto 374 else 560
+			{Code: 0x15, JT: 0, JF: 255, K: 0x10f},        // 305: if A == 0x10f goto 306 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 306: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 307: if A == 0x0 goto 308 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 308: A = arg1.lo
+			{Code: 0x15, JT: 38, JF: 251, K: 0x1},         // 309: if A == 0x1 goto 348 else 561
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 310: if A >= 0x109 goto 311 else 329
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 311: if A == 0x109 goto 312 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 313: if A == 0x0 goto 314 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
+			{Code: 0x35, JT: 245, JF: 0, K: 0x80000000},   // 315: if A >= 0x80000000 goto 561 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 316: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 317: if A == 0x0 goto 318 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 318: A = arg2.lo
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 561 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 320: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 321: if A == 0x0 goto 322 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 322: A = arg4.lo
+			{Code: 0x15, JT: 236, JF: 237, K: 0x400},      // 323: if A == 0x400 goto 560 else 561
+			{Code: 0x15, JT: 0, JF: 59, K: 0x10a},         // 324: if A == 0x10a goto 325 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 326: if A == 0x0 goto 327 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x35, JT: 232, JF: 231, K: 0x80000000}, // 328: if A >= 0x80000000 goto 561 else 560
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 329: if A >= 0x105 goto 330 else 340
+			{Code: 0x15, JT: 0, JF: 230, K: 0x107},        // 330: if A == 0x107 goto 331 else 561
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 332: if A == 0x0 goto 333 else 551
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 332: if A == 0x0 goto 333 else 561
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
-			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 551 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 335: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 336: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 213, K: 0x8000},       // 337: if A == 0x8000 goto 338 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 338: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 339: if A == 0x0 goto 340 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 340: A = arg3.lo
-			{Code: 0x15, JT: 208, JF: 209, K: 0x0},        // 341: if A == 0x0 goto 550 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 343: if A == 0x0 goto 344 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 551 else 346
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 346: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 347: if A == 0x0 goto 348 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 348: A = arg4.lo
-			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 349: if A == 0x0 goto 550 else 350
-			{Code: 0x15, JT: 199, JF: 200, K: 0x100},      // 350: if A == 0x100 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 73, K: 0xd9},          // 351: if A >= 0xd9 goto 352 else 425
-			{Code: 0x35, JT: 0, JF: 60, K: 0xe4},          // 352: if A >= 0xe4 goto 353 else 413
-			{Code: 0x35, JT: 0, JF: 42, K: 0xea},          // 353: if A >= 0xea goto 354 else 396
-			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 354: if A >= 0x101 goto 355 else 378
-			{Code: 0x15, JT: 0, JF: 18, K: 0x101},         // 355: if A == 0x101 goto 356 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 356: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 357: if A == 0x0 goto 358 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 359: if A >= 0x80000000 goto 367 else 360
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 360: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 361: if A == 0x0 goto 362 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 362: A = arg2.lo
-			{Code: 0x45, JT: 1, JF: 186, K: 0xffe2e2ff},   // 363: if A & 0xffe2e2ff goto 365 else 550
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
-			{Code: 0x45, JT: 185, JF: 184, K: 0xffe2e0fc}, // 365: if A & 0xffe2e0fc goto 551 else 550
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0xffffff9c},   // 367: if A == 0xffffff9c goto 368 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 368: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 369: if A == 0x0 goto 370 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 370: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 371: if A >= 0x80001 goto 372 else 373
-			{Code: 0x15, JT: 177, JF: 178, K: 0x290000},   // 372: if A == 0x290000 goto 550 else 551
-			{Code: 0x15, JT: 176, JF: 177, K: 0x80000},    // 373: if A == 0x80000 goto 550 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 374: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 375: if A == 0x0 goto 376 else 551
+			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 561 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 335: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 336: if A == 0x0 goto 337 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 337: A = arg2.lo
+			{Code: 0x15, JT: 221, JF: 0, K: 0x0},          // 338: if A == 0x0 goto 560 else 339
+			{Code: 0x15, JT: 220, JF: 221, K: 0x200},      // 339: if A == 0x200 goto 560 else 561
+			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 340: if A == 0x103 goto 341 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 342: if A == 0x0 goto 343 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
+			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 344: if A >= 0x80000000 goto 561 else 345
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 346: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 213, K: 0x8000},       // 347: if A == 0x8000 goto 348 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 349: if A == 0x0 goto 350 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
+			{Code: 0x15, JT: 208, JF: 209, K: 0x0},        // 351: if A == 0x0 goto 560 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 353: if A == 0x0 goto 354 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 355: if A >= 0x80000000 goto 561 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 356: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 357: if A == 0x0 goto 358 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 358: A = arg4.lo
+			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 359: if A == 0x0 goto 560 else 360
+			{Code: 0x15, JT: 199, JF: 200, K: 0x100},      // 360: if A == 0x100 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 73, K: 0xd9},          // 361: if A >= 0xd9 goto 362 else 435
+			{Code: 0x35, JT: 0, JF: 60, K: 0xe4},          // 362: if A >= 0xe4 goto 363 else 423
+			{Code: 0x35, JT: 0, JF: 43, K: 0xea},          // 363: if A >= 0xea goto 364 else 407
+			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 364: if A >= 0x101 goto 365 else 388
+			{Code: 0x15, JT: 0, JF: 18, K: 0x101},         // 365: if A == 0x101 goto 366 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 367: if A == 0x0 goto 368 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 369: if A >= 0x80000000 goto 377 else 370
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 370: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 371: if A == 0x0 goto 372 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 372: A = arg2.lo
+			{Code: 0x45, JT: 1, JF: 186, K: 0xffe2e2ff},   // 373: if A & 0xffe2e2ff goto 375 else 560
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 374: return 0x7fc00000
+			{Code: 0x45, JT: 185, JF: 184, K: 0xffe2e0fc}, // 375: if A & 0xffe2e0fc goto 561 else 560
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
-			{Code: 0x35, JT: 173, JF: 172, K: 0x80000000}, // 377: if A >= 0x80000000 goto 551 else 550
-			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 378: if A == 0xf7 goto 379 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 379: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 380: if A == 0x0 goto 381 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 168, K: 0x1},          // 382: if A == 0x1 goto 383 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 383: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 384: if A == 0x0 goto 385 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 385: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 386: if A == 0x0 goto 551 else 387
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 387: if A >= 0x80000000 goto 551 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 388: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 389: if A == 0x0 goto 390 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 390: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 159, K: 0x1000005},    // 391: if A == 0x1000005 goto 392 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 392: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 393: if A == 0x0 goto 394 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 394: A = arg4.lo
-			{Code: 0x15, JT: 154, JF: 155, K: 0x0},        // 395: if A == 0x0 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 15, K: 0xe8},          // 396: if A >= 0xe8 goto 397 else 412
-			{Code: 0x15, JT: 153, JF: 0, K: 0xe8},         // 397: if A == 0xe8 goto 551 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 399: if A == 0x0 goto 400 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
-			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 401: if A >= 0x80000000 goto 551 else 402
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 402: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 147, K: 0x0},          // 403: if A == 0x0 goto 405 else 551
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 404: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
-			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 406: if A == 0x0 goto 551 else 407
-			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 407: if A >= 0x3 goto 551 else 408
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 408: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 409: if A == 0x0 goto 410 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 410: A = arg2.lo
-			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 411: if A >= 0x80000000 goto 551 else 550
-			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 412: if A == 0xe6 goto 551 else 550
-			{Code: 0x35, JT: 0, JF: 10, K: 0xdc},          // 413: if A >= 0xdc goto 414 else 424
-			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 414: if A == 0xdd goto 415 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 416: if A == 0x0 goto 417 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 418: if A >= 0x80000000 goto 551 else 419
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 419: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 130, K: 0x0},          // 420: if A == 0x0 goto 422 else 551
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 421: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 422: A = arg3.lo
-			{Code: 0x35, JT: 127, JF: 126, K: 0x6},        // 423: if A >= 0x6 goto 551 else 550
-			{Code: 0x15, JT: 126, JF: 125, K: 0xda},       // 424: if A == 0xda goto 551 else 550
-			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 425: if A >= 0xc2 goto 426 else 434
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 426: if A >= 0xc6 goto 427 else 432
-			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 427: if A == 0xcc goto 428 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 428: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 429: if A == 0x0 goto 430 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 430: A = arg0.lo
-			{Code: 0x15, JT: 118, JF: 119, K: 0x0},        // 431: if A == 0x0 goto 550 else 551
-			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 432: if A == 0xc2 goto 550 else 433
-			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 433: if A == 0xc5 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 434: if A >= 0xbd goto 435 else 436
-			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 435: if A == 0xbf goto 550 else 551
-			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 436: if A == 0xbb goto 551 else 550
-			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 437: if A >= 0x3f goto 438 else 481
-			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 438: if A >= 0x64 goto 439 else 459
-			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 439: if A >= 0x7d goto 440 else 453
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 440: if A >= 0x8a goto 441 else 451
-			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 441: if A == 0x8a goto 550 else 442
-			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 442: if A == 0x9d goto 443 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 443: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 444: if A == 0x0 goto 445 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 445: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 446: if A == 0x53564d41 goto 447 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 447: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 448: if A == 0x0 goto 449 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 449: A = arg1.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 450: if A == 0x0 goto 550 else 551
-			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 451: if A == 0x7d goto 550 else 452
-			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 452: if A == 0x83 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 453: if A >= 0x68 goto 454 else 458
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 454: if A >= 0x6d goto 455 else 456
-			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 455: if A == 0x73 goto 550 else 551
-			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 456: if A == 0x68 goto 550 else 457
-			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 457: if A >= 0x6b goto 550 else 551
-			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 458: if A == 0x66 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 459: if A >= 0x4e goto 460 else 463
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 460: if A >= 0x61 goto 461 else 462
-			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 461: if A == 0x62 goto 551 else 550
-			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 462: if A == 0x5d goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 463: if A >= 0x4a goto 464 else 465
-			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 464: if A == 0x4c goto 551 else 550
-			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 465: if A == 0x48 goto 466 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 466: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 467: if A == 0x0 goto 468 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 468: A = arg0.lo
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 469: if A >= 0x80000000 goto 551 else 470
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 470: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 471: if A == 0x0 goto 472 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 472: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 473: if A >= 0x4 goto 474 else 480
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 474: if A == 0x406 goto 550 else 475
-			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 475: if A == 0x4 goto 476 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 476: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 477: if A == 0x0 goto 478 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 478: A = arg2.lo
-			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 479: if A & 0xfffb73ff goto 551 else 550
-			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 480: if A == 0x3 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 481: if A >= 0x13 goto 482 else 525
-			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 482: if A >= 0x2d goto 483 else 521
-			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 483: if A >= 0x39 goto 484 else 495
-			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 484: if A == 0x3e goto 485 else 494
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 485: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 486: if A == 0x0 goto 487 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 487: A = arg0.lo
-			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 488: if A == 0x0 goto 551 else 489
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 489: if A >= 0x80000000 goto 551 else 490
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 490: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 491: if A == 0x0 goto 492 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 492: A = arg1.lo
-			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 493: if A == 0x9 goto 550 else 551
-			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 494: if A == 0x3c goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 495: if A >= 0x2f goto 496 else 501
-			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 496: if A == 0x38 goto 497 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 497: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 498: if A == 0x0 goto 499 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 499: A = arg0.lo
-			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 500: if A == 0xd0f00 goto 550 else 551
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 501: if A == 0x2d goto 502 else 511
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 502: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 503: if A == 0x0 goto 504 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 504: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 505: if A >= 0x80000000 goto 551 else 506
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 506: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 507: if A == 0x0 goto 508 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 508: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 509: if A == 0x0 goto 550 else 510
-			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 510: if A == 0x40 goto 550 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 511: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 512: if A == 0x0 goto 513 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 513: A = arg0.lo
-			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 514: if A >= 0x80000000 goto 551 else 515
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 515: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 516: if A == 0x0 goto 517 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 517: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 518: if A >= 0x4001 goto 519 else 520
-			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 519: if A == 0x4040 goto 550 else 551
-			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 520: if A == 0x4000 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 521: if A >= 0x23 goto 522 else 524
-			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 522: if A == 0x23 goto 550 else 523
-			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 523: if A == 0x27 goto 550 else 551
-			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 524: if A == 0x18 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 525: if A >= 0x8 goto 526 else 547
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 526: if A >= 0xd goto 527 else 545
-			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 527: if A == 0x10 goto 528 else 550
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 528: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 529: if A == 0x0 goto 530 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 530: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 531: if A >= 0x80000000 goto 551 else 532
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 532: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 533: if A == 0x0 goto 534 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 534: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 535: if A >= 0x5413 goto 536 else 540
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 536: if A >= 0x541c goto 537 else 538
-			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 537: if A == 0x5425 goto 550 else 551
-			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 538: if A == 0x541b goto 550 else 539
-			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 539: if A >= 0x5415 goto 551 else 550
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 540: if A >= 0x540c goto 541 else 542
-			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 541: if A == 0x5411 goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 542: if A >= 0x5405 goto 543 else 544
-			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 543: if A >= 0x5409 goto 550 else 551
-			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 544: if A >= 0x5401 goto 550 else 551
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 545: if A == 0x8 goto 550 else 546
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 546: if A == 0xb goto 550 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 547: if A >= 0x4 goto 548 else 549
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 548: if A == 0x5 goto 550 else 551
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 549: if A == 0x2 goto 551 else 550
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 550: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 551: return 0x7fc00000
+			{Code: 0x15, JT: 0, JF: 183, K: 0xffffff9c},   // 377: if A == 0xffffff9c goto 378 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 378: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 379: if A == 0x0 goto 380 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 380: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 381: if A >= 0x80001 goto 382 else 383
+			{Code: 0x15, JT: 177, JF: 178, K: 0x290000},   // 382: if A == 0x290000 goto 560 else 561
+			{Code: 0x15, JT: 176, JF: 177, K: 0x80000},    // 383: if A == 0x80000 goto 560 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 384: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 385: if A == 0x0 goto 386 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
+			{Code: 0x35, JT: 173, JF: 172, K: 0x80000000}, // 387: if A >= 0x80000000 goto 561 else 560
+			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 388: if A == 0xf7 goto 389 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 389: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 390: if A == 0x0 goto 391 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 168, K: 0x1},          // 392: if A == 0x1 goto 394 else 561
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 394: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 395: if A == 0x0 goto 396 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 396: A = arg1.lo
+			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 397: if A == 0x0 goto 561 else 398
+			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 398: if A >= 0x80000000 goto 561 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 399: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 400: if A == 0x0 goto 401 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 401: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 158, K: 0x1000005},    // 402: if A == 0x1000005 goto 403 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 403: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 404: if A == 0x0 goto 405 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 405: A = arg4.lo
+			{Code: 0x15, JT: 153, JF: 154, K: 0x0},        // 406: if A == 0x0 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 407: if A >= 0xe8 goto 408 else 422
+			{Code: 0x15, JT: 152, JF: 0, K: 0xe8},         // 408: if A == 0xe8 goto 561 else 409
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 409: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 410: if A == 0x0 goto 411 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 411: A = arg0.lo
+			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 412: if A >= 0x80000000 goto 561 else 413
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 413: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 414: if A == 0x0 goto 415 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 415: A = arg1.lo
+			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 416: if A == 0x0 goto 561 else 417
+			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 417: if A >= 0x3 goto 561 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 418: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 419: if A == 0x0 goto 420 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 420: A = arg2.lo
+			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 421: if A >= 0x80000000 goto 561 else 560
+			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 422: if A == 0xe6 goto 561 else 560
+			{Code: 0x35, JT: 0, JF: 10, K: 0xdc},          // 423: if A >= 0xdc goto 424 else 434
+			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 424: if A == 0xdd goto 425 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 425: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 426: if A == 0x0 goto 427 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 427: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 428: if A >= 0x80000000 goto 561 else 429
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 429: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 130, K: 0x0},          // 430: if A == 0x0 goto 432 else 561
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 431: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 432: A = arg3.lo
+			{Code: 0x35, JT: 127, JF: 126, K: 0x6},        // 433: if A >= 0x6 goto 561 else 560
+			{Code: 0x15, JT: 126, JF: 125, K: 0xda},       // 434: if A == 0xda goto 561 else 560
+			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 435: if A >= 0xc2 goto 436 else 444
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 436: if A >= 0xc6 goto 437 else 442
+			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 437: if A == 0xcc goto 438 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 438: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 439: if A == 0x0 goto 440 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 440: A = arg0.lo
+			{Code: 0x15, JT: 118, JF: 119, K: 0x0},        // 441: if A == 0x0 goto 560 else 561
+			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 442: if A == 0xc2 goto 560 else 443
+			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 443: if A == 0xc5 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 444: if A >= 0xbd goto 445 else 446
+			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 445: if A == 0xbf goto 560 else 561
+			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 446: if A == 0xbb goto 561 else 560
+			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 447: if A >= 0x3f goto 448 else 491
+			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 448: if A >= 0x64 goto 449 else 469
+			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 449: if A >= 0x7d goto 450 else 463
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 450: if A >= 0x8a goto 451 else 461
+			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 451: if A == 0x8a goto 560 else 452
+			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 452: if A == 0x9d goto 453 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 453: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 454: if A == 0x0 goto 455 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 455: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 456: if A == 0x53564d41 goto 457 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 457: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 458: if A == 0x0 goto 459 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 459: A = arg1.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 460: if A == 0x0 goto 560 else 561
+			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 461: if A == 0x7d goto 560 else 462
+			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 462: if A == 0x83 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 463: if A >= 0x68 goto 464 else 468
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 464: if A >= 0x6d goto 465 else 466
+			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 465: if A == 0x73 goto 560 else 561
+			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 466: if A == 0x68 goto 560 else 467
+			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 467: if A >= 0x6b goto 560 else 561
+			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 468: if A == 0x66 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 469: if A >= 0x4e goto 470 else 473
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 470: if A >= 0x61 goto 471 else 472
+			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 471: if A == 0x62 goto 561 else 560
+			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 472: if A == 0x5d goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 473: if A >= 0x4a goto 474 else 475
+			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 474: if A == 0x4c goto 561 else 560
+			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 475: if A == 0x48 goto 476 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 476: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 477: if A == 0x0 goto 478 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 478: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 479: if A >= 0x80000000 goto 561 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 480: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 481: if A == 0x0 goto 482 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 482: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 483: if A >= 0x4 goto 484 else 490
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 484: if A == 0x406 goto 560 else 485
+			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 485: if A == 0x4 goto 486 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 486: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 487: if A == 0x0 goto 488 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 488: A = arg2.lo
+			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 489: if A & 0xfffb73ff goto 561 else 560
+			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 490: if A == 0x3 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 491: if A >= 0x13 goto 492 else 535
+			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 492: if A >= 0x2d goto 493 else 531
+			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 493: if A >= 0x39 goto 494 else 505
+			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 494: if A == 0x3e goto 495 else 504
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 495: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 496: if A == 0x0 goto 497 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 497: A = arg0.lo
+			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 498: if A == 0x0 goto 561 else 499
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 499: if A >= 0x80000000 goto 561 else 500
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 500: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 501: if A == 0x0 goto 502 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 502: A = arg1.lo
+			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 503: if A == 0x9 goto 560 else 561
+			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 504: if A == 0x3c goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 505: if A >= 0x2f goto 506 else 511
+			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 506: if A == 0x38 goto 507 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 507: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 508: if A == 0x0 goto 509 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 509: A = arg0.lo
+			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 510: if A == 0xd0f00 goto 560 else 561
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 511: if A == 0x2d goto 512 else 521
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 512: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 513: if A == 0x0 goto 514 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 514: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 515: if A >= 0x80000000 goto 561 else 516
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 516: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 517: if A == 0x0 goto 518 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 518: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 519: if A == 0x0 goto 560 else 520
+			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 520: if A == 0x40 goto 560 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 521: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 522: if A == 0x0 goto 523 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 523: A = arg0.lo
+			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 524: if A >= 0x80000000 goto 561 else 525
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 525: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 526: if A == 0x0 goto 527 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 527: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 528: if A >= 0x4001 goto 529 else 530
+			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 529: if A == 0x4040 goto 560 else 561
+			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 530: if A == 0x4000 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 531: if A >= 0x23 goto 532 else 534
+			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 532: if A == 0x23 goto 560 else 533
+			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 533: if A == 0x27 goto 560 else 561
+			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 534: if A == 0x18 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 535: if A >= 0x8 goto 536 else 557
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 536: if A >= 0xd goto 537 else 555
+			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 537: if A == 0x10 goto 538 else 560
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 538: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 539: if A == 0x0 goto 540 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 540: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 541: if A >= 0x80000000 goto 561 else 542
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 542: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 543: if A == 0x0 goto 544 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 544: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 545: if A >= 0x5413 goto 546 else 550
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 546: if A >= 0x541c goto 547 else 548
+			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 547: if A == 0x5425 goto 560 else 561
+			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 548: if A == 0x541b goto 560 else 549
+			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 549: if A >= 0x5415 goto 561 else 560
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 550: if A >= 0x540c goto 551 else 552
+			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 551: if A == 0x5411 goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 552: if A >= 0x5405 goto 553 else 554
+			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 553: if A >= 0x5409 goto 560 else 561
+			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 554: if A >= 0x5401 goto 560 else 561
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 555: if A == 0x8 goto 560 else 556
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 556: if A == 0xb goto 560 else 561
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 557: if A >= 0x4 goto 558 else 559
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 558: if A == 0x5 goto 560 else 561
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 559: if A == 0x2 goto 561 else 560
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 560: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 561: return 0x7fc00000
 		},
 	},
 }

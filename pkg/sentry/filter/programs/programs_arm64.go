@@ -14,505 +14,48 @@ var Programs = precompiled.Set{
 	{
 		Key: "ptrace,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{62}},
-			{Name: "sentry_pid", Uses: []uint16{83}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 54, K: 0x75},          // 3: if A == 0x75 goto 4 else 58
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 40, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 48
-			{Code: 0x15, JT: 40, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 49 else 9
-			{Code: 0x15, JT: 39, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 49 else 10
-			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == 0x0 goto 13 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
-			{Code: 0x15, JT: 167, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 182 else 15
-			{Code: 0x35, JT: 166, JF: 180, K: 0x80000000}, // 15: if A >= 0x80000000 goto 182 else 196
-			{Code: 0x15, JT: 0, JF: 5, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 22
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 18: if A == 0x0 goto 19 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
-			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 182 else 21
-			{Code: 0x35, JT: 160, JF: 253, K: 0x80000000}, // 21: if A >= 0x80000000 goto 182 else 275
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 22: if A == 0x4206 goto 23 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 23: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 24: if A == 0x0 goto 25 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 25: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 26: if A == 0x0 goto 182 else 27
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 27: if A >= 0x80000000 goto 182 else 28
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 28: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 29: if A == 0x0 goto 30 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 30: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 31: if A == 0x0 goto 32 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 32: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 34: A = arg3.lo
-			{Code: 0x15, JT: 160, JF: 146, K: 0x100001},   // 35: if A == 0x100001 goto 196 else 182
-			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
-			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 135, JF: 0, K: 0x0},          // 46: if A == 0x0 goto 182 else 47
-			{Code: 0x35, JT: 134, JF: 148, K: 0x3},        // 47: if A >= 0x3 goto 182 else 196
-			{Code: 0x15, JT: 0, JF: 133, K: 0x7},          // 48: if A == 0x7 goto 49 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 50: if A == 0x0 goto 51 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
-			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 182 else 53
-			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 182 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 55: if A == 0x0 goto 56 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 124, K: 0x0},         // 57: if A == 0x0 goto 78 else 182
-			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 58: if A == 0x104 goto 59 else 79
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 59: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 60: if A == 0x0 goto 61 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 61: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 62: if A == monitor_pid goto 63 else 70
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 66: if A == 0x0 goto 78 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 67: A = arg0.lo
-			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 68: if A == 0x0 goto 182 else 69
-			{Code: 0x35, JT: 112, JF: 4, K: 0x80000000},   // 69: if A >= 0x80000000 goto 182 else 74
-			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 182 else 71
-			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 182 else 72
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 75: if A >= 0x40000001 goto 76 else 77
-			{Code: 0x15, JT: 1, JF: 105, K: 0x60000000},   // 76: if A == 0x60000000 goto 78 else 182
-			{Code: 0x15, JT: 0, JF: 104, K: 0x40000000},   // 77: if A == 0x40000000 goto 78 else 182
-			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 78: goto 342
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 79: if A == 0x83 goto 80 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 81: if A == 0x0 goto 82 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 83: if A == sentry_pid goto 84 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 84: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 85: if A == 0x0 goto 86 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 86: A = arg2.lo
-			{Code: 0x35, JT: 94, JF: 108, K: 0x41},        // 87: if A >= 0x41 goto 182 else 196
-			{Code: 0x15, JT: 93, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 182 else 89
-			{Code: 0x35, JT: 92, JF: 0, K: 0x80000000},    // 89: if A >= 0x80000000 goto 182 else 90
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 90: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 92: A = arg1.lo
-			{Code: 0x15, JT: 88, JF: 0, K: 0x0},           // 93: if A == 0x0 goto 182 else 94
-			{Code: 0x35, JT: 87, JF: 0, K: 0x80000000},    // 94: if A >= 0x80000000 goto 182 else 95
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 96: if A == 0x0 goto 97 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
-			{Code: 0x15, JT: 97, JF: 83, K: 0x11},         // 98: if A == 0x11 goto 196 else 182
-			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 99: if A == 0x7a goto 333 else 100
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 100: if A == 0x62 goto 101 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 102: if A == 0x0 goto 103 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 77, K: 0x80},          // 104: if A >= 0x80 goto 105 else 182
-			{Code: 0x35, JT: 76, JF: 90, K: 0x82},         // 105: if A >= 0x82 goto 182 else 196
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 106: if A == 0x16 goto 107 else 111
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 107: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 108: if A == 0x0 goto 109 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 109: A = arg0.lo
-			{Code: 0x35, JT: 71, JF: 212, K: 0x80000000},  // 110: if A >= 0x80000000 goto 182 else 323
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 111: if A == 0x1b5 goto 112 else 120
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 113: if A == 0x0 goto 114 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
-			{Code: 0x35, JT: 66, JF: 0, K: 0x80000000},    // 115: if A >= 0x80000000 goto 182 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 116: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 117: if A == 0x0 goto 118 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 118: A = arg3.lo
-			{Code: 0x15, JT: 76, JF: 62, K: 0x18},         // 119: if A == 0x18 goto 196 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 120: if A == 0x4f goto 121 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 121: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 122: if A == 0x0 goto 123 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 123: A = arg0.lo
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 124: if A >= 0x80000000 goto 182 else 125
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 125: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 126: if A == 0x0 goto 127 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 127: A = arg3.lo
-			{Code: 0x15, JT: 67, JF: 0, K: 0x0},           // 128: if A == 0x0 goto 196 else 129
-			{Code: 0x15, JT: 66, JF: 52, K: 0x900},        // 129: if A == 0x900 goto 196 else 182
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 130: if A == 0xde goto 131 else 167
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 131: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 132: if A == 0x0 goto 133 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 133: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 134: if A == 0x0 goto 135 else 141
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 135: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 136: if A == 0x0 goto 137 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 137: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 138: if A >= 0x23 goto 139 else 140
-			{Code: 0x15, JT: 56, JF: 42, K: 0x32},         // 139: if A == 0x32 goto 196 else 182
-			{Code: 0x15, JT: 55, JF: 41, K: 0x22},         // 140: if A == 0x22 goto 196 else 182
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 141: if A == 0x3 goto 142 else 155
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 142: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 143: if A == 0x0 goto 144 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 144: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 145: if A >= 0x23 goto 146 else 153
-			{Code: 0x15, JT: 49, JF: 0, K: 0x32},          // 146: if A == 0x32 goto 196 else 147
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 147: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 148: if A == 0x0 goto 149 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 149: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 150: if A == 0x0 goto 151 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 151: A = arg3.lo
-			{Code: 0x15, JT: 43, JF: 8, K: 0x28},          // 152: if A == 0x28 goto 196 else 161
-			{Code: 0x15, JT: 42, JF: 0, K: 0x22},          // 153: if A == 0x22 goto 196 else 154
-			{Code: 0x35, JT: 27, JF: 7, K: 0x2},           // 154: if A >= 0x2 goto 182 else 162
-			{Code: 0x35, JT: 26, JF: 0, K: 0x2},           // 155: if A >= 0x2 goto 182 else 156
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 156: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 158: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 159: if A >= 0x2 goto 161 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 160: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 20, K: 0x4001},        // 161: if A == 0x4001 goto 163 else 182
-			{Code: 0x15, JT: 19, JF: 0, K: 0x0},           // 162: if A == 0x0 goto 182 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 163: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 165: A = arg4.lo
-			{Code: 0x35, JT: 15, JF: 29, K: 0x80000000},   // 166: if A >= 0x80000000 goto 182 else 196
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 167: if A == 0xe9 goto 168 else 177
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 168: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 169: if A == 0x0 goto 170 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 170: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 171: if A >= 0x8 goto 172 else 176
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 172: if A >= 0x10 goto 173 else 174
-			{Code: 0x15, JT: 22, JF: 8, K: 0x19},          // 173: if A == 0x19 goto 196 else 182
-			{Code: 0x15, JT: 21, JF: 0, K: 0x8},           // 174: if A == 0x8 goto 196 else 175
-			{Code: 0x35, JT: 20, JF: 6, K: 0xe},           // 175: if A >= 0xe goto 196 else 182
-			{Code: 0x15, JT: 19, JF: 5, K: 0x4},           // 176: if A == 0x4 goto 196 else 182
-			{Code: 0x35, JT: 0, JF: 125, K: 0x73},         // 177: if A >= 0x73 goto 178 else 303
-			{Code: 0x35, JT: 0, JF: 78, K: 0xb4},          // 178: if A >= 0xb4 goto 179 else 257
-			{Code: 0x35, JT: 0, JF: 39, K: 0xe0},          // 179: if A >= 0xe0 goto 180 else 219
-			{Code: 0x35, JT: 0, JF: 21, K: 0x118},         // 180: if A >= 0x118 goto 181 else 202
-			{Code: 0x35, JT: 1, JF: 15, K: 0x11c},         // 181: if A >= 0x11c goto 183 else 197
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 179, K: 0x1b7},        // 183: if A == 0x1b7 goto 184 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 184: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 185: if A == 0x0 goto 186 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 186: A = arg0.lo
-			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 187: if A >= 0x80000000 goto 363 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 188: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 189: if A == 0x0 goto 190 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
-			{Code: 0x35, JT: 254, JF: 0, K: 0x8},          // 191: if A >= 0x8 goto 446 else 192
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 192: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 193: if A == 0x0 goto 194 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 194: A = arg3.lo
-			{Code: 0x15, JT: 251, JF: 250, K: 0x200},      // 195: if A == 0x200 goto 447 else 446
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 196: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 248, K: 0x11b},        // 197: if A == 0x11b goto 198 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 198: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 199: if A == 0x0 goto 200 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 200: A = arg0.lo
-			{Code: 0x35, JT: 244, JF: 64, K: 0x2},         // 201: if A >= 0x2 goto 446 else 266
-			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 202: if A >= 0x116 goto 203 else 214
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 203: if A == 0x116 goto 204 else 208
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 204: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 205: if A == 0x0 goto 206 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 206: A = arg2.lo
-			{Code: 0x45, JT: 238, JF: 239, K: 0xfffffffe}, // 207: if A & 0xfffffffe goto 446 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 208: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 209: if A == 0x0 goto 210 else 212
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 210: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 1, K: 0x1},          // 211: if A == 0x1 goto 447 else 213
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 212: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 232, K: 0x2},        // 213: if A & 0x2 goto 392 else 446
-			{Code: 0x15, JT: 0, JF: 231, K: 0x105},        // 214: if A == 0x105 goto 215 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 215: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 216: if A == 0x0 goto 217 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 217: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 227, K: 0x0},         // 218: if A == 0x0 goto 275 else 446
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 219: if A >= 0xd4 goto 220 else 236
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 220: if A >= 0xdc goto 221 else 235
-			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 221: if A == 0xdc goto 222 else 226
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 223: if A == 0x0 goto 224 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
-			{Code: 0x15, JT: 221, JF: 220, K: 0x50f00},    // 225: if A == 0x50f00 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 219, K: 0xdf},         // 226: if A == 0xdf goto 227 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 228: if A == 0x0 goto 229 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 230: if A >= 0x80000000 goto 446 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 232: if A == 0x0 goto 233 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
-			{Code: 0x35, JT: 211, JF: 212, K: 0x6},        // 234: if A >= 0x6 goto 446 else 447
-			{Code: 0x15, JT: 211, JF: 210, K: 0xd7},       // 235: if A == 0xd7 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 236: if A == 0xd3 goto 237 else 247
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 238: if A == 0x0 goto 239 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 240: if A >= 0x80000000 goto 446 else 241
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 242: if A == 0x0 goto 243 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 244: if A >= 0x4001 goto 245 else 246
-			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 245: if A == 0x4040 goto 447 else 446
-			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 246: if A == 0x4000 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 198, K: 0xcf},         // 247: if A == 0xcf goto 248 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 249: if A == 0x0 goto 250 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
-			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 446 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 252: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 253: if A == 0x0 goto 254 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 254: A = arg3.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 255: if A == 0x0 goto 447 else 256
-			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 256: if A == 0x40 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 257: if A >= 0x86 goto 258 else 283
-			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 258: if A >= 0xa7 goto 259 else 279
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 259: if A >= 0xac goto 260 else 261
-			{Code: 0x15, JT: 185, JF: 186, K: 0xad},       // 260: if A == 0xad goto 446 else 447
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 261: if A == 0xa7 goto 262 else 270
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 263: if A == 0x0 goto 264 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x53564d41},   // 265: if A == 0x53564d41 goto 266 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 267: if A == 0x0 goto 268 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
-			{Code: 0x15, JT: 177, JF: 176, K: 0x0},        // 269: if A == 0x0 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 175, K: 0xa8},         // 270: if A == 0xa8 goto 271 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 271: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 272: if A == 0x0 goto 273 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 273: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 274: if A == 0x0 goto 275 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 275: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 276: if A == 0x0 goto 277 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 277: A = arg2.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 278: if A == 0x0 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 279: if A >= 0x8c goto 280 else 281
-			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 280: if A == 0x9e goto 447 else 446
-			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 281: if A == 0x8b goto 447 else 282
-			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 282: if A >= 0x88 goto 446 else 447
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 283: if A >= 0x80 goto 284 else 296
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 284: if A >= 0x82 goto 285 else 286
-			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 285: if A == 0x84 goto 447 else 446
-			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 286: if A == 0x80 goto 447 else 287
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 288: if A == 0x0 goto 289 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 290: if A == 0x0 goto 446 else 291
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 291: if A >= 0x80000000 goto 446 else 292
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 292: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 293: if A == 0x0 goto 294 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 294: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 295: if A == 0x9 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 296: if A >= 0x7c goto 297 else 298
-			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 297: if A == 0x7c goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 147, K: 0x7b},         // 298: if A == 0x7b goto 299 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 300: if A == 0x0 goto 301 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
-			{Code: 0x15, JT: 144, JF: 143, K: 0x0},        // 302: if A == 0x0 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 45, K: 0x3a},          // 303: if A >= 0x3a goto 304 else 349
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 304: if A >= 0x50 goto 305 else 330
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 305: if A >= 0x5d goto 306 else 327
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 306: if A >= 0x60 goto 307 else 309
-			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 307: if A >= 0x71 goto 447 else 308
-			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 308: if A == 0x65 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 309: if A == 0x5f goto 310 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 311: if A == 0x0 goto 312 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 313: if A == 0x1 goto 314 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 314: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 315: if A == 0x0 goto 316 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 316: A = arg1.lo
-			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 317: if A == 0x0 goto 446 else 318
-			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 318: if A >= 0x80000000 goto 446 else 319
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 319: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 320: if A == 0x0 goto 321 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 321: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 322: if A == 0x1000005 goto 323 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 323: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 324: if A == 0x0 goto 325 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 325: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 326: if A == 0x0 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 327: if A >= 0x54 goto 328 else 329
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 328: if A == 0x5a goto 447 else 446
-			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 329: if A == 0x51 goto 446 else 447
-			{Code: 0x35, JT: 0, JF: 15, K: 0x45},          // 330: if A >= 0x45 goto 331 else 346
-			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 331: if A >= 0x4a goto 332 else 337
-			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 332: if A == 0x4e goto 333 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 334: if A == 0x0 goto 335 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 336: if A >= 0x80000000 goto 446 else 447
-			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 337: if A == 0x49 goto 338 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 339: if A == 0x0 goto 340 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 341: if A == 0x1 goto 342 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 342: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 343: if A == 0x0 goto 344 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 344: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 345: if A == 0x0 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 346: if A >= 0x41 goto 347 else 348
-			{Code: 0x35, JT: 99, JF: 98, K: 0x43},         // 347: if A >= 0x43 goto 447 else 446
-			{Code: 0x35, JT: 98, JF: 97, K: 0x3d},         // 348: if A >= 0x3d goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 48, K: 0x1a},          // 349: if A >= 0x1a goto 350 else 398
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 350: if A >= 0x2f goto 351 else 377
-			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 351: if A >= 0x38 goto 352 else 368
-			{Code: 0x15, JT: 0, JF: 94, K: 0x38},          // 352: if A == 0x38 goto 353 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 354: if A == 0x0 goto 355 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 356: if A >= 0x80000000 goto 362 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 357: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 358: if A == 0x0 goto 359 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 359: A = arg2.lo
-			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a2ff},   // 360: if A & 0xffe3a2ff goto 446 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 361: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 83, K: 0xffffff9c},    // 362: if A == 0xffffff9c goto 364 else 446
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 364: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 365: if A == 0x0 goto 366 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 366: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 367: if A == 0x80000 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 368: if A == 0x2f goto 369 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 369: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 370: if A == 0x0 goto 371 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 371: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 372: if A >= 0x80000000 goto 446 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 373: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 374: if A == 0x0 goto 375 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 375: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 376: if A & 0xffffff80 goto 446 else 447
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 377: if A >= 0x2c goto 378 else 379
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 378: if A == 0x2d goto 446 else 447
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 379: if A == 0x1d goto 380 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 380: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 381: if A == 0x0 goto 382 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 382: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 383: if A >= 0x80000000 goto 446 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 384: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 385: if A == 0x0 goto 386 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 386: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 387: if A >= 0x5413 goto 388 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 388: if A >= 0x541c goto 389 else 390
-			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 389: if A == 0x5425 goto 447 else 446
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 390: if A == 0x541b goto 447 else 391
-			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 391: if A >= 0x5415 goto 446 else 447
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 392: return 0x50001
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 393: if A >= 0x540c goto 394 else 395
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 394: if A == 0x5411 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 395: if A >= 0x5405 goto 396 else 397
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 396: if A >= 0x5409 goto 447 else 446
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 397: if A >= 0x5401 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 398: if A >= 0x13 goto 399 else 443
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 399: if A >= 0x15 goto 400 else 430
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 400: if A == 0x15 goto 401 else 414
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 401: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 402: if A == 0x0 goto 403 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 404: if A >= 0x80000000 goto 446 else 405
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 405: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 406: if A == 0x0 goto 407 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 407: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 408: if A == 0x0 goto 446 else 409
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 409: if A >= 0x3 goto 446 else 410
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 410: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 411: if A == 0x0 goto 412 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 412: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 413: if A >= 0x80000000 goto 446 else 447
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 414: if A == 0x19 goto 415 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 416: if A == 0x0 goto 417 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 418: if A >= 0x80000000 goto 446 else 419
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 419: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 420: if A == 0x0 goto 421 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 421: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 422: if A >= 0x4 goto 423 else 429
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 423: if A == 0x406 goto 447 else 424
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 424: if A == 0x4 goto 425 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 425: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 426: if A == 0x0 goto 427 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 427: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 428: if A & 0xfff9f3ff goto 446 else 447
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 429: if A == 0x3 goto 447 else 446
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 430: if A == 0x13 goto 431 else 439
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 431: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 432: if A == 0x0 goto 433 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 433: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 434: if A == 0x0 goto 435 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 435: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 436: if A == 0x0 goto 437 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 437: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 438: if A == 0x80800 goto 447 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 439: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 440: if A == 0x0 goto 441 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 441: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 442: if A == 0x80000 goto 447 else 446
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 443: if A >= 0x9 goto 444 else 445
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 444: if A == 0xb goto 447 else 446
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 445: if A == 0x8 goto 447 else 446
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 446: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 447: return 0x7fff0000
-		},
-	},
-	{
-		Key: "ptrace,redirected",
-		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{62}},
-			{Name: "sentry_pid", Uses: []uint16{83}},
+			{Name: "monitor_pid", Uses: []uint16{73}},
+			{Name: "sentry_pid", Uses: []uint16{94}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 181, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 54, K: 0x75},          // 3: if A == 0x75 goto 4 else 58
+			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 40, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 48
-			{Code: 0x15, JT: 40, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 49 else 9
-			{Code: 0x15, JT: 39, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 49 else 10
+			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
+			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
+			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
 			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 12: if A == 0x0 goto 13 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
 			{Code: 0x15, JT: 168, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 183 else 15
 			{Code: 0x35, JT: 167, JF: 181, K: 0x80000000}, // 15: if A >= 0x80000000 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 5, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 22
+			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 18: if A == 0x0 goto 19 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
 			{Code: 0x15, JT: 162, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 183 else 21
-			{Code: 0x35, JT: 161, JF: 253, K: 0x80000000}, // 21: if A >= 0x80000000 goto 183 else 275
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 22: if A == 0x4206 goto 23 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 23: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 24: if A == 0x0 goto 25 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 25: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 26: if A == 0x0 goto 183 else 27
-			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 27: if A >= 0x80000000 goto 183 else 28
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 28: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 29: if A == 0x0 goto 30 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 30: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 31: if A == 0x0 goto 32 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 32: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 33: if A == 0x0 goto 34 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 34: A = arg3.lo
-			{Code: 0x15, JT: 161, JF: 147, K: 0x100001},   // 35: if A == 0x100001 goto 197 else 183
-			{Code: 0x35, JT: 0, JF: 146, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 183
-			{Code: 0x35, JT: 145, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 183 else 38
+			{Code: 0x35, JT: 161, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 183 else 22
+			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 22: goto 286
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 25: if A == 0x0 goto 26 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 26: A = arg1.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 183 else 28
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 183 else 29
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 29: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 30: if A == 0x0 goto 31 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 31: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 32: if A == 0x0 goto 33 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 33: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
+			{Code: 0x15, JT: 160, JF: 146, K: 0x100001},   // 36: if A == 0x100001 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
@@ -521,9 +64,9 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 46: if A == 0x0 goto 183 else 47
-			{Code: 0x35, JT: 135, JF: 149, K: 0x3},        // 47: if A >= 0x3 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 134, K: 0x7},          // 48: if A == 0x7 goto 49 else 183
+			{Code: 0x15, JT: 150, JF: 136, K: 0x8},        // 46: if A == 0x8 goto 197 else 183
+			{Code: 0x35, JT: 0, JF: 135, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 183
+			{Code: 0x35, JT: 134, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 183 else 49
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 50: if A == 0x0 goto 51 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
@@ -532,454 +75,933 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 55: if A == 0x0 goto 56 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 125, K: 0x0},         // 57: if A == 0x0 goto 78 else 183
-			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 58: if A == 0x104 goto 59 else 79
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 59: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 60: if A == 0x0 goto 61 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 61: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 62: if A == monitor_pid goto 63 else 70
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 64: if A == 0x0 goto 65 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 66: if A == 0x0 goto 78 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 67: A = arg0.lo
-			{Code: 0x15, JT: 114, JF: 0, K: 0x0},          // 68: if A == 0x0 goto 183 else 69
-			{Code: 0x35, JT: 113, JF: 4, K: 0x80000000},   // 69: if A >= 0x80000000 goto 183 else 74
-			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 183 else 71
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 183 else 72
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 73: if A == 0x0 goto 74 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 75: if A >= 0x40000001 goto 76 else 77
-			{Code: 0x15, JT: 1, JF: 106, K: 0x60000000},   // 76: if A == 0x60000000 goto 78 else 183
-			{Code: 0x15, JT: 0, JF: 105, K: 0x40000000},   // 77: if A == 0x40000000 goto 78 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x10c},          // 78: goto 347
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 79: if A == 0x83 goto 80 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 81: if A == 0x0 goto 82 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 83: if A == sentry_pid goto 84 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 84: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 85: if A == 0x0 goto 86 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 86: A = arg2.lo
-			{Code: 0x35, JT: 95, JF: 109, K: 0x41},        // 87: if A >= 0x41 goto 183 else 197
-			{Code: 0x15, JT: 94, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 183 else 89
-			{Code: 0x35, JT: 93, JF: 0, K: 0x80000000},    // 89: if A >= 0x80000000 goto 183 else 90
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 90: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 91: if A == 0x0 goto 92 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 92: A = arg1.lo
-			{Code: 0x15, JT: 89, JF: 0, K: 0x0},           // 93: if A == 0x0 goto 183 else 94
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 94: if A >= 0x80000000 goto 183 else 95
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 183 else 58
+			{Code: 0x35, JT: 124, JF: 138, K: 0x3},        // 58: if A >= 0x3 goto 183 else 197
+			{Code: 0x15, JT: 0, JF: 123, K: 0x7},          // 59: if A == 0x7 goto 60 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 61: if A == 0x0 goto 62 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 119, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 183 else 64
+			{Code: 0x35, JT: 118, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 183 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 116, K: 0x0},          // 66: if A == 0x0 goto 67 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
+			{Code: 0x15, JT: 20, JF: 114, K: 0x0},         // 68: if A == 0x0 goto 89 else 183
+			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 71: if A == 0x0 goto 72 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 75: if A == 0x0 goto 76 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
+			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 183 else 80
+			{Code: 0x35, JT: 102, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 183 else 85
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 183 else 82
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 183 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 84: if A == 0x0 goto 85 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
+			{Code: 0x15, JT: 1, JF: 95, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 183
+			{Code: 0x15, JT: 0, JF: 94, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 183
+			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 89: goto 353
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 96: if A == 0x0 goto 97 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
-			{Code: 0x15, JT: 98, JF: 84, K: 0x11},         // 98: if A == 0x11 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 99: if A == 0x7a goto 100 else 101
-			{Code: 0x05, JT: 0, JF: 0, K: 0x111},          // 100: goto 374
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 101: if A == 0x62 goto 102 else 107
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 102: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 103: if A == 0x0 goto 104 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 104: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 77, K: 0x80},          // 105: if A >= 0x80 goto 106 else 183
-			{Code: 0x35, JT: 76, JF: 90, K: 0x82},         // 106: if A >= 0x82 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 107: if A == 0x16 goto 108 else 112
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 108: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 109: if A == 0x0 goto 110 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 110: A = arg0.lo
-			{Code: 0x35, JT: 71, JF: 208, K: 0x80000000},  // 111: if A >= 0x80000000 goto 183 else 320
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 112: if A == 0x1b5 goto 113 else 121
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 113: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 114: if A == 0x0 goto 115 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 115: A = arg0.lo
-			{Code: 0x35, JT: 66, JF: 0, K: 0x80000000},    // 116: if A >= 0x80000000 goto 183 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 118: if A == 0x0 goto 119 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 76, JF: 62, K: 0x18},         // 120: if A == 0x18 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 121: if A == 0x4f goto 122 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 122: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 124: A = arg0.lo
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 125: if A >= 0x80000000 goto 183 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 127: if A == 0x0 goto 128 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
-			{Code: 0x15, JT: 67, JF: 0, K: 0x0},           // 129: if A == 0x0 goto 197 else 130
-			{Code: 0x15, JT: 66, JF: 52, K: 0x900},        // 130: if A == 0x900 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 131: if A == 0xde goto 132 else 168
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 132: A = arg2.hi
+			{Code: 0x35, JT: 84, JF: 98, K: 0x41},         // 98: if A >= 0x41 goto 183 else 197
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 183 else 100
+			{Code: 0x35, JT: 82, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 183 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 102: if A == 0x0 goto 103 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
+			{Code: 0x15, JT: 78, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 183 else 105
+			{Code: 0x35, JT: 77, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 183 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 107: if A == 0x0 goto 108 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
+			{Code: 0x15, JT: 87, JF: 73, K: 0x11},         // 109: if A == 0x11 goto 197 else 183
+			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 110: if A == 0x7a goto 344 else 111
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 111: if A == 0x62 goto 112 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 112: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 114: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 67, K: 0x80},          // 115: if A >= 0x80 goto 116 else 183
+			{Code: 0x35, JT: 66, JF: 80, K: 0x82},         // 116: if A >= 0x82 goto 183 else 197
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 117: if A == 0x16 goto 118 else 122
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 212, K: 0x80000000},  // 121: if A >= 0x80000000 goto 183 else 334
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 122: if A == 0x1b5 goto 123 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 124: if A == 0x0 goto 125 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 183 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 52, K: 0x18},         // 130: if A == 0x18 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 131: if A == 0x4f goto 132 else 141
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 132: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 133: if A == 0x0 goto 134 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 134: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 135: if A == 0x0 goto 136 else 142
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 134: A = arg0.lo
+			{Code: 0x35, JT: 47, JF: 0, K: 0x80000000},    // 135: if A >= 0x80000000 goto 183 else 136
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 137: if A == 0x0 goto 138 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 139: if A >= 0x23 goto 140 else 141
-			{Code: 0x15, JT: 56, JF: 42, K: 0x32},         // 140: if A == 0x32 goto 197 else 183
-			{Code: 0x15, JT: 55, JF: 41, K: 0x22},         // 141: if A == 0x22 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 142: if A == 0x3 goto 143 else 156
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 143: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 144: if A == 0x0 goto 145 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 145: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 146: if A >= 0x23 goto 147 else 154
-			{Code: 0x15, JT: 49, JF: 0, K: 0x32},          // 147: if A == 0x32 goto 197 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 148: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 149: if A == 0x0 goto 150 else 161
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 151: if A == 0x0 goto 152 else 161
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 152: A = arg3.lo
-			{Code: 0x15, JT: 43, JF: 8, K: 0x28},          // 153: if A == 0x28 goto 197 else 162
-			{Code: 0x15, JT: 42, JF: 0, K: 0x22},          // 154: if A == 0x22 goto 197 else 155
-			{Code: 0x35, JT: 27, JF: 7, K: 0x2},           // 155: if A >= 0x2 goto 183 else 163
-			{Code: 0x35, JT: 26, JF: 0, K: 0x2},           // 156: if A >= 0x2 goto 183 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 157: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 158: if A == 0x0 goto 159 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 159: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 160: if A >= 0x2 goto 162 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 161: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 20, K: 0x4001},        // 162: if A == 0x4001 goto 164 else 183
-			{Code: 0x15, JT: 19, JF: 0, K: 0x0},           // 163: if A == 0x0 goto 183 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 164: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 165: if A == 0x0 goto 166 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 166: A = arg4.lo
-			{Code: 0x35, JT: 15, JF: 29, K: 0x80000000},   // 167: if A >= 0x80000000 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 168: if A == 0xe9 goto 169 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 170: if A == 0x0 goto 171 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 172: if A >= 0x8 goto 173 else 177
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 173: if A >= 0x10 goto 174 else 175
-			{Code: 0x15, JT: 22, JF: 8, K: 0x19},          // 174: if A == 0x19 goto 197 else 183
-			{Code: 0x15, JT: 21, JF: 0, K: 0x8},           // 175: if A == 0x8 goto 197 else 176
-			{Code: 0x35, JT: 20, JF: 6, K: 0xe},           // 176: if A >= 0xe goto 197 else 183
-			{Code: 0x15, JT: 19, JF: 5, K: 0x4},           // 177: if A == 0x4 goto 197 else 183
-			{Code: 0x35, JT: 0, JF: 146, K: 0x5f},         // 178: if A >= 0x5f goto 179 else 325
-			{Code: 0x35, JT: 0, JF: 99, K: 0xa7},          // 179: if A >= 0xa7 goto 180 else 279
-			{Code: 0x35, JT: 0, JF: 54, K: 0xd8},          // 180: if A >= 0xd8 goto 181 else 235
-			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 181: if A >= 0x116 goto 182 else 215
-			{Code: 0x35, JT: 1, JF: 15, K: 0x11c},         // 182: if A >= 0x11c goto 184 else 198
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 139: if A == 0x0 goto 197 else 140
+			{Code: 0x15, JT: 56, JF: 42, K: 0x900},        // 140: if A == 0x900 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 141: if A == 0xde goto 142 else 178
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 142: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 143: if A == 0x0 goto 144 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 144: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 145: if A == 0x0 goto 146 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 146: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 147: if A == 0x0 goto 148 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 148: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 149: if A >= 0x23 goto 150 else 151
+			{Code: 0x15, JT: 46, JF: 32, K: 0x32},         // 150: if A == 0x32 goto 197 else 183
+			{Code: 0x15, JT: 45, JF: 31, K: 0x22},         // 151: if A == 0x22 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 152: if A == 0x3 goto 153 else 166
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 156: if A >= 0x23 goto 157 else 164
+			{Code: 0x15, JT: 39, JF: 0, K: 0x32},          // 157: if A == 0x32 goto 197 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 159: if A == 0x0 goto 160 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 161: if A == 0x0 goto 162 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 162: A = arg3.lo
+			{Code: 0x15, JT: 33, JF: 8, K: 0x28},          // 163: if A == 0x28 goto 197 else 172
+			{Code: 0x15, JT: 32, JF: 0, K: 0x22},          // 164: if A == 0x22 goto 197 else 165
+			{Code: 0x35, JT: 17, JF: 7, K: 0x2},           // 165: if A >= 0x2 goto 183 else 173
+			{Code: 0x35, JT: 16, JF: 0, K: 0x2},           // 166: if A >= 0x2 goto 183 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 170: if A >= 0x2 goto 172 else 173
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x4001},        // 172: if A == 0x4001 goto 174 else 183
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 173: if A == 0x0 goto 183 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 174: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 176: A = arg4.lo
+			{Code: 0x35, JT: 5, JF: 19, K: 0x80000000},    // 177: if A >= 0x80000000 goto 183 else 197
+			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 178: if A == 0xe9 goto 179 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 179: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 180: if A == 0x0 goto 181 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 181: A = arg2.lo
+			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 182: if A >= 0x8 goto 184 else 188
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 179, K: 0x1b7},        // 184: if A == 0x1b7 goto 185 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 185: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 186: if A == 0x0 goto 187 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 187: A = arg0.lo
-			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 188: if A >= 0x80000000 goto 364 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 189: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 190: if A == 0x0 goto 191 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 191: A = arg2.lo
-			{Code: 0x35, JT: 171, JF: 0, K: 0x8},          // 192: if A >= 0x8 goto 364 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 194: if A == 0x0 goto 195 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 167, K: 0x200},        // 196: if A == 0x200 goto 197 else 364
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 184: if A >= 0x10 goto 185 else 186
+			{Code: 0x15, JT: 11, JF: 180, K: 0x19},        // 185: if A == 0x19 goto 197 else 366
+			{Code: 0x15, JT: 10, JF: 0, K: 0x8},           // 186: if A == 0x8 goto 197 else 187
+			{Code: 0x35, JT: 9, JF: 178, K: 0xe},          // 187: if A >= 0xe goto 197 else 366
+			{Code: 0x15, JT: 8, JF: 177, K: 0x4},          // 188: if A == 0x4 goto 197 else 366
+			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 189: if A >= 0x73 goto 190 else 314
+			{Code: 0x35, JT: 0, JF: 77, K: 0xb4},          // 190: if A >= 0xb4 goto 191 else 268
+			{Code: 0x35, JT: 0, JF: 38, K: 0xe0},          // 191: if A >= 0xe0 goto 192 else 230
+			{Code: 0x35, JT: 0, JF: 20, K: 0x118},         // 192: if A >= 0x118 goto 193 else 213
+			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 193: if A >= 0x11c goto 194 else 208
+			{Code: 0x15, JT: 0, JF: 171, K: 0x1b7},        // 194: if A == 0x1b7 goto 195 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 169, K: 0x0},          // 196: if A == 0x0 goto 198 else 366
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 197: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 198: if A >= 0x118 goto 199 else 204
-			{Code: 0x15, JT: 0, JF: 164, K: 0x11b},        // 199: if A == 0x11b goto 200 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 201: if A == 0x0 goto 202 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
-			{Code: 0x35, JT: 160, JF: 62, K: 0x2},         // 203: if A >= 0x2 goto 364 else 266
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 204: if A == 0x116 goto 205 else 209
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 205: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 206: if A == 0x0 goto 207 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 207: A = arg2.lo
-			{Code: 0x45, JT: 155, JF: 178, K: 0xfffffffe}, // 208: if A & 0xfffffffe goto 364 else 387
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 209: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 210: if A == 0x0 goto 211 else 213
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 211: A = arg1.lo
-			{Code: 0x15, JT: 174, JF: 1, K: 0x1},          // 212: if A == 0x1 goto 387 else 214
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 213: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 149, K: 0x2},        // 214: if A & 0x2 goto 394 else 364
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdf},          // 215: if A >= 0xdf goto 216 else 230
-			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 216: if A == 0xdf goto 217 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 218: if A == 0x0 goto 219 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
-			{Code: 0x35, JT: 250, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 471 else 221
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 221: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 222: if A == 0x0 goto 223 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 223: A = arg3.lo
-			{Code: 0x35, JT: 246, JF: 247, K: 0x6},        // 224: if A >= 0x6 goto 471 else 472
-			{Code: 0x15, JT: 0, JF: 245, K: 0x105},        // 225: if A == 0x105 goto 226 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
+			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 366 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 201: if A == 0x0 goto 202 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
+			{Code: 0x35, JT: 253, JF: 0, K: 0x8},          // 203: if A >= 0x8 goto 457 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 204: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 205: if A == 0x0 goto 206 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 206: A = arg3.lo
+			{Code: 0x15, JT: 250, JF: 249, K: 0x200},      // 207: if A == 0x200 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 248, K: 0x11b},        // 208: if A == 0x11b goto 209 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 210: if A == 0x0 goto 211 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
+			{Code: 0x35, JT: 244, JF: 64, K: 0x2},         // 212: if A >= 0x2 goto 457 else 277
+			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 213: if A >= 0x116 goto 214 else 225
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 214: if A == 0x116 goto 215 else 219
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 216: if A == 0x0 goto 217 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
+			{Code: 0x45, JT: 238, JF: 239, K: 0xfffffffe}, // 218: if A & 0xfffffffe goto 457 else 458
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 219: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 220: if A == 0x0 goto 221 else 223
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 221: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 1, K: 0x1},          // 222: if A == 0x1 goto 458 else 224
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 223: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 232, K: 0x2},        // 224: if A & 0x2 goto 403 else 457
+			{Code: 0x15, JT: 0, JF: 231, K: 0x105},        // 225: if A == 0x105 goto 226 else 457
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 227: if A == 0x0 goto 228 else 471
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 227: if A == 0x0 goto 228 else 457
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
-			{Code: 0x15, JT: 45, JF: 241, K: 0x0},         // 229: if A == 0x0 goto 275 else 471
-			{Code: 0x15, JT: 0, JF: 240, K: 0xdc},         // 230: if A == 0xdc goto 231 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 232: if A == 0x0 goto 233 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
-			{Code: 0x15, JT: 237, JF: 236, K: 0x50f00},    // 234: if A == 0x50f00 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 23, K: 0xb4},          // 235: if A >= 0xb4 goto 236 else 259
-			{Code: 0x35, JT: 0, JF: 12, K: 0xd3},          // 236: if A >= 0xd3 goto 237 else 249
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 237: if A == 0xd3 goto 238 else 248
+			{Code: 0x15, JT: 56, JF: 227, K: 0x0},         // 229: if A == 0x0 goto 286 else 457
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 230: if A >= 0xd4 goto 231 else 247
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 231: if A >= 0xdc goto 232 else 246
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 232: if A == 0xdc goto 233 else 237
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 233: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 234: if A == 0x0 goto 235 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
+			{Code: 0x15, JT: 221, JF: 220, K: 0x50f00},    // 236: if A == 0x50f00 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 219, K: 0xdf},         // 237: if A == 0xdf goto 238 else 457
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 239: if A == 0x0 goto 240 else 471
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 239: if A == 0x0 goto 240 else 457
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 229, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 471 else 242
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 243: if A == 0x0 goto 244 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 245: if A >= 0x4001 goto 246 else 247
-			{Code: 0x15, JT: 225, JF: 224, K: 0x4040},     // 246: if A == 0x4040 goto 472 else 471
-			{Code: 0x15, JT: 224, JF: 223, K: 0x4000},     // 247: if A == 0x4000 goto 472 else 471
-			{Code: 0x15, JT: 223, JF: 222, K: 0xd7},       // 248: if A == 0xd7 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 221, K: 0xcf},         // 249: if A == 0xcf goto 250 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 251: if A == 0x0 goto 252 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 253: if A >= 0x80000000 goto 471 else 254
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 254: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 255: if A == 0x0 goto 256 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 256: A = arg3.lo
-			{Code: 0x15, JT: 214, JF: 0, K: 0x0},          // 257: if A == 0x0 goto 472 else 258
-			{Code: 0x15, JT: 213, JF: 212, K: 0x40},       // 258: if A == 0x40 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 259: if A >= 0xac goto 260 else 261
-			{Code: 0x15, JT: 210, JF: 211, K: 0xad},       // 260: if A == 0xad goto 471 else 472
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 261: if A == 0xa7 goto 262 else 270
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 263: if A == 0x0 goto 264 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 205, K: 0x53564d41},   // 265: if A == 0x53564d41 goto 266 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 267: if A == 0x0 goto 268 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
-			{Code: 0x15, JT: 202, JF: 201, K: 0x0},        // 269: if A == 0x0 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 200, K: 0xa8},         // 270: if A == 0xa8 goto 271 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 271: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 272: if A == 0x0 goto 273 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 273: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 274: if A == 0x0 goto 275 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 275: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 276: if A == 0x0 goto 277 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 277: A = arg2.lo
-			{Code: 0x15, JT: 193, JF: 192, K: 0x0},        // 278: if A == 0x0 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 18, K: 0x7d},          // 279: if A >= 0x7d goto 280 else 298
-			{Code: 0x35, JT: 0, JF: 4, K: 0x86},           // 280: if A >= 0x86 goto 281 else 285
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 281: if A >= 0x8c goto 282 else 283
-			{Code: 0x15, JT: 189, JF: 188, K: 0x9e},       // 282: if A == 0x9e goto 472 else 471
-			{Code: 0x15, JT: 188, JF: 0, K: 0x8b},         // 283: if A == 0x8b goto 472 else 284
-			{Code: 0x35, JT: 186, JF: 187, K: 0x88},       // 284: if A >= 0x88 goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 285: if A >= 0x82 goto 286 else 287
-			{Code: 0x15, JT: 185, JF: 184, K: 0x84},       // 286: if A == 0x84 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 9, K: 0x81},           // 287: if A == 0x81 goto 288 else 297
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 289: if A == 0x0 goto 290 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 291: if A == 0x0 goto 471 else 292
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 292: if A >= 0x80000000 goto 471 else 293
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 293: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 294: if A == 0x0 goto 295 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 295: A = arg1.lo
-			{Code: 0x15, JT: 175, JF: 174, K: 0x9},        // 296: if A == 0x9 goto 472 else 471
-			{Code: 0x15, JT: 174, JF: 173, K: 0x80},       // 297: if A == 0x80 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 7, K: 0x71},           // 298: if A >= 0x71 goto 299 else 306
-			{Code: 0x35, JT: 0, JF: 5, K: 0x7b},           // 299: if A >= 0x7b goto 300 else 305
-			{Code: 0x15, JT: 0, JF: 171, K: 0x7b},         // 300: if A == 0x7b goto 301 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 302: if A == 0x0 goto 303 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x15, JT: 167, JF: 166, K: 0x0},        // 304: if A == 0x0 goto 472 else 471
-			{Code: 0x35, JT: 165, JF: 166, K: 0x73},       // 305: if A >= 0x73 goto 471 else 472
-			{Code: 0x15, JT: 0, JF: 17, K: 0x5f},          // 306: if A == 0x5f goto 307 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 307: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 308: if A == 0x0 goto 309 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x1},          // 310: if A == 0x1 goto 311 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 311: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 312: if A == 0x0 goto 313 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 313: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 314: if A == 0x0 goto 471 else 315
-			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 315: if A >= 0x80000000 goto 471 else 316
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 316: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 317: if A == 0x0 goto 318 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 318: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1000005},    // 319: if A == 0x1000005 goto 320 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 320: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 321: if A == 0x0 goto 322 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 322: A = arg4.lo
-			{Code: 0x15, JT: 148, JF: 147, K: 0x0},        // 323: if A == 0x0 goto 472 else 471
-			{Code: 0x15, JT: 147, JF: 146, K: 0x65},       // 324: if A == 0x65 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 62, K: 0x35},          // 325: if A >= 0x35 goto 326 else 388
-			{Code: 0x35, JT: 0, JF: 12, K: 0x4a},          // 326: if A >= 0x4a goto 327 else 339
-			{Code: 0x35, JT: 0, JF: 8, K: 0x54},           // 327: if A >= 0x54 goto 328 else 336
-			{Code: 0x35, JT: 0, JF: 2, K: 0x5a},           // 328: if A >= 0x5a goto 329 else 331
-			{Code: 0x15, JT: 142, JF: 0, K: 0x5a},         // 329: if A == 0x5a goto 472 else 330
-			{Code: 0x35, JT: 141, JF: 140, K: 0x5d},       // 330: if A >= 0x5d goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 139, K: 0x58},         // 331: if A == 0x58 goto 332 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 333: if A == 0x0 goto 334 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 11, K: 0x80000000},  // 335: if A >= 0x80000000 goto 471 else 347
-			{Code: 0x35, JT: 0, JF: 1, K: 0x50},           // 336: if A >= 0x50 goto 337 else 338
-			{Code: 0x15, JT: 133, JF: 134, K: 0x51},       // 337: if A == 0x51 goto 471 else 472
-			{Code: 0x15, JT: 35, JF: 132, K: 0x4e},        // 338: if A == 0x4e goto 374 else 471
-			{Code: 0x35, JT: 0, JF: 14, K: 0x39},          // 339: if A >= 0x39 goto 340 else 354
-			{Code: 0x35, JT: 0, JF: 11, K: 0x41},          // 340: if A >= 0x41 goto 341 else 352
-			{Code: 0x35, JT: 0, JF: 9, K: 0x45},           // 341: if A >= 0x45 goto 342 else 351
-			{Code: 0x15, JT: 0, JF: 128, K: 0x49},         // 342: if A == 0x49 goto 343 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 343: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 344: if A == 0x0 goto 345 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 345: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 124, K: 0x1},          // 346: if A == 0x1 goto 347 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 348: if A == 0x0 goto 349 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 350: if A == 0x0 goto 472 else 471
-			{Code: 0x35, JT: 120, JF: 119, K: 0x43},       // 351: if A >= 0x43 goto 472 else 471
-			{Code: 0x15, JT: 119, JF: 0, K: 0x39},         // 352: if A == 0x39 goto 472 else 353
-			{Code: 0x35, JT: 118, JF: 117, K: 0x3d},       // 353: if A >= 0x3d goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 18, K: 0x37},          // 354: if A >= 0x37 goto 355 else 373
-			{Code: 0x15, JT: 115, JF: 0, K: 0x37},         // 355: if A == 0x37 goto 471 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 356: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 357: if A == 0x0 goto 358 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 359: if A >= 0x80000000 goto 367 else 360
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 360: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 361: if A == 0x0 goto 362 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 362: A = arg2.lo
-			{Code: 0x45, JT: 1, JF: 108, K: 0xffe3a2ff},   // 363: if A & 0xffe3a2ff goto 365 else 472
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
-			{Code: 0x45, JT: 105, JF: 106, K: 0xffe3a0fc}, // 365: if A & 0xffe3a0fc goto 471 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 103, K: 0xffffff9c},   // 367: if A == 0xffffff9c goto 368 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 368: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 369: if A == 0x0 goto 370 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 370: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 93, K: 0x80001},       // 371: if A >= 0x80001 goto 372 else 465
-			{Code: 0x15, JT: 99, JF: 98, K: 0x284000},     // 372: if A == 0x284000 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 4, K: 0x35},           // 373: if A == 0x35 goto 374 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 374: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 375: if A == 0x0 goto 376 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
-			{Code: 0x35, JT: 93, JF: 94, K: 0x80000000},   // 377: if A >= 0x80000000 goto 471 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 378: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 379: if A == 0x0 goto 380 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 380: A = arg0.lo
-			{Code: 0x35, JT: 89, JF: 0, K: 0x80000000},    // 381: if A >= 0x80000000 goto 471 else 382
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 382: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 383: if A == 0x0 goto 384 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 384: A = arg4.lo
-			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 385: if A == 0x0 goto 472 else 386
-			{Code: 0x15, JT: 85, JF: 84, K: 0x100},        // 386: if A == 0x100 goto 472 else 471
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 457 else 242
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 243: if A == 0x0 goto 244 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
+			{Code: 0x35, JT: 211, JF: 212, K: 0x6},        // 245: if A >= 0x6 goto 457 else 458
+			{Code: 0x15, JT: 211, JF: 210, K: 0xd7},       // 246: if A == 0xd7 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 247: if A == 0xd3 goto 248 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 249: if A == 0x0 goto 250 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
+			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 457 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 252: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 253: if A == 0x0 goto 254 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 254: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 255: if A >= 0x4001 goto 256 else 257
+			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 256: if A == 0x4040 goto 458 else 457
+			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 257: if A == 0x4000 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 198, K: 0xcf},         // 258: if A == 0xcf goto 259 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 260: if A == 0x0 goto 261 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
+			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 457 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 264: if A == 0x0 goto 265 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 458 else 267
+			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 267: if A == 0x40 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 268: if A >= 0x86 goto 269 else 294
+			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 269: if A >= 0xa7 goto 270 else 290
+			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 270: if A >= 0xac goto 271 else 272
+			{Code: 0x15, JT: 185, JF: 186, K: 0xad},       // 271: if A == 0xad goto 457 else 458
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 272: if A == 0xa7 goto 273 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 274: if A == 0x0 goto 275 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x53564d41},   // 276: if A == 0x53564d41 goto 277 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 278: if A == 0x0 goto 279 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
+			{Code: 0x15, JT: 177, JF: 176, K: 0x0},        // 280: if A == 0x0 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 175, K: 0xa8},         // 281: if A == 0xa8 goto 282 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 283: if A == 0x0 goto 284 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 285: if A == 0x0 goto 286 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 286: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 287: if A == 0x0 goto 288 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 288: A = arg2.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 289: if A == 0x0 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 290: if A >= 0x8c goto 291 else 292
+			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 291: if A == 0x9e goto 458 else 457
+			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 292: if A == 0x8b goto 458 else 293
+			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 293: if A >= 0x88 goto 457 else 458
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 294: if A >= 0x80 goto 295 else 307
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 295: if A >= 0x82 goto 296 else 297
+			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 296: if A == 0x84 goto 458 else 457
+			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 297: if A == 0x80 goto 458 else 298
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 299: if A == 0x0 goto 300 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 301: if A == 0x0 goto 457 else 302
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 302: if A >= 0x80000000 goto 457 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 304: if A == 0x0 goto 305 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
+			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 306: if A == 0x9 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 307: if A >= 0x7c goto 308 else 309
+			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 308: if A == 0x7c goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 147, K: 0x7b},         // 309: if A == 0x7b goto 310 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 311: if A == 0x0 goto 312 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
+			{Code: 0x15, JT: 144, JF: 143, K: 0x0},        // 313: if A == 0x0 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 45, K: 0x3a},          // 314: if A >= 0x3a goto 315 else 360
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 315: if A >= 0x50 goto 316 else 341
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 316: if A >= 0x5d goto 317 else 338
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 317: if A >= 0x60 goto 318 else 320
+			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 318: if A >= 0x71 goto 458 else 319
+			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 319: if A == 0x65 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 320: if A == 0x5f goto 321 else 458
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 322: if A == 0x0 goto 323 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 324: if A == 0x1 goto 325 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 326: if A == 0x0 goto 327 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 328: if A == 0x0 goto 457 else 329
+			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 457 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 330: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 331: if A == 0x0 goto 332 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 332: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 333: if A == 0x1000005 goto 334 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 334: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 335: if A == 0x0 goto 336 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 336: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 337: if A == 0x0 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 338: if A >= 0x54 goto 339 else 340
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 339: if A == 0x5a goto 458 else 457
+			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 340: if A == 0x51 goto 457 else 458
+			{Code: 0x35, JT: 0, JF: 15, K: 0x45},          // 341: if A >= 0x45 goto 342 else 357
+			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 342: if A >= 0x4a goto 343 else 348
+			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 343: if A == 0x4e goto 344 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 345: if A == 0x0 goto 346 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 347: if A >= 0x80000000 goto 457 else 458
+			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 348: if A == 0x49 goto 349 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 349: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 350: if A == 0x0 goto 351 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 351: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 352: if A == 0x1 goto 353 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 354: if A == 0x0 goto 355 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
+			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 356: if A == 0x0 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 357: if A >= 0x41 goto 358 else 359
+			{Code: 0x35, JT: 99, JF: 98, K: 0x43},         // 358: if A >= 0x43 goto 458 else 457
+			{Code: 0x35, JT: 98, JF: 97, K: 0x3d},         // 359: if A >= 0x3d goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 48, K: 0x1a},          // 360: if A >= 0x1a goto 361 else 409
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 361: if A >= 0x2f goto 362 else 388
+			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 362: if A >= 0x38 goto 363 else 379
+			{Code: 0x15, JT: 0, JF: 94, K: 0x38},          // 363: if A == 0x38 goto 364 else 458
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 364: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 7, K: 0x0},            // 365: if A == 0x0 goto 367 else 373
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 368: if A >= 0x80000000 goto 374 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 369: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 370: if A == 0x0 goto 371 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 371: A = arg2.lo
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 372: if A & 0xffe3a2ff goto 457 else 458
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 374: if A == 0xffffff9c goto 375 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 375: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 376: if A == 0x0 goto 377 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 377: A = arg2.lo
+			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 378: if A == 0x80000 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 379: if A == 0x2f goto 380 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 380: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 381: if A == 0x0 goto 382 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 382: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 383: if A >= 0x80000000 goto 457 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 384: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 385: if A == 0x0 goto 386 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 386: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 387: if A & 0xffffff80 goto 457 else 458
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 388: if A >= 0x2c goto 389 else 390
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 389: if A == 0x2d goto 457 else 458
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 390: if A == 0x1d goto 391 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 391: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 392: if A == 0x0 goto 393 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 393: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 394: if A >= 0x80000000 goto 457 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 395: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 396: if A == 0x0 goto 397 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 397: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 398: if A >= 0x5413 goto 399 else 404
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 399: if A >= 0x541c goto 400 else 401
+			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 400: if A == 0x5425 goto 458 else 457
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 401: if A == 0x541b goto 458 else 402
+			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 402: if A >= 0x5415 goto 457 else 458
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 403: return 0x50001
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 404: if A >= 0x540c goto 405 else 406
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 405: if A == 0x5411 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 406: if A >= 0x5405 goto 407 else 408
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 407: if A >= 0x5409 goto 458 else 457
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 408: if A >= 0x5401 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 409: if A >= 0x13 goto 410 else 454
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 410: if A >= 0x15 goto 411 else 441
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 411: if A == 0x15 goto 412 else 425
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 412: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 413: if A == 0x0 goto 414 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 414: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 415: if A >= 0x80000000 goto 457 else 416
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 416: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 417: if A == 0x0 goto 418 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 418: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 419: if A == 0x0 goto 457 else 420
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 420: if A >= 0x3 goto 457 else 421
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 421: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 422: if A == 0x0 goto 423 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 423: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 424: if A >= 0x80000000 goto 457 else 458
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 425: if A == 0x19 goto 426 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 426: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 427: if A == 0x0 goto 428 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 428: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 429: if A >= 0x80000000 goto 457 else 430
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 430: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 431: if A == 0x0 goto 432 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 432: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 433: if A >= 0x4 goto 434 else 440
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 434: if A == 0x406 goto 458 else 435
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 435: if A == 0x4 goto 436 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 436: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 437: if A == 0x0 goto 438 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 438: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 439: if A & 0xfff9f3ff goto 457 else 458
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 440: if A == 0x3 goto 458 else 457
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 441: if A == 0x13 goto 442 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 443: if A == 0x0 goto 444 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 445: if A == 0x0 goto 446 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 446: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 447: if A == 0x0 goto 448 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 448: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 449: if A == 0x80800 goto 458 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 450: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 451: if A == 0x0 goto 452 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 452: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 453: if A == 0x80000 goto 458 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 454: if A >= 0x9 goto 455 else 456
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 455: if A == 0xb goto 458 else 457
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 456: if A == 0x8 goto 458 else 457
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 457: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 458: return 0x7fff0000
+		},
+	},
+	{
+		Key: "ptrace,redirected",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{73}},
+			{Name: "sentry_pid", Uses: []uint16{94}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 182, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 5: if A == 0x0 goto 6 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
+			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
+			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
+			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 12: if A == 0x0 goto 13 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
+			{Code: 0x15, JT: 169, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 184 else 15
+			{Code: 0x35, JT: 168, JF: 182, K: 0x80000000}, // 15: if A >= 0x80000000 goto 184 else 198
+			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 18: if A == 0x0 goto 19 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
+			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 184 else 21
+			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 184 else 22
+			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 22: goto 286
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 25: if A == 0x0 goto 26 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 26: A = arg1.lo
+			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 184 else 28
+			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 184 else 29
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 29: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 30: if A == 0x0 goto 31 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 31: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 32: if A == 0x0 goto 33 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 33: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 34: if A == 0x0 goto 35 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
+			{Code: 0x15, JT: 161, JF: 147, K: 0x100001},   // 36: if A == 0x100001 goto 198 else 184
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 39: if A == 0x0 goto 40 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
+			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 184 else 42
+			{Code: 0x35, JT: 141, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 184 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 139, K: 0x0},          // 44: if A == 0x0 goto 45 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
+			{Code: 0x15, JT: 151, JF: 137, K: 0x8},        // 46: if A == 0x8 goto 198 else 184
+			{Code: 0x35, JT: 0, JF: 136, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 184
+			{Code: 0x35, JT: 135, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 184 else 49
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 50: if A == 0x0 goto 51 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 184 else 53
+			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 184 else 54
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 55: if A == 0x0 goto 56 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
+			{Code: 0x15, JT: 126, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 184 else 58
+			{Code: 0x35, JT: 125, JF: 139, K: 0x3},        // 58: if A >= 0x3 goto 184 else 198
+			{Code: 0x15, JT: 0, JF: 124, K: 0x7},          // 59: if A == 0x7 goto 60 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 61: if A == 0x0 goto 62 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 184 else 64
+			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 184 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 66: if A == 0x0 goto 67 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
+			{Code: 0x15, JT: 20, JF: 115, K: 0x0},         // 68: if A == 0x0 goto 89 else 184
+			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 71: if A == 0x0 goto 72 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 75: if A == 0x0 goto 76 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
+			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
+			{Code: 0x15, JT: 104, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 184 else 80
+			{Code: 0x35, JT: 103, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 184 else 85
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 184 else 82
+			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 184 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 84: if A == 0x0 goto 85 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
+			{Code: 0x15, JT: 1, JF: 96, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 184
+			{Code: 0x15, JT: 0, JF: 95, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 184
+			{Code: 0x05, JT: 0, JF: 0, K: 0x10c},          // 89: goto 358
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 92: if A == 0x0 goto 93 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 96: if A == 0x0 goto 97 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 85, JF: 99, K: 0x41},         // 98: if A >= 0x41 goto 184 else 198
+			{Code: 0x15, JT: 84, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 184 else 100
+			{Code: 0x35, JT: 83, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 184 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 102: if A == 0x0 goto 103 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
+			{Code: 0x15, JT: 79, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 184 else 105
+			{Code: 0x35, JT: 78, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 184 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 107: if A == 0x0 goto 108 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
+			{Code: 0x15, JT: 88, JF: 74, K: 0x11},         // 109: if A == 0x11 goto 198 else 184
+			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 110: if A == 0x7a goto 111 else 112
+			{Code: 0x05, JT: 0, JF: 0, K: 0x111},          // 111: goto 385
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 112: if A == 0x62 goto 113 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 113: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 114: if A == 0x0 goto 115 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 115: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 67, K: 0x80},          // 116: if A >= 0x80 goto 117 else 184
+			{Code: 0x35, JT: 66, JF: 80, K: 0x82},         // 117: if A >= 0x82 goto 184 else 198
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 118: if A == 0x16 goto 119 else 123
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 119: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 120: if A == 0x0 goto 121 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 121: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 208, K: 0x80000000},  // 122: if A >= 0x80000000 goto 184 else 331
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 123: if A == 0x1b5 goto 124 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 125: if A == 0x0 goto 126 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 184 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 128: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 129: if A == 0x0 goto 130 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 52, K: 0x18},         // 131: if A == 0x18 goto 198 else 184
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 132: if A == 0x4f goto 133 else 142
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 133: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 134: if A == 0x0 goto 135 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 135: A = arg0.lo
+			{Code: 0x35, JT: 47, JF: 0, K: 0x80000000},    // 136: if A >= 0x80000000 goto 184 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 137: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 138: if A == 0x0 goto 139 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 139: A = arg3.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 140: if A == 0x0 goto 198 else 141
+			{Code: 0x15, JT: 56, JF: 42, K: 0x900},        // 141: if A == 0x900 goto 198 else 184
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 142: if A == 0xde goto 143 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 143: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 144: if A == 0x0 goto 145 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 145: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 146: if A == 0x0 goto 147 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 147: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 148: if A == 0x0 goto 149 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 149: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 150: if A >= 0x23 goto 151 else 152
+			{Code: 0x15, JT: 46, JF: 32, K: 0x32},         // 151: if A == 0x32 goto 198 else 184
+			{Code: 0x15, JT: 45, JF: 31, K: 0x22},         // 152: if A == 0x22 goto 198 else 184
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 153: if A == 0x3 goto 154 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 155: if A == 0x0 goto 156 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 157: if A >= 0x23 goto 158 else 165
+			{Code: 0x15, JT: 39, JF: 0, K: 0x32},          // 158: if A == 0x32 goto 198 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 160: if A == 0x0 goto 161 else 172
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 162: if A == 0x0 goto 163 else 172
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 163: A = arg3.lo
+			{Code: 0x15, JT: 33, JF: 8, K: 0x28},          // 164: if A == 0x28 goto 198 else 173
+			{Code: 0x15, JT: 32, JF: 0, K: 0x22},          // 165: if A == 0x22 goto 198 else 166
+			{Code: 0x35, JT: 17, JF: 7, K: 0x2},           // 166: if A >= 0x2 goto 184 else 174
+			{Code: 0x35, JT: 16, JF: 0, K: 0x2},           // 167: if A >= 0x2 goto 184 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 169: if A == 0x0 goto 170 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 171: if A >= 0x2 goto 173 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x4001},        // 173: if A == 0x4001 goto 175 else 184
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 174: if A == 0x0 goto 184 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 175: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 176: if A == 0x0 goto 177 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 177: A = arg4.lo
+			{Code: 0x35, JT: 5, JF: 19, K: 0x80000000},    // 178: if A >= 0x80000000 goto 184 else 198
+			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 179: if A == 0xe9 goto 180 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 181: if A == 0x0 goto 182 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 182: A = arg2.lo
+			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 183: if A >= 0x8 goto 185 else 189
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 184: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 185: if A >= 0x10 goto 186 else 187
+			{Code: 0x15, JT: 11, JF: 179, K: 0x19},        // 186: if A == 0x19 goto 198 else 366
+			{Code: 0x15, JT: 10, JF: 0, K: 0x8},           // 187: if A == 0x8 goto 198 else 188
+			{Code: 0x35, JT: 9, JF: 177, K: 0xe},          // 188: if A >= 0xe goto 198 else 366
+			{Code: 0x15, JT: 8, JF: 176, K: 0x4},          // 189: if A == 0x4 goto 198 else 366
+			{Code: 0x35, JT: 0, JF: 145, K: 0x5f},         // 190: if A >= 0x5f goto 191 else 336
+			{Code: 0x35, JT: 0, JF: 98, K: 0xa7},          // 191: if A >= 0xa7 goto 192 else 290
+			{Code: 0x35, JT: 0, JF: 53, K: 0xd8},          // 192: if A >= 0xd8 goto 193 else 246
+			{Code: 0x35, JT: 0, JF: 32, K: 0x116},         // 193: if A >= 0x116 goto 194 else 226
+			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 194: if A >= 0x11c goto 195 else 209
+			{Code: 0x15, JT: 0, JF: 170, K: 0x1b7},        // 195: if A == 0x1b7 goto 196 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 197: if A == 0x0 goto 199 else 366
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 198: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
+			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 200: if A >= 0x80000000 goto 366 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 202: if A == 0x0 goto 203 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
+			{Code: 0x35, JT: 161, JF: 0, K: 0x8},          // 204: if A >= 0x8 goto 366 else 205
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 205: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 206: if A == 0x0 goto 207 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 207: A = arg3.lo
+			{Code: 0x15, JT: 178, JF: 157, K: 0x200},      // 208: if A == 0x200 goto 387 else 366
+			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 209: if A >= 0x118 goto 210 else 215
+			{Code: 0x15, JT: 0, JF: 155, K: 0x11b},        // 210: if A == 0x11b goto 211 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 212: if A == 0x0 goto 213 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x35, JT: 151, JF: 62, K: 0x2},         // 214: if A >= 0x2 goto 366 else 277
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 215: if A == 0x116 goto 216 else 220
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 217: if A == 0x0 goto 218 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
+			{Code: 0x45, JT: 146, JF: 167, K: 0xfffffffe}, // 219: if A & 0xfffffffe goto 366 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 220: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 221: if A == 0x0 goto 222 else 224
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 222: A = arg1.lo
+			{Code: 0x15, JT: 163, JF: 1, K: 0x1},          // 223: if A == 0x1 goto 387 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 140, K: 0x2},        // 225: if A & 0x2 goto 405 else 366
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdf},          // 226: if A >= 0xdf goto 227 else 241
+			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 227: if A == 0xdf goto 228 else 236
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 229: if A == 0x0 goto 230 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
+			{Code: 0x35, JT: 250, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 482 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 232: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 233: if A == 0x0 goto 234 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 234: A = arg3.lo
+			{Code: 0x35, JT: 246, JF: 247, K: 0x6},        // 235: if A >= 0x6 goto 482 else 483
+			{Code: 0x15, JT: 0, JF: 245, K: 0x105},        // 236: if A == 0x105 goto 237 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 238: if A == 0x0 goto 239 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x15, JT: 45, JF: 241, K: 0x0},         // 240: if A == 0x0 goto 286 else 482
+			{Code: 0x15, JT: 0, JF: 240, K: 0xdc},         // 241: if A == 0xdc goto 242 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 243: if A == 0x0 goto 244 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
+			{Code: 0x15, JT: 237, JF: 236, K: 0x50f00},    // 245: if A == 0x50f00 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 23, K: 0xb4},          // 246: if A >= 0xb4 goto 247 else 270
+			{Code: 0x35, JT: 0, JF: 12, K: 0xd3},          // 247: if A >= 0xd3 goto 248 else 260
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 248: if A == 0xd3 goto 249 else 259
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 250: if A == 0x0 goto 251 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x35, JT: 229, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 482 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 254: if A == 0x0 goto 255 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 256: if A >= 0x4001 goto 257 else 258
+			{Code: 0x15, JT: 225, JF: 224, K: 0x4040},     // 257: if A == 0x4040 goto 483 else 482
+			{Code: 0x15, JT: 224, JF: 223, K: 0x4000},     // 258: if A == 0x4000 goto 483 else 482
+			{Code: 0x15, JT: 223, JF: 222, K: 0xd7},       // 259: if A == 0xd7 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 221, K: 0xcf},         // 260: if A == 0xcf goto 261 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 261: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 262: if A == 0x0 goto 263 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 263: A = arg0.lo
+			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 264: if A >= 0x80000000 goto 482 else 265
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 265: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 266: if A == 0x0 goto 267 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 267: A = arg3.lo
+			{Code: 0x15, JT: 214, JF: 0, K: 0x0},          // 268: if A == 0x0 goto 483 else 269
+			{Code: 0x15, JT: 213, JF: 212, K: 0x40},       // 269: if A == 0x40 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 270: if A >= 0xac goto 271 else 272
+			{Code: 0x15, JT: 210, JF: 211, K: 0xad},       // 271: if A == 0xad goto 482 else 483
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 272: if A == 0xa7 goto 273 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 274: if A == 0x0 goto 275 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 205, K: 0x53564d41},   // 276: if A == 0x53564d41 goto 277 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 278: if A == 0x0 goto 279 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
+			{Code: 0x15, JT: 202, JF: 201, K: 0x0},        // 280: if A == 0x0 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 200, K: 0xa8},         // 281: if A == 0xa8 goto 282 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 283: if A == 0x0 goto 284 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 285: if A == 0x0 goto 286 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 286: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 287: if A == 0x0 goto 288 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 288: A = arg2.lo
+			{Code: 0x15, JT: 193, JF: 192, K: 0x0},        // 289: if A == 0x0 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 18, K: 0x7d},          // 290: if A >= 0x7d goto 291 else 309
+			{Code: 0x35, JT: 0, JF: 4, K: 0x86},           // 291: if A >= 0x86 goto 292 else 296
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 292: if A >= 0x8c goto 293 else 294
+			{Code: 0x15, JT: 189, JF: 188, K: 0x9e},       // 293: if A == 0x9e goto 483 else 482
+			{Code: 0x15, JT: 188, JF: 0, K: 0x8b},         // 294: if A == 0x8b goto 483 else 295
+			{Code: 0x35, JT: 186, JF: 187, K: 0x88},       // 295: if A >= 0x88 goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 296: if A >= 0x82 goto 297 else 298
+			{Code: 0x15, JT: 185, JF: 184, K: 0x84},       // 297: if A == 0x84 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 9, K: 0x81},           // 298: if A == 0x81 goto 299 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 300: if A == 0x0 goto 301 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 302: if A == 0x0 goto 482 else 303
+			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 303: if A >= 0x80000000 goto 482 else 304
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 304: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 305: if A == 0x0 goto 306 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 306: A = arg1.lo
+			{Code: 0x15, JT: 175, JF: 174, K: 0x9},        // 307: if A == 0x9 goto 483 else 482
+			{Code: 0x15, JT: 174, JF: 173, K: 0x80},       // 308: if A == 0x80 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 7, K: 0x71},           // 309: if A >= 0x71 goto 310 else 317
+			{Code: 0x35, JT: 0, JF: 5, K: 0x7b},           // 310: if A >= 0x7b goto 311 else 316
+			{Code: 0x15, JT: 0, JF: 171, K: 0x7b},         // 311: if A == 0x7b goto 312 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 313: if A == 0x0 goto 314 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
+			{Code: 0x15, JT: 167, JF: 166, K: 0x0},        // 315: if A == 0x0 goto 483 else 482
+			{Code: 0x35, JT: 165, JF: 166, K: 0x73},       // 316: if A >= 0x73 goto 482 else 483
+			{Code: 0x15, JT: 0, JF: 17, K: 0x5f},          // 317: if A == 0x5f goto 318 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 318: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 319: if A == 0x0 goto 320 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 160, K: 0x1},          // 321: if A == 0x1 goto 322 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 322: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 323: if A == 0x0 goto 324 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 324: A = arg1.lo
+			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 325: if A == 0x0 goto 482 else 326
+			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 326: if A >= 0x80000000 goto 482 else 327
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 327: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 328: if A == 0x0 goto 329 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 329: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1000005},    // 330: if A == 0x1000005 goto 331 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 331: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 332: if A == 0x0 goto 333 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 333: A = arg4.lo
+			{Code: 0x15, JT: 148, JF: 147, K: 0x0},        // 334: if A == 0x0 goto 483 else 482
+			{Code: 0x15, JT: 147, JF: 146, K: 0x65},       // 335: if A == 0x65 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 62, K: 0x35},          // 336: if A >= 0x35 goto 337 else 399
+			{Code: 0x35, JT: 0, JF: 12, K: 0x4a},          // 337: if A >= 0x4a goto 338 else 350
+			{Code: 0x35, JT: 0, JF: 8, K: 0x54},           // 338: if A >= 0x54 goto 339 else 347
+			{Code: 0x35, JT: 0, JF: 2, K: 0x5a},           // 339: if A >= 0x5a goto 340 else 342
+			{Code: 0x15, JT: 142, JF: 0, K: 0x5a},         // 340: if A == 0x5a goto 483 else 341
+			{Code: 0x35, JT: 141, JF: 140, K: 0x5d},       // 341: if A >= 0x5d goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 139, K: 0x58},         // 342: if A == 0x58 goto 343 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 343: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 344: if A == 0x0 goto 345 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 345: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 11, K: 0x80000000},  // 346: if A >= 0x80000000 goto 482 else 358
+			{Code: 0x35, JT: 0, JF: 1, K: 0x50},           // 347: if A >= 0x50 goto 348 else 349
+			{Code: 0x15, JT: 133, JF: 134, K: 0x51},       // 348: if A == 0x51 goto 482 else 483
+			{Code: 0x15, JT: 35, JF: 132, K: 0x4e},        // 349: if A == 0x4e goto 385 else 482
+			{Code: 0x35, JT: 0, JF: 14, K: 0x39},          // 350: if A >= 0x39 goto 351 else 365
+			{Code: 0x35, JT: 0, JF: 11, K: 0x41},          // 351: if A >= 0x41 goto 352 else 363
+			{Code: 0x35, JT: 0, JF: 9, K: 0x45},           // 352: if A >= 0x45 goto 353 else 362
+			{Code: 0x15, JT: 0, JF: 128, K: 0x49},         // 353: if A == 0x49 goto 354 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 354: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 355: if A == 0x0 goto 356 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 356: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 124, K: 0x1},          // 357: if A == 0x1 goto 358 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 358: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 359: if A == 0x0 goto 360 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 360: A = arg3.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 361: if A == 0x0 goto 483 else 482
+			{Code: 0x35, JT: 120, JF: 119, K: 0x43},       // 362: if A >= 0x43 goto 483 else 482
+			{Code: 0x15, JT: 119, JF: 0, K: 0x39},         // 363: if A == 0x39 goto 483 else 364
+			{Code: 0x35, JT: 118, JF: 117, K: 0x3d},       // 364: if A >= 0x3d goto 483 else 482
+			{Code: 0x35, JT: 1, JF: 18, K: 0x37},          // 365: if A >= 0x37 goto 367 else 384
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
+			{Code: 0x15, JT: 114, JF: 0, K: 0x37},         // 367: if A == 0x37 goto 482 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 369: if A == 0x0 goto 370 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 371: if A >= 0x80000000 goto 378 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 372: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 373: if A == 0x0 goto 374 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 374: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 107, K: 0xffe3a2ff},   // 375: if A & 0xffe3a2ff goto 376 else 483
+			{Code: 0x45, JT: 105, JF: 106, K: 0xffe3a0fc}, // 376: if A & 0xffe3a0fc goto 482 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 103, K: 0xffffff9c},   // 378: if A == 0xffffff9c goto 379 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 379: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 380: if A == 0x0 goto 381 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 381: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 93, K: 0x80001},       // 382: if A >= 0x80001 goto 383 else 476
+			{Code: 0x15, JT: 99, JF: 98, K: 0x284000},     // 383: if A == 0x284000 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 5, K: 0x35},           // 384: if A == 0x35 goto 385 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 385: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 95, K: 0x0},           // 386: if A == 0x0 goto 388 else 482
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 62, K: 0x15},          // 388: if A >= 0x15 goto 389 else 451
-			{Code: 0x35, JT: 0, JF: 12, K: 0x2c},          // 389: if A >= 0x2c goto 390 else 402
-			{Code: 0x35, JT: 0, JF: 10, K: 0x2f},          // 390: if A >= 0x2f goto 391 else 401
-			{Code: 0x15, JT: 0, JF: 79, K: 0x2f},          // 391: if A == 0x2f goto 392 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 77, K: 0x0},           // 393: if A == 0x0 goto 395 else 471
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 394: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 395: A = arg0.lo
-			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 396: if A >= 0x80000000 goto 471 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 397: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 398: if A == 0x0 goto 399 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 399: A = arg1.lo
-			{Code: 0x45, JT: 70, JF: 71, K: 0xffffff80},   // 400: if A & 0xffffff80 goto 471 else 472
-			{Code: 0x15, JT: 69, JF: 70, K: 0x2d},         // 401: if A == 0x2d goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 402: if A >= 0x1a goto 403 else 421
-			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 403: if A == 0x1d goto 404 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 404: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 405: if A == 0x0 goto 406 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
+			{Code: 0x35, JT: 92, JF: 93, K: 0x80000000},   // 389: if A >= 0x80000000 goto 482 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 390: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 391: if A == 0x0 goto 392 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 392: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 393: if A >= 0x80000000 goto 482 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 394: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 395: if A == 0x0 goto 396 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 396: A = arg4.lo
+			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 397: if A == 0x0 goto 483 else 398
+			{Code: 0x15, JT: 84, JF: 83, K: 0x100},        // 398: if A == 0x100 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 62, K: 0x15},          // 399: if A >= 0x15 goto 400 else 462
+			{Code: 0x35, JT: 0, JF: 12, K: 0x2c},          // 400: if A >= 0x2c goto 401 else 413
+			{Code: 0x35, JT: 0, JF: 10, K: 0x2f},          // 401: if A >= 0x2f goto 402 else 412
+			{Code: 0x15, JT: 0, JF: 79, K: 0x2f},          // 402: if A == 0x2f goto 403 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 77, K: 0x0},           // 404: if A == 0x0 goto 406 else 482
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 405: return 0x50001
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 406: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 407: if A >= 0x80000000 goto 471 else 408
+			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 407: if A >= 0x80000000 goto 482 else 408
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 408: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 409: if A == 0x0 goto 410 else 471
+			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 409: if A == 0x0 goto 410 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 410: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 411: if A >= 0x5413 goto 412 else 416
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 412: if A >= 0x541c goto 413 else 414
-			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 413: if A == 0x5425 goto 472 else 471
-			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 414: if A == 0x541b goto 472 else 415
-			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 415: if A >= 0x5415 goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 416: if A >= 0x540c goto 417 else 418
-			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 417: if A == 0x5411 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 418: if A >= 0x5405 goto 419 else 420
-			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 419: if A >= 0x5409 goto 472 else 471
-			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 420: if A >= 0x5401 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 421: if A == 0x15 goto 422 else 435
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 423: if A == 0x0 goto 424 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 425: if A >= 0x80000000 goto 471 else 426
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 426: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 427: if A == 0x0 goto 428 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 428: A = arg1.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 429: if A == 0x0 goto 471 else 430
-			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 430: if A >= 0x3 goto 471 else 431
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 431: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 432: if A == 0x0 goto 433 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 433: A = arg2.lo
-			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 434: if A >= 0x80000000 goto 471 else 472
-			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 435: if A == 0x19 goto 436 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 437: if A == 0x0 goto 438 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 471 else 440
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 441: if A == 0x0 goto 442 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 443: if A >= 0x4 goto 444 else 450
-			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 444: if A == 0x406 goto 472 else 445
-			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 445: if A == 0x4 goto 446 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 446: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 447: if A == 0x0 goto 448 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 448: A = arg2.lo
-			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 449: if A & 0xfff9f3ff goto 471 else 472
-			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 450: if A == 0x3 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 451: if A >= 0xc goto 452 else 467
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 452: if A >= 0x13 goto 453 else 466
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 453: if A == 0x13 goto 454 else 462
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 454: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 455: if A == 0x0 goto 456 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 456: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 457: if A == 0x0 goto 458 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 458: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 459: if A == 0x0 goto 460 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 460: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 461: if A == 0x80800 goto 472 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 462: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 463: if A == 0x0 goto 464 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 464: A = arg0.lo
-			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 465: if A == 0x80000 goto 472 else 471
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 466: if A == 0xe goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 467: if A >= 0x8 goto 468 else 470
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 468: if A == 0x8 goto 472 else 469
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 469: if A == 0xb goto 472 else 471
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 470: if A == 0x5 goto 472 else 471
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 471: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 472: return 0x7fff0000
+			{Code: 0x45, JT: 70, JF: 71, K: 0xffffff80},   // 411: if A & 0xffffff80 goto 482 else 483
+			{Code: 0x15, JT: 69, JF: 70, K: 0x2d},         // 412: if A == 0x2d goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 413: if A >= 0x1a goto 414 else 432
+			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 414: if A == 0x1d goto 415 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 416: if A == 0x0 goto 417 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 418: if A >= 0x80000000 goto 482 else 419
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 419: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 420: if A == 0x0 goto 421 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 421: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 422: if A >= 0x5413 goto 423 else 427
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 423: if A >= 0x541c goto 424 else 425
+			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 424: if A == 0x5425 goto 483 else 482
+			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 425: if A == 0x541b goto 483 else 426
+			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 426: if A >= 0x5415 goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 427: if A >= 0x540c goto 428 else 429
+			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 428: if A == 0x5411 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 429: if A >= 0x5405 goto 430 else 431
+			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 430: if A >= 0x5409 goto 483 else 482
+			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 431: if A >= 0x5401 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 432: if A == 0x15 goto 433 else 446
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 434: if A == 0x0 goto 435 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 482 else 437
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 437: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 438: if A == 0x0 goto 439 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 439: A = arg1.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 440: if A == 0x0 goto 482 else 441
+			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 441: if A >= 0x3 goto 482 else 442
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 442: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 443: if A == 0x0 goto 444 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 444: A = arg2.lo
+			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 445: if A >= 0x80000000 goto 482 else 483
+			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 446: if A == 0x19 goto 447 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 447: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 448: if A == 0x0 goto 449 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 449: A = arg0.lo
+			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 450: if A >= 0x80000000 goto 482 else 451
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 451: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 452: if A == 0x0 goto 453 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 453: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 454: if A >= 0x4 goto 455 else 461
+			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 455: if A == 0x406 goto 483 else 456
+			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 456: if A == 0x4 goto 457 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 457: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 458: if A == 0x0 goto 459 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 459: A = arg2.lo
+			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 460: if A & 0xfff9f3ff goto 482 else 483
+			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 461: if A == 0x3 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 462: if A >= 0xc goto 463 else 478
+			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 463: if A >= 0x13 goto 464 else 477
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 464: if A == 0x13 goto 465 else 473
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 465: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 466: if A == 0x0 goto 467 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 467: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 468: if A == 0x0 goto 469 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 469: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 470: if A == 0x0 goto 471 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 471: A = arg1.lo
+			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 472: if A == 0x80800 goto 483 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 474: if A == 0x0 goto 475 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
+			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 476: if A == 0x80000 goto 483 else 482
+			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 477: if A == 0xe goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 478: if A >= 0x8 goto 479 else 481
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 479: if A == 0x8 goto 483 else 480
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 480: if A == 0xb goto 483 else 482
+			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 481: if A == 0x5 goto 483 else 482
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 482: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 483: return 0x7fff0000
 		},
 	},
 	{
 		Key: "ptrace,write",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{63}},
-			{Name: "sentry_pid", Uses: []uint16{84}},
+			{Name: "monitor_pid", Uses: []uint16{73}},
+			{Name: "sentry_pid", Uses: []uint16{94}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 183, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 55, K: 0x75},          // 3: if A == 0x75 goto 4 else 59
+			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 5: if A == 0x0 goto 6 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 41, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 49
-			{Code: 0x15, JT: 41, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 50 else 9
-			{Code: 0x15, JT: 40, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 50 else 10
+			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
+			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
+			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
 			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 12: if A == 0x0 goto 13 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
 			{Code: 0x15, JT: 170, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 185 else 15
-			{Code: 0x05, JT: 0, JF: 0, K: 0x1d7},          // 15: goto 487
+			{Code: 0x05, JT: 0, JF: 0, K: 0x1e1},          // 15: goto 497
 			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 18: if A == 0x0 goto 19 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
 			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 185 else 21
 			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 185 else 22
-			{Code: 0x05, JT: 0, JF: 0, K: 0x10d},          // 22: goto 292
+			{Code: 0x05, JT: 0, JF: 0, K: 0x117},          // 22: goto 302
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 25: if A == 0x0 goto 26 else 185
@@ -994,495 +1016,505 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 34: if A == 0x0 goto 35 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
 			{Code: 0x15, JT: 182, JF: 148, K: 0x100001},   // 36: if A == 0x100001 goto 219 else 185
-			{Code: 0x35, JT: 0, JF: 147, K: 0x4204},       // 37: if A >= 0x4204 goto 38 else 185
-			{Code: 0x35, JT: 146, JF: 0, K: 0x4206},       // 38: if A >= 0x4206 goto 185 else 39
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 39: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 40: if A == 0x0 goto 41 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 41: A = arg1.lo
-			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 42: if A == 0x0 goto 185 else 43
-			{Code: 0x35, JT: 141, JF: 0, K: 0x80000000},   // 43: if A >= 0x80000000 goto 185 else 44
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 44: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 139, K: 0x0},          // 45: if A == 0x0 goto 46 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 46: A = arg2.lo
-			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 185 else 48
-			{Code: 0x35, JT: 136, JF: 170, K: 0x3},        // 48: if A >= 0x3 goto 185 else 219
-			{Code: 0x15, JT: 0, JF: 135, K: 0x7},          // 49: if A == 0x7 goto 50 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 50: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 51: if A == 0x0 goto 52 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 52: A = arg1.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 53: if A == 0x0 goto 185 else 54
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 54: if A >= 0x80000000 goto 185 else 55
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 56: if A == 0x0 goto 57 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 126, K: 0x0},         // 58: if A == 0x0 goto 79 else 185
-			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 59: if A == 0x104 goto 60 else 80
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 60: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 39: if A == 0x0 goto 40 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 185 else 42
+			{Code: 0x35, JT: 142, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 185 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 44: if A == 0x0 goto 45 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
+			{Code: 0x15, JT: 172, JF: 138, K: 0x8},        // 46: if A == 0x8 goto 219 else 185
+			{Code: 0x35, JT: 0, JF: 137, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 185
+			{Code: 0x35, JT: 136, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 185 else 49
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 50: if A == 0x0 goto 51 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 185 else 53
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 185 else 54
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 55: if A == 0x0 goto 56 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 185 else 58
+			{Code: 0x35, JT: 126, JF: 160, K: 0x3},        // 58: if A >= 0x3 goto 185 else 219
+			{Code: 0x15, JT: 0, JF: 125, K: 0x7},          // 59: if A == 0x7 goto 60 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 61: if A == 0x0 goto 62 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 62: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 63: if A == monitor_pid goto 64 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 64: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 65: if A == 0x0 goto 66 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 66: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 67: if A == 0x0 goto 79 else 68
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 68: A = arg0.lo
-			{Code: 0x15, JT: 115, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 185 else 70
-			{Code: 0x35, JT: 114, JF: 4, K: 0x80000000},   // 70: if A >= 0x80000000 goto 185 else 75
-			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 71: if A == 0x0 goto 185 else 72
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 72: if A >= 0x80000000 goto 185 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 73: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 74: if A == 0x0 goto 75 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 75: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 76: if A >= 0x40000001 goto 77 else 78
-			{Code: 0x15, JT: 1, JF: 107, K: 0x60000000},   // 77: if A == 0x60000000 goto 79 else 185
-			{Code: 0x15, JT: 0, JF: 106, K: 0x40000000},   // 78: if A == 0x40000000 goto 79 else 185
-			{Code: 0x05, JT: 0, JF: 0, K: 0x165},          // 79: goto 437
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 80: if A == 0x83 goto 81 else 100
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 82: if A == 0x0 goto 83 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 84: if A == sentry_pid goto 85 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 85: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 86: if A == 0x0 goto 87 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 87: A = arg2.lo
-			{Code: 0x35, JT: 96, JF: 130, K: 0x41},        // 88: if A >= 0x41 goto 185 else 219
-			{Code: 0x15, JT: 95, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 185 else 90
-			{Code: 0x35, JT: 94, JF: 0, K: 0x80000000},    // 90: if A >= 0x80000000 goto 185 else 91
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 91: A = arg1.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 185 else 64
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 185 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 66: if A == 0x0 goto 67 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
+			{Code: 0x15, JT: 20, JF: 116, K: 0x0},         // 68: if A == 0x0 goto 89 else 185
+			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 71: if A == 0x0 goto 72 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 75: if A == 0x0 goto 76 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
+			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
+			{Code: 0x15, JT: 105, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 185 else 80
+			{Code: 0x35, JT: 104, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 185 else 85
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 185 else 82
+			{Code: 0x35, JT: 102, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 185 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 84: if A == 0x0 goto 85 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
+			{Code: 0x15, JT: 1, JF: 97, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 185
+			{Code: 0x15, JT: 0, JF: 96, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 185
+			{Code: 0x05, JT: 0, JF: 0, K: 0x165},          // 89: goto 447
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 92: if A == 0x0 goto 93 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 93: A = arg1.lo
-			{Code: 0x15, JT: 90, JF: 0, K: 0x0},           // 94: if A == 0x0 goto 185 else 95
-			{Code: 0x35, JT: 89, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 185 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 96: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 97: if A == 0x0 goto 98 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 98: A = arg2.lo
-			{Code: 0x15, JT: 119, JF: 85, K: 0x11},        // 99: if A == 0x11 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 100: if A == 0x7a goto 101 else 102
-			{Code: 0x05, JT: 0, JF: 0, K: 0x154},          // 101: goto 442
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 102: if A == 0x62 goto 103 else 108
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 103: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 104: if A == 0x0 goto 105 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 105: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 78, K: 0x80},          // 106: if A >= 0x80 goto 107 else 185
-			{Code: 0x35, JT: 77, JF: 111, K: 0x82},        // 107: if A >= 0x82 goto 185 else 219
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 108: if A == 0x16 goto 109 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 110: if A == 0x0 goto 111 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 72, JF: 224, K: 0x80000000},  // 112: if A >= 0x80000000 goto 185 else 337
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 113: if A == 0x1b5 goto 114 else 122
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 114: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 115: if A == 0x0 goto 116 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 116: A = arg0.lo
-			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 117: if A >= 0x80000000 goto 185 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 119: if A == 0x0 goto 120 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x15, JT: 97, JF: 63, K: 0x18},         // 121: if A == 0x18 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 122: if A == 0x4f goto 123 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 124: if A == 0x0 goto 125 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 185 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 128: if A == 0x0 goto 129 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x15, JT: 88, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 219 else 131
-			{Code: 0x15, JT: 87, JF: 53, K: 0x900},        // 131: if A == 0x900 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 132: if A == 0xde goto 133 else 169
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 96: if A == 0x0 goto 97 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 86, JF: 120, K: 0x41},        // 98: if A >= 0x41 goto 185 else 219
+			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 185 else 100
+			{Code: 0x35, JT: 84, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 185 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 102: if A == 0x0 goto 103 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
+			{Code: 0x15, JT: 80, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 185 else 105
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 185 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 107: if A == 0x0 goto 108 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
+			{Code: 0x15, JT: 109, JF: 75, K: 0x11},        // 109: if A == 0x11 goto 219 else 185
+			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 110: if A == 0x7a goto 111 else 112
+			{Code: 0x05, JT: 0, JF: 0, K: 0x154},          // 111: goto 452
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 112: if A == 0x62 goto 113 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 113: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 114: if A == 0x0 goto 115 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 115: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 68, K: 0x80},          // 116: if A >= 0x80 goto 117 else 185
+			{Code: 0x35, JT: 67, JF: 101, K: 0x82},        // 117: if A >= 0x82 goto 185 else 219
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 118: if A == 0x16 goto 119 else 123
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 119: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 120: if A == 0x0 goto 121 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 121: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 224, K: 0x80000000},  // 122: if A >= 0x80000000 goto 185 else 347
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 123: if A == 0x1b5 goto 124 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 125: if A == 0x0 goto 126 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 185 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 128: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 129: if A == 0x0 goto 130 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
+			{Code: 0x15, JT: 87, JF: 53, K: 0x18},         // 131: if A == 0x18 goto 219 else 185
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 132: if A == 0x4f goto 133 else 142
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 133: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 134: if A == 0x0 goto 135 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 136: if A == 0x0 goto 137 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 135: A = arg0.lo
+			{Code: 0x35, JT: 48, JF: 0, K: 0x80000000},    // 136: if A >= 0x80000000 goto 185 else 137
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 137: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 138: if A == 0x0 goto 139 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 139: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 140: if A >= 0x23 goto 141 else 142
-			{Code: 0x15, JT: 77, JF: 43, K: 0x32},         // 141: if A == 0x32 goto 219 else 185
-			{Code: 0x15, JT: 76, JF: 42, K: 0x22},         // 142: if A == 0x22 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 143: if A == 0x3 goto 144 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 144: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 145: if A == 0x0 goto 146 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 146: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 147: if A >= 0x23 goto 148 else 155
-			{Code: 0x15, JT: 70, JF: 0, K: 0x32},          // 148: if A == 0x32 goto 219 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 150: if A == 0x0 goto 151 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 152: if A == 0x0 goto 153 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 153: A = arg3.lo
-			{Code: 0x15, JT: 64, JF: 8, K: 0x28},          // 154: if A == 0x28 goto 219 else 163
-			{Code: 0x15, JT: 63, JF: 0, K: 0x22},          // 155: if A == 0x22 goto 219 else 156
-			{Code: 0x35, JT: 28, JF: 7, K: 0x2},           // 156: if A >= 0x2 goto 185 else 164
-			{Code: 0x35, JT: 27, JF: 0, K: 0x2},           // 157: if A >= 0x2 goto 185 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 158: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 159: if A == 0x0 goto 160 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 160: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 161: if A >= 0x2 goto 163 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 162: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 21, K: 0x4001},        // 163: if A == 0x4001 goto 165 else 185
-			{Code: 0x15, JT: 20, JF: 0, K: 0x0},           // 164: if A == 0x0 goto 185 else 165
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 165: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 166: if A == 0x0 goto 167 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 167: A = arg4.lo
-			{Code: 0x35, JT: 16, JF: 50, K: 0x80000000},   // 168: if A >= 0x80000000 goto 185 else 219
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 169: if A == 0xe9 goto 170 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 171: if A == 0x0 goto 172 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 173: if A >= 0x8 goto 174 else 178
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 174: if A >= 0x10 goto 175 else 176
-			{Code: 0x15, JT: 43, JF: 9, K: 0x19},          // 175: if A == 0x19 goto 219 else 185
-			{Code: 0x15, JT: 42, JF: 0, K: 0x8},           // 176: if A == 0x8 goto 219 else 177
-			{Code: 0x35, JT: 41, JF: 7, K: 0xe},           // 177: if A >= 0xe goto 219 else 185
-			{Code: 0x15, JT: 40, JF: 6, K: 0x4},           // 178: if A == 0x4 goto 219 else 185
-			{Code: 0x35, JT: 0, JF: 162, K: 0x5b},         // 179: if A >= 0x5b goto 180 else 342
-			{Code: 0x35, JT: 0, JF: 94, K: 0xac},          // 180: if A >= 0xac goto 181 else 275
-			{Code: 0x35, JT: 0, JF: 62, K: 0xdf},          // 181: if A >= 0xdf goto 182 else 244
-			{Code: 0x35, JT: 0, JF: 32, K: 0x116},         // 182: if A >= 0x116 goto 183 else 215
-			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 183: if A >= 0x11c goto 184 else 198
-			{Code: 0x15, JT: 1, JF: 0, K: 0x1b7},          // 184: if A == 0x1b7 goto 186 else 185
+			{Code: 0x15, JT: 78, JF: 0, K: 0x0},           // 140: if A == 0x0 goto 219 else 141
+			{Code: 0x15, JT: 77, JF: 43, K: 0x900},        // 141: if A == 0x900 goto 219 else 185
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 142: if A == 0xde goto 143 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 143: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 144: if A == 0x0 goto 145 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 145: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 146: if A == 0x0 goto 147 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 147: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 148: if A == 0x0 goto 149 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 149: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 150: if A >= 0x23 goto 151 else 152
+			{Code: 0x15, JT: 67, JF: 33, K: 0x32},         // 151: if A == 0x32 goto 219 else 185
+			{Code: 0x15, JT: 66, JF: 32, K: 0x22},         // 152: if A == 0x22 goto 219 else 185
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 153: if A == 0x3 goto 154 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 155: if A == 0x0 goto 156 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 157: if A >= 0x23 goto 158 else 165
+			{Code: 0x15, JT: 60, JF: 0, K: 0x32},          // 158: if A == 0x32 goto 219 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 160: if A == 0x0 goto 161 else 172
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 162: if A == 0x0 goto 163 else 172
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 163: A = arg3.lo
+			{Code: 0x15, JT: 54, JF: 8, K: 0x28},          // 164: if A == 0x28 goto 219 else 173
+			{Code: 0x15, JT: 53, JF: 0, K: 0x22},          // 165: if A == 0x22 goto 219 else 166
+			{Code: 0x35, JT: 18, JF: 7, K: 0x2},           // 166: if A >= 0x2 goto 185 else 174
+			{Code: 0x35, JT: 17, JF: 0, K: 0x2},           // 167: if A >= 0x2 goto 185 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 169: if A == 0x0 goto 170 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 171: if A >= 0x2 goto 173 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 11, K: 0x4001},        // 173: if A == 0x4001 goto 175 else 185
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 174: if A == 0x0 goto 185 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 175: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 176: if A == 0x0 goto 177 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 177: A = arg4.lo
+			{Code: 0x35, JT: 6, JF: 40, K: 0x80000000},    // 178: if A >= 0x80000000 goto 185 else 219
+			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 179: if A == 0xe9 goto 180 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 3, K: 0x0},            // 181: if A == 0x0 goto 182 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 182: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 183: if A >= 0x8 goto 184 else 189
+			{Code: 0x35, JT: 1, JF: 2, K: 0x10},           // 184: if A >= 0x10 goto 186 else 187
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 185: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 187: if A == 0x0 goto 188 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 189: if A >= 0x80000000 goto 368 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 190: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 191: if A == 0x0 goto 192 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 192: A = arg2.lo
-			{Code: 0x35, JT: 174, JF: 0, K: 0x8},          // 193: if A >= 0x8 goto 368 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 195: if A == 0x0 goto 196 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
-			{Code: 0x15, JT: 21, JF: 170, K: 0x200},       // 197: if A == 0x200 goto 219 else 368
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 198: if A >= 0x118 goto 199 else 204
-			{Code: 0x15, JT: 0, JF: 168, K: 0x11b},        // 199: if A == 0x11b goto 200 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 201: if A == 0x0 goto 202 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
-			{Code: 0x35, JT: 164, JF: 79, K: 0x2},         // 203: if A >= 0x2 goto 368 else 283
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 204: if A == 0x116 goto 205 else 209
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 205: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 206: if A == 0x0 goto 207 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 207: A = arg2.lo
-			{Code: 0x45, JT: 159, JF: 10, K: 0xfffffffe},  // 208: if A & 0xfffffffe goto 368 else 219
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 209: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 210: if A == 0x0 goto 211 else 213
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 211: A = arg1.lo
-			{Code: 0x15, JT: 6, JF: 1, K: 0x1},            // 212: if A == 0x1 goto 219 else 214
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 213: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 153, K: 0x2},        // 214: if A & 0x2 goto 394 else 368
-			{Code: 0x35, JT: 0, JF: 14, K: 0x106},         // 215: if A >= 0x106 goto 216 else 230
-			{Code: 0x15, JT: 0, JF: 151, K: 0x114},        // 216: if A == 0x114 goto 217 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 149, K: 0x0},          // 218: if A == 0x0 goto 220 else 368
+			{Code: 0x15, JT: 32, JF: 179, K: 0x19},        // 186: if A == 0x19 goto 219 else 366
+			{Code: 0x15, JT: 31, JF: 0, K: 0x8},           // 187: if A == 0x8 goto 219 else 188
+			{Code: 0x35, JT: 30, JF: 177, K: 0xe},         // 188: if A >= 0xe goto 219 else 366
+			{Code: 0x15, JT: 29, JF: 176, K: 0x4},         // 189: if A == 0x4 goto 219 else 366
+			{Code: 0x35, JT: 0, JF: 161, K: 0x5b},         // 190: if A >= 0x5b goto 191 else 352
+			{Code: 0x35, JT: 0, JF: 93, K: 0xac},          // 191: if A >= 0xac goto 192 else 285
+			{Code: 0x35, JT: 0, JF: 61, K: 0xdf},          // 192: if A >= 0xdf goto 193 else 254
+			{Code: 0x35, JT: 0, JF: 32, K: 0x116},         // 193: if A >= 0x116 goto 194 else 226
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 194: if A >= 0x11c goto 195 else 208
+			{Code: 0x15, JT: 0, JF: 170, K: 0x1b7},        // 195: if A == 0x1b7 goto 196 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 197: if A == 0x0 goto 198 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
+			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 366 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 201: if A == 0x0 goto 202 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
+			{Code: 0x35, JT: 162, JF: 0, K: 0x8},          // 203: if A >= 0x8 goto 366 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 204: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 205: if A == 0x0 goto 206 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 206: A = arg3.lo
+			{Code: 0x15, JT: 11, JF: 158, K: 0x200},       // 207: if A == 0x200 goto 219 else 366
+			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 208: if A >= 0x118 goto 209 else 214
+			{Code: 0x15, JT: 0, JF: 156, K: 0x11b},        // 209: if A == 0x11b goto 210 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 211: if A == 0x0 goto 212 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
+			{Code: 0x35, JT: 152, JF: 79, K: 0x2},         // 213: if A >= 0x2 goto 366 else 293
+			{Code: 0x15, JT: 0, JF: 5, K: 0x116},          // 214: if A == 0x116 goto 215 else 220
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 216: if A == 0x0 goto 217 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
+			{Code: 0x45, JT: 147, JF: 0, K: 0xfffffffe},   // 218: if A & 0xfffffffe goto 366 else 219
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 219: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 220: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 221: if A >= 0x80000000 goto 368 else 222
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 223: if A == 0x0 goto 224 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
-			{Code: 0x35, JT: 142, JF: 0, K: 0x80000000},   // 225: if A >= 0x80000000 goto 368 else 226
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 226: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 227: if A == 0x0 goto 228 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 228: A = arg4.lo
-			{Code: 0x45, JT: 138, JF: 178, K: 0xfffffff8}, // 229: if A & 0xfffffff8 goto 368 else 408
-			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 230: if A == 0xdf goto 231 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 232: if A == 0x0 goto 233 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
-			{Code: 0x35, JT: 133, JF: 0, K: 0x80000000},   // 234: if A >= 0x80000000 goto 368 else 235
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 235: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 236: if A == 0x0 goto 237 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 237: A = arg3.lo
-			{Code: 0x35, JT: 129, JF: 169, K: 0x6},        // 238: if A >= 0x6 goto 368 else 408
-			{Code: 0x15, JT: 0, JF: 128, K: 0x105},        // 239: if A == 0x105 goto 240 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 240: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 241: if A == 0x0 goto 242 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 242: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 124, K: 0x0},         // 243: if A == 0x0 goto 292 else 368
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 244: if A >= 0xd3 goto 245 else 263
-			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 245: if A >= 0xd8 goto 246 else 251
-			{Code: 0x15, JT: 0, JF: 121, K: 0xdc},         // 246: if A == 0xdc goto 247 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 248: if A == 0x0 goto 249 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
-			{Code: 0x15, JT: 157, JF: 117, K: 0x50f00},    // 250: if A == 0x50f00 goto 408 else 368
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 251: if A == 0xd3 goto 252 else 262
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 253: if A == 0x0 goto 254 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 255: if A >= 0x80000000 goto 368 else 256
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 256: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 257: if A == 0x0 goto 258 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 258: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 259: if A >= 0x4001 goto 260 else 261
-			{Code: 0x15, JT: 147, JF: 107, K: 0x4040},     // 260: if A == 0x4040 goto 408 else 368
-			{Code: 0x15, JT: 146, JF: 106, K: 0x4000},     // 261: if A == 0x4000 goto 408 else 368
-			{Code: 0x15, JT: 145, JF: 105, K: 0xd7},       // 262: if A == 0xd7 goto 408 else 368
-			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 263: if A >= 0xb4 goto 264 else 274
-			{Code: 0x15, JT: 0, JF: 103, K: 0xcf},         // 264: if A == 0xcf goto 265 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 266: if A == 0x0 goto 267 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 268: if A >= 0x80000000 goto 524 else 269
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 269: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 270: if A == 0x0 goto 271 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 271: A = arg3.lo
-			{Code: 0x15, JT: 252, JF: 0, K: 0x0},          // 272: if A == 0x0 goto 525 else 273
-			{Code: 0x15, JT: 251, JF: 250, K: 0x40},       // 273: if A == 0x40 goto 525 else 524
-			{Code: 0x15, JT: 249, JF: 250, K: 0xad},       // 274: if A == 0xad goto 524 else 525
-			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 275: if A >= 0x82 goto 276 else 301
-			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 276: if A >= 0x8c goto 277 else 297
-			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 277: if A >= 0xa7 goto 278 else 296
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 278: if A == 0xa7 goto 279 else 287
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 279: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 280: if A == 0x0 goto 281 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 281: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 241, K: 0x53564d41},   // 282: if A == 0x53564d41 goto 283 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 284: if A == 0x0 goto 285 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
-			{Code: 0x15, JT: 238, JF: 237, K: 0x0},        // 286: if A == 0x0 goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 236, K: 0xa8},         // 287: if A == 0xa8 goto 288 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 289: if A == 0x0 goto 290 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 291: if A == 0x0 goto 292 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 292: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 293: if A == 0x0 goto 294 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 294: A = arg2.lo
-			{Code: 0x15, JT: 229, JF: 228, K: 0x0},        // 295: if A == 0x0 goto 525 else 524
-			{Code: 0x15, JT: 228, JF: 227, K: 0x9e},       // 296: if A == 0x9e goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 297: if A >= 0x86 goto 298 else 300
-			{Code: 0x15, JT: 226, JF: 0, K: 0x8b},         // 298: if A == 0x8b goto 525 else 299
-			{Code: 0x35, JT: 224, JF: 225, K: 0x88},       // 299: if A >= 0x88 goto 524 else 525
-			{Code: 0x15, JT: 224, JF: 223, K: 0x84},       // 300: if A == 0x84 goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 19, K: 0x71},          // 301: if A >= 0x71 goto 302 else 321
-			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 302: if A >= 0x7c goto 303 else 315
-			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 303: if A >= 0x80 goto 304 else 314
-			{Code: 0x15, JT: 220, JF: 0, K: 0x80},         // 304: if A == 0x80 goto 525 else 305
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 305: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 306: if A == 0x0 goto 307 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
-			{Code: 0x15, JT: 215, JF: 0, K: 0x0},          // 308: if A == 0x0 goto 524 else 309
-			{Code: 0x35, JT: 214, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 524 else 310
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 310: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 311: if A == 0x0 goto 312 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 312: A = arg1.lo
-			{Code: 0x15, JT: 211, JF: 210, K: 0x9},        // 313: if A == 0x9 goto 525 else 524
-			{Code: 0x15, JT: 210, JF: 209, K: 0x7c},       // 314: if A == 0x7c goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 4, K: 0x7b},           // 315: if A == 0x7b goto 316 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 317: if A == 0x0 goto 318 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
-			{Code: 0x15, JT: 205, JF: 204, K: 0x0},        // 319: if A == 0x0 goto 525 else 524
-			{Code: 0x35, JT: 203, JF: 204, K: 0x73},       // 320: if A >= 0x73 goto 524 else 525
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 321: if A >= 0x60 goto 322 else 323
-			{Code: 0x15, JT: 202, JF: 201, K: 0x65},       // 322: if A == 0x65 goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 17, K: 0x5f},          // 323: if A == 0x5f goto 324 else 341
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 324: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 325: if A == 0x0 goto 326 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 196, K: 0x1},          // 327: if A == 0x1 goto 328 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 329: if A == 0x0 goto 330 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
-			{Code: 0x15, JT: 192, JF: 0, K: 0x0},          // 331: if A == 0x0 goto 524 else 332
-			{Code: 0x35, JT: 191, JF: 0, K: 0x80000000},   // 332: if A >= 0x80000000 goto 524 else 333
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 333: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 334: if A == 0x0 goto 335 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 335: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 187, K: 0x1000005},    // 336: if A == 0x1000005 goto 337 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 337: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 338: if A == 0x0 goto 339 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 339: A = arg4.lo
-			{Code: 0x15, JT: 184, JF: 183, K: 0x0},        // 340: if A == 0x0 goto 525 else 524
-			{Code: 0x35, JT: 183, JF: 182, K: 0x5d},       // 341: if A >= 0x5d goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 63, K: 0x2d},          // 342: if A >= 0x2d goto 343 else 406
-			{Code: 0x35, JT: 0, JF: 18, K: 0x41},          // 343: if A >= 0x41 goto 344 else 362
-			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 344: if A >= 0x50 goto 345 else 353
-			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 345: if A >= 0x54 goto 346 else 352
-			{Code: 0x15, JT: 178, JF: 0, K: 0x5a},         // 346: if A == 0x5a goto 525 else 347
-			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 347: if A == 0x58 goto 348 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 349: if A == 0x0 goto 350 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
-			{Code: 0x35, JT: 172, JF: 85, K: 0x80000000},  // 351: if A >= 0x80000000 goto 524 else 437
-			{Code: 0x15, JT: 171, JF: 172, K: 0x51},       // 352: if A == 0x51 goto 524 else 525
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 353: if A >= 0x4a goto 354 else 355
-			{Code: 0x15, JT: 87, JF: 169, K: 0x4e},        // 354: if A == 0x4e goto 442 else 524
-			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 355: if A >= 0x45 goto 356 else 361
-			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 356: if A == 0x49 goto 357 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 357: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 358: if A == 0x0 goto 359 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 359: A = arg1.lo
-			{Code: 0x15, JT: 76, JF: 163, K: 0x1},         // 360: if A == 0x1 goto 437 else 524
-			{Code: 0x35, JT: 163, JF: 162, K: 0x43},       // 361: if A >= 0x43 goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 362: if A >= 0x37 goto 363 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 363: if A >= 0x3a goto 364 else 365
-			{Code: 0x35, JT: 160, JF: 159, K: 0x3d},       // 364: if A >= 0x3d goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 159, K: 0x38},         // 365: if A == 0x38 goto 366 else 525
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 8, K: 0x0},            // 367: if A == 0x0 goto 369 else 376
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 370: if A >= 0x80000000 goto 377 else 371
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 371: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 372: if A == 0x0 goto 373 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 373: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 150, K: 0xffe3a2ff},   // 374: if A & 0xffe3a2ff goto 375 else 525
-			{Code: 0x45, JT: 148, JF: 149, K: 0xffe3a0fc}, // 375: if A & 0xffe3a0fc goto 524 else 525
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 377: if A == 0xffffff9c goto 378 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 378: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 379: if A == 0x0 goto 380 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 380: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 136, K: 0x80001},      // 381: if A >= 0x80001 goto 382 else 518
-			{Code: 0x15, JT: 142, JF: 141, K: 0x284000},   // 382: if A == 0x284000 goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 21, K: 0x2f},          // 383: if A >= 0x2f goto 384 else 405
-			{Code: 0x35, JT: 0, JF: 11, K: 0x35},          // 384: if A >= 0x35 goto 385 else 396
-			{Code: 0x15, JT: 56, JF: 0, K: 0x35},          // 385: if A == 0x35 goto 442 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 387: if A == 0x0 goto 388 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 389: if A >= 0x80000000 goto 524 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 390: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 391: if A == 0x0 goto 392 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 392: A = arg4.lo
-			{Code: 0x15, JT: 131, JF: 1, K: 0x0},          // 393: if A == 0x0 goto 525 else 395
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 394: return 0x50001
-			{Code: 0x15, JT: 129, JF: 128, K: 0x100},      // 395: if A == 0x100 goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 127, K: 0x2f},         // 396: if A == 0x2f goto 397 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 397: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 398: if A == 0x0 goto 399 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 399: A = arg0.lo
-			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 400: if A >= 0x80000000 goto 524 else 401
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 401: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 402: if A == 0x0 goto 403 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 403: A = arg1.lo
-			{Code: 0x45, JT: 119, JF: 120, K: 0xffffff80}, // 404: if A & 0xffffff80 goto 524 else 525
-			{Code: 0x15, JT: 118, JF: 119, K: 0x2d},       // 405: if A == 0x2d goto 524 else 525
-			{Code: 0x35, JT: 0, JF: 97, K: 0x15},          // 406: if A >= 0x15 goto 407 else 504
-			{Code: 0x35, JT: 1, JF: 47, K: 0x21},          // 407: if A >= 0x21 goto 409 else 455
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 408: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 409: if A >= 0x24 goto 410 else 429
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 410: if A >= 0x26 goto 411 else 412
-			{Code: 0x15, JT: 113, JF: 112, K: 0x2c},       // 411: if A == 0x2c goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 412: if A == 0x24 goto 413 else 417
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 413: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 414: if A == 0x0 goto 415 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 415: A = arg1.lo
-			{Code: 0x35, JT: 107, JF: 108, K: 0x80000000}, // 416: if A >= 0x80000000 goto 524 else 525
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 417: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 418: if A == 0x0 goto 419 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 419: A = arg0.lo
-			{Code: 0x35, JT: 103, JF: 0, K: 0x80000000},   // 420: if A >= 0x80000000 goto 524 else 421
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 421: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 422: if A == 0x0 goto 423 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 423: A = arg2.lo
-			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 424: if A >= 0x80000000 goto 524 else 425
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 425: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 426: if A == 0x0 goto 427 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 427: A = arg4.lo
-			{Code: 0x15, JT: 96, JF: 95, K: 0x400},        // 428: if A == 0x400 goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 429: if A == 0x21 goto 430 else 441
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 430: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 431: if A == 0x0 goto 432 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 432: A = arg0.lo
-			{Code: 0x35, JT: 90, JF: 0, K: 0x80000000},    // 433: if A >= 0x80000000 goto 524 else 434
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 434: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 435: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 87, K: 0x8000},        // 436: if A == 0x8000 goto 437 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 437: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 438: if A == 0x0 goto 439 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 439: A = arg3.lo
-			{Code: 0x15, JT: 84, JF: 83, K: 0x0},          // 440: if A == 0x0 goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 441: if A == 0x22 goto 442 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 443: if A == 0x0 goto 444 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
-			{Code: 0x35, JT: 78, JF: 79, K: 0x80000000},   // 445: if A >= 0x80000000 goto 524 else 525
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 447: if A == 0x0 goto 448 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
-			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 524 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 450: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 451: if A == 0x0 goto 452 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 452: A = arg2.lo
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 453: if A == 0x0 goto 525 else 454
-			{Code: 0x15, JT: 70, JF: 69, K: 0x200},        // 454: if A == 0x200 goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 455: if A >= 0x1a goto 456 else 474
-			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 456: if A == 0x1d goto 457 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 457: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 458: if A == 0x0 goto 459 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 459: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 460: if A >= 0x80000000 goto 524 else 461
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 461: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 462: if A == 0x0 goto 463 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 463: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 464: if A >= 0x5413 goto 465 else 469
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 465: if A >= 0x541c goto 466 else 467
-			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 466: if A == 0x5425 goto 525 else 524
-			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 467: if A == 0x541b goto 525 else 468
-			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 468: if A >= 0x5415 goto 524 else 525
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 469: if A >= 0x540c goto 470 else 471
-			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 470: if A == 0x5411 goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 471: if A >= 0x5405 goto 472 else 473
-			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 472: if A >= 0x5409 goto 525 else 524
-			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 473: if A >= 0x5401 goto 525 else 524
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 474: if A == 0x15 goto 475 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 475: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 476: if A == 0x0 goto 477 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 477: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 478: if A >= 0x80000000 goto 524 else 479
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 479: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 480: if A == 0x0 goto 481 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 481: A = arg1.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 482: if A == 0x0 goto 524 else 483
-			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 483: if A >= 0x3 goto 524 else 484
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 484: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 485: if A == 0x0 goto 486 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 486: A = arg2.lo
-			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 487: if A >= 0x80000000 goto 524 else 525
-			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 488: if A == 0x19 goto 489 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 489: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 490: if A == 0x0 goto 491 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 491: A = arg0.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 492: if A >= 0x80000000 goto 524 else 493
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 493: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 494: if A == 0x0 goto 495 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 495: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 496: if A >= 0x4 goto 497 else 503
-			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 497: if A == 0x406 goto 525 else 498
-			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 498: if A == 0x4 goto 499 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 499: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 500: if A == 0x0 goto 501 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 501: A = arg2.lo
-			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 502: if A & 0xfff9f3ff goto 524 else 525
-			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 503: if A == 0x3 goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 504: if A >= 0xc goto 505 else 520
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 505: if A >= 0x13 goto 506 else 519
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 506: if A == 0x13 goto 507 else 515
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 507: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 508: if A == 0x0 goto 509 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 509: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 510: if A == 0x0 goto 511 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 511: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 512: if A == 0x0 goto 513 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 513: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 514: if A == 0x80800 goto 525 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 515: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 516: if A == 0x0 goto 517 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 517: A = arg0.lo
-			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 518: if A == 0x80000 goto 525 else 524
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 519: if A == 0xe goto 525 else 524
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 520: if A >= 0x8 goto 521 else 523
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 521: if A == 0x8 goto 525 else 522
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 522: if A == 0xb goto 525 else 524
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 523: if A == 0x5 goto 525 else 524
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 524: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 525: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 220: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 221: if A == 0x0 goto 222 else 224
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 222: A = arg1.lo
+			{Code: 0x15, JT: 178, JF: 1, K: 0x1},          // 223: if A == 0x1 goto 402 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 140, K: 0x2},        // 225: if A & 0x2 goto 405 else 366
+			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 226: if A >= 0x106 goto 227 else 240
+			{Code: 0x15, JT: 0, JF: 138, K: 0x114},        // 227: if A == 0x114 goto 228 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 229: if A == 0x0 goto 230 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 366 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 233: if A == 0x0 goto 234 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
+			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 235: if A >= 0x80000000 goto 366 else 236
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 236: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 237: if A == 0x0 goto 238 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 238: A = arg4.lo
+			{Code: 0x45, JT: 126, JF: 162, K: 0xfffffff8}, // 239: if A & 0xfffffff8 goto 366 else 402
+			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 240: if A == 0xdf goto 241 else 249
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 242: if A == 0x0 goto 243 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
+			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 366 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 245: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 246: if A == 0x0 goto 247 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 247: A = arg3.lo
+			{Code: 0x35, JT: 117, JF: 153, K: 0x6},        // 248: if A >= 0x6 goto 366 else 402
+			{Code: 0x15, JT: 0, JF: 116, K: 0x105},        // 249: if A == 0x105 goto 250 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 251: if A == 0x0 goto 252 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 112, K: 0x0},         // 253: if A == 0x0 goto 302 else 366
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 254: if A >= 0xd3 goto 255 else 273
+			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 255: if A >= 0xd8 goto 256 else 261
+			{Code: 0x15, JT: 0, JF: 109, K: 0xdc},         // 256: if A == 0xdc goto 257 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 257: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 258: if A == 0x0 goto 259 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 259: A = arg0.lo
+			{Code: 0x15, JT: 141, JF: 105, K: 0x50f00},    // 260: if A == 0x50f00 goto 402 else 366
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 261: if A == 0xd3 goto 262 else 272
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 263: if A == 0x0 goto 264 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 366 else 266
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 266: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 267: if A == 0x0 goto 268 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 268: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 269: if A >= 0x4001 goto 270 else 271
+			{Code: 0x15, JT: 131, JF: 95, K: 0x4040},      // 270: if A == 0x4040 goto 402 else 366
+			{Code: 0x15, JT: 130, JF: 94, K: 0x4000},      // 271: if A == 0x4000 goto 402 else 366
+			{Code: 0x15, JT: 129, JF: 93, K: 0xd7},        // 272: if A == 0xd7 goto 402 else 366
+			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 273: if A >= 0xb4 goto 274 else 284
+			{Code: 0x15, JT: 0, JF: 91, K: 0xcf},          // 274: if A == 0xcf goto 275 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 275: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 276: if A == 0x0 goto 277 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 277: A = arg0.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 278: if A >= 0x80000000 goto 534 else 279
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 279: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 280: if A == 0x0 goto 281 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 281: A = arg3.lo
+			{Code: 0x15, JT: 252, JF: 0, K: 0x0},          // 282: if A == 0x0 goto 535 else 283
+			{Code: 0x15, JT: 251, JF: 250, K: 0x40},       // 283: if A == 0x40 goto 535 else 534
+			{Code: 0x15, JT: 249, JF: 250, K: 0xad},       // 284: if A == 0xad goto 534 else 535
+			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 285: if A >= 0x82 goto 286 else 311
+			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 286: if A >= 0x8c goto 287 else 307
+			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 287: if A >= 0xa7 goto 288 else 306
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 288: if A == 0xa7 goto 289 else 297
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 289: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 290: if A == 0x0 goto 291 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 291: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 241, K: 0x53564d41},   // 292: if A == 0x53564d41 goto 293 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 293: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 294: if A == 0x0 goto 295 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 295: A = arg1.lo
+			{Code: 0x15, JT: 238, JF: 237, K: 0x0},        // 296: if A == 0x0 goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 236, K: 0xa8},         // 297: if A == 0xa8 goto 298 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 299: if A == 0x0 goto 300 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 301: if A == 0x0 goto 302 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 303: if A == 0x0 goto 304 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
+			{Code: 0x15, JT: 229, JF: 228, K: 0x0},        // 305: if A == 0x0 goto 535 else 534
+			{Code: 0x15, JT: 228, JF: 227, K: 0x9e},       // 306: if A == 0x9e goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 307: if A >= 0x86 goto 308 else 310
+			{Code: 0x15, JT: 226, JF: 0, K: 0x8b},         // 308: if A == 0x8b goto 535 else 309
+			{Code: 0x35, JT: 224, JF: 225, K: 0x88},       // 309: if A >= 0x88 goto 534 else 535
+			{Code: 0x15, JT: 224, JF: 223, K: 0x84},       // 310: if A == 0x84 goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 19, K: 0x71},          // 311: if A >= 0x71 goto 312 else 331
+			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 312: if A >= 0x7c goto 313 else 325
+			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 313: if A >= 0x80 goto 314 else 324
+			{Code: 0x15, JT: 220, JF: 0, K: 0x80},         // 314: if A == 0x80 goto 535 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 315: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 316: if A == 0x0 goto 317 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
+			{Code: 0x15, JT: 215, JF: 0, K: 0x0},          // 318: if A == 0x0 goto 534 else 319
+			{Code: 0x35, JT: 214, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 534 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 320: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 321: if A == 0x0 goto 322 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 322: A = arg1.lo
+			{Code: 0x15, JT: 211, JF: 210, K: 0x9},        // 323: if A == 0x9 goto 535 else 534
+			{Code: 0x15, JT: 210, JF: 209, K: 0x7c},       // 324: if A == 0x7c goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 4, K: 0x7b},           // 325: if A == 0x7b goto 326 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 327: if A == 0x0 goto 328 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
+			{Code: 0x15, JT: 205, JF: 204, K: 0x0},        // 329: if A == 0x0 goto 535 else 534
+			{Code: 0x35, JT: 203, JF: 204, K: 0x73},       // 330: if A >= 0x73 goto 534 else 535
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 331: if A >= 0x60 goto 332 else 333
+			{Code: 0x15, JT: 202, JF: 201, K: 0x65},       // 332: if A == 0x65 goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 17, K: 0x5f},          // 333: if A == 0x5f goto 334 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 335: if A == 0x0 goto 336 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 196, K: 0x1},          // 337: if A == 0x1 goto 338 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 339: if A == 0x0 goto 340 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
+			{Code: 0x15, JT: 192, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 534 else 342
+			{Code: 0x35, JT: 191, JF: 0, K: 0x80000000},   // 342: if A >= 0x80000000 goto 534 else 343
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 343: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 344: if A == 0x0 goto 345 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 345: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 187, K: 0x1000005},    // 346: if A == 0x1000005 goto 347 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 347: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 348: if A == 0x0 goto 349 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 349: A = arg4.lo
+			{Code: 0x15, JT: 184, JF: 183, K: 0x0},        // 350: if A == 0x0 goto 535 else 534
+			{Code: 0x35, JT: 183, JF: 182, K: 0x5d},       // 351: if A >= 0x5d goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 64, K: 0x2d},          // 352: if A >= 0x2d goto 353 else 417
+			{Code: 0x35, JT: 0, JF: 19, K: 0x41},          // 353: if A >= 0x41 goto 354 else 373
+			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 354: if A >= 0x50 goto 355 else 363
+			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 355: if A >= 0x54 goto 356 else 362
+			{Code: 0x15, JT: 178, JF: 0, K: 0x5a},         // 356: if A == 0x5a goto 535 else 357
+			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 357: if A == 0x58 goto 358 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 359: if A == 0x0 goto 360 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
+			{Code: 0x35, JT: 172, JF: 85, K: 0x80000000},  // 361: if A >= 0x80000000 goto 534 else 447
+			{Code: 0x15, JT: 171, JF: 172, K: 0x51},       // 362: if A == 0x51 goto 534 else 535
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 363: if A >= 0x4a goto 364 else 365
+			{Code: 0x15, JT: 87, JF: 169, K: 0x4e},        // 364: if A == 0x4e goto 452 else 534
+			{Code: 0x35, JT: 1, JF: 6, K: 0x45},           // 365: if A >= 0x45 goto 367 else 372
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
+			{Code: 0x15, JT: 0, JF: 166, K: 0x49},         // 367: if A == 0x49 goto 368 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 368: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 369: if A == 0x0 goto 370 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 370: A = arg1.lo
+			{Code: 0x15, JT: 75, JF: 162, K: 0x1},         // 371: if A == 0x1 goto 447 else 534
+			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 372: if A >= 0x43 goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 19, K: 0x37},          // 373: if A >= 0x37 goto 374 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 374: if A >= 0x3a goto 375 else 376
+			{Code: 0x35, JT: 159, JF: 158, K: 0x3d},       // 375: if A >= 0x3d goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 376: if A == 0x38 goto 377 else 535
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 378: if A == 0x0 goto 379 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 380: if A >= 0x80000000 goto 387 else 381
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 381: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 382: if A == 0x0 goto 383 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 383: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 150, K: 0xffe3a2ff},   // 384: if A & 0xffe3a2ff goto 385 else 535
+			{Code: 0x45, JT: 148, JF: 149, K: 0xffe3a0fc}, // 385: if A & 0xffe3a0fc goto 534 else 535
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 387: if A == 0xffffff9c goto 388 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 388: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 389: if A == 0x0 goto 390 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 390: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 136, K: 0x80001},      // 391: if A >= 0x80001 goto 392 else 528
+			{Code: 0x15, JT: 142, JF: 141, K: 0x284000},   // 392: if A == 0x284000 goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 22, K: 0x2f},          // 393: if A >= 0x2f goto 394 else 416
+			{Code: 0x35, JT: 0, JF: 12, K: 0x35},          // 394: if A >= 0x35 goto 395 else 407
+			{Code: 0x15, JT: 56, JF: 0, K: 0x35},          // 395: if A == 0x35 goto 452 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 396: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 397: if A == 0x0 goto 398 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 398: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 399: if A >= 0x80000000 goto 534 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 400: A = arg4.hi
+			{Code: 0x15, JT: 1, JF: 132, K: 0x0},          // 401: if A == 0x0 goto 403 else 534
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 402: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 403: A = arg4.lo
+			{Code: 0x15, JT: 130, JF: 1, K: 0x0},          // 404: if A == 0x0 goto 535 else 406
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 405: return 0x50001
+			{Code: 0x15, JT: 128, JF: 127, K: 0x100},      // 406: if A == 0x100 goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 126, K: 0x2f},         // 407: if A == 0x2f goto 408 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 408: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 409: if A == 0x0 goto 410 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 410: A = arg0.lo
+			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 411: if A >= 0x80000000 goto 534 else 412
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 412: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 413: if A == 0x0 goto 414 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 414: A = arg1.lo
+			{Code: 0x45, JT: 118, JF: 119, K: 0xffffff80}, // 415: if A & 0xffffff80 goto 534 else 535
+			{Code: 0x15, JT: 117, JF: 118, K: 0x2d},       // 416: if A == 0x2d goto 534 else 535
+			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 417: if A >= 0x15 goto 418 else 514
+			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 418: if A >= 0x21 goto 419 else 465
+			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 419: if A >= 0x24 goto 420 else 439
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 420: if A >= 0x26 goto 421 else 422
+			{Code: 0x15, JT: 113, JF: 112, K: 0x2c},       // 421: if A == 0x2c goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 422: if A == 0x24 goto 423 else 427
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 424: if A == 0x0 goto 425 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
+			{Code: 0x35, JT: 107, JF: 108, K: 0x80000000}, // 426: if A >= 0x80000000 goto 534 else 535
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 428: if A == 0x0 goto 429 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
+			{Code: 0x35, JT: 103, JF: 0, K: 0x80000000},   // 430: if A >= 0x80000000 goto 534 else 431
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 431: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 432: if A == 0x0 goto 433 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 433: A = arg2.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 434: if A >= 0x80000000 goto 534 else 435
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 435: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 436: if A == 0x0 goto 437 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 437: A = arg4.lo
+			{Code: 0x15, JT: 96, JF: 95, K: 0x400},        // 438: if A == 0x400 goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 439: if A == 0x21 goto 440 else 451
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 440: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 441: if A == 0x0 goto 442 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 442: A = arg0.lo
+			{Code: 0x35, JT: 90, JF: 0, K: 0x80000000},    // 443: if A >= 0x80000000 goto 534 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 444: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 445: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 87, K: 0x8000},        // 446: if A == 0x8000 goto 447 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 447: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 448: if A == 0x0 goto 449 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 449: A = arg3.lo
+			{Code: 0x15, JT: 84, JF: 83, K: 0x0},          // 450: if A == 0x0 goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 451: if A == 0x22 goto 452 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 452: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 453: if A == 0x0 goto 454 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 454: A = arg0.lo
+			{Code: 0x35, JT: 78, JF: 79, K: 0x80000000},   // 455: if A >= 0x80000000 goto 534 else 535
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 456: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 457: if A == 0x0 goto 458 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 458: A = arg0.lo
+			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 459: if A >= 0x80000000 goto 534 else 460
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 460: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 461: if A == 0x0 goto 462 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 462: A = arg2.lo
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 463: if A == 0x0 goto 535 else 464
+			{Code: 0x15, JT: 70, JF: 69, K: 0x200},        // 464: if A == 0x200 goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 465: if A >= 0x1a goto 466 else 484
+			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 466: if A == 0x1d goto 467 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 467: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 468: if A == 0x0 goto 469 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 469: A = arg0.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 470: if A >= 0x80000000 goto 534 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 471: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 472: if A == 0x0 goto 473 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 473: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 474: if A >= 0x5413 goto 475 else 479
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 475: if A >= 0x541c goto 476 else 477
+			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 476: if A == 0x5425 goto 535 else 534
+			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 477: if A == 0x541b goto 535 else 478
+			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 478: if A >= 0x5415 goto 534 else 535
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 479: if A >= 0x540c goto 480 else 481
+			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 480: if A == 0x5411 goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 481: if A >= 0x5405 goto 482 else 483
+			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 482: if A >= 0x5409 goto 535 else 534
+			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 483: if A >= 0x5401 goto 535 else 534
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 484: if A == 0x15 goto 485 else 498
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 485: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 486: if A == 0x0 goto 487 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 487: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 488: if A >= 0x80000000 goto 534 else 489
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 489: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 490: if A == 0x0 goto 491 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 491: A = arg1.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 492: if A == 0x0 goto 534 else 493
+			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 493: if A >= 0x3 goto 534 else 494
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 494: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 495: if A == 0x0 goto 496 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 496: A = arg2.lo
+			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 497: if A >= 0x80000000 goto 534 else 535
+			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 498: if A == 0x19 goto 499 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 499: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 500: if A == 0x0 goto 501 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 501: A = arg0.lo
+			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 502: if A >= 0x80000000 goto 534 else 503
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 503: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 504: if A == 0x0 goto 505 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 505: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 506: if A >= 0x4 goto 507 else 513
+			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 507: if A == 0x406 goto 535 else 508
+			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 508: if A == 0x4 goto 509 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 509: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 510: if A == 0x0 goto 511 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 511: A = arg2.lo
+			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 512: if A & 0xfff9f3ff goto 534 else 535
+			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 513: if A == 0x3 goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 514: if A >= 0xc goto 515 else 530
+			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 515: if A >= 0x13 goto 516 else 529
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 516: if A == 0x13 goto 517 else 525
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 517: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 518: if A == 0x0 goto 519 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 519: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 520: if A == 0x0 goto 521 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 521: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 522: if A == 0x0 goto 523 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 523: A = arg1.lo
+			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 524: if A == 0x80800 goto 535 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 525: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 526: if A == 0x0 goto 527 else 534
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 527: A = arg0.lo
+			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 528: if A == 0x80000 goto 535 else 534
+			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 529: if A == 0xe goto 535 else 534
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 530: if A >= 0x8 goto 531 else 533
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 531: if A == 0x8 goto 535 else 532
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 532: if A == 0xb goto 535 else 534
+			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 533: if A == 0x5 goto 535 else 534
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 534: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 535: return 0x7fff0000
 		},
 	},
 }
