@@ -230,7 +230,7 @@ const (
 	firstReusedPID = 300     // RESERVED_PIDS, kernel/pid.c
 )
 
-// Task returns the thread with the number tid, or nil. Any goroutine may call
+// TaskByTID returns the thread with the number tid, or nil. Any goroutine may call
 // it.
 func (k *Kernel) TaskByTID(tid int32) *Task {
 	k.mu.Lock()
