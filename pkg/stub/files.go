@@ -45,6 +45,28 @@ func (z *Zygote) WithFile(file memmap.File, f func(num int) error) error {
 	return f(h.num)
 }
 
+// Hold hands file to the stubs until release is called, and returns the number
+// that it has there.
+func (z *Zygote) Hold(file memmap.File) (num int, release func(), err error) {
+	h, err := z.files.acquire(file)
+	if err != nil {
+		return 0, nil, err
+	}
+	return h.num, func() {
+		z.files.forget(file, h)
+		z.files.release(h)
+	}, nil
+}
+
+// forget makes the last user of h close it.
+func (fs *files) forget(file memmap.File, h *handle) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.byFile[file] == h {
+		fs.drop(file, h)
+	}
+}
+
 func (fs *files) acquire(file memmap.File) (*handle, error) {
 	fd := file.FD()
 	var st unix.Stat_t

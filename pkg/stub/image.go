@@ -12,10 +12,11 @@ import (
 
 // The parts of the image, in bytes.
 const (
+	pageSize        = 4096
 	textSize        = 4096
 	infoSize        = 4096
-	signalStackSize = 8 * 4096 // a signal frame with AMX state needs 12 KiB
-	imageSize       = textSize + infoSize + signalStackSize
+	signalStackSize = 8 * 4096                              // a signal frame with AMX state needs 12 KiB
+	imageSize       = textSize + infoSize + signalStackSize // and a backend's text behind it
 
 	// altStackOffset is where the text page holds a stack_t.
 	altStackOffset = textSize - 32
@@ -85,9 +86,14 @@ func text() ([]byte, symbols, error) {
 // frame tells more about than siginfo.
 var exceptionSignals = []unix.Signal{unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE}
 
+// sizeOf returns the size of an image with the backend's text extra, in bytes.
+func sizeOf(extra []byte) uint64 {
+	return imageSize + (uint64(len(extra))+pageSize-1)&^(pageSize-1)
+}
+
 // buildImage returns the ELF image for a process whose addresses end at taskEnd,
 // linked at base.
-func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
+func buildImage(base, taskEnd uint64, extra []byte) ([]byte, Layout, error) {
 	t, sym, err := text()
 	if err != nil {
 		return nil, Layout{}, err
@@ -96,7 +102,7 @@ func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
 	stack := info + infoSize
 	at := func(off uintptr) uintptr { return uintptr(base) + off }
 	l := Layout{
-		Start: at(0), End: at(imageSize),
+		Start: at(0), End: at(uintptr(sizeOf(extra))), Extra: at(imageSize),
 		Park: at(sym.park), ParkSize: sym.call - sym.park, Handler: at(sym.park),
 		Call: at(sym.call), Clone: at(sym.clone),
 		AltStack:    at(altStackOffset),
@@ -111,7 +117,7 @@ func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
 
 	page := make([]byte, infoSize)
 	copy(page[infoName:], stubName)
-	le.PutUint64(page[infoEnd:], base+imageSize)
+	le.PutUint64(page[infoEnd:], base+sizeOf(extra))
 	le.PutUint64(page[infoTaskEnd:], taskEnd)
 	le.PutUint64(page[infoMsg+16:], info+infoIovec) // msg_iov
 	le.PutUint64(page[infoMsg+24:], 1)              // msg_iovlen
@@ -139,25 +145,32 @@ func buildImage(base, taskEnd uint64) ([]byte, Layout, error) {
 		le.PutUint32(b[4:], ins.K)
 	}
 
+	const textOff, pageOff, extraOff = pageSize, pageSize + textSize, pageSize + textSize + infoSize
+	progs := []elf.Prog64{
+		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: textOff, Vaddr: base, Paddr: base, Filesz: textSize, Memsz: textSize, Align: pageSize},
+		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: pageOff, Vaddr: info, Paddr: info, Filesz: infoSize, Memsz: infoSize + signalStackSize, Align: pageSize},
+		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
+	}
+	if n := sizeOf(extra) - imageSize; n > 0 {
+		progs = append(progs, elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: extraOff, Vaddr: base + imageSize, Paddr: base + imageSize, Filesz: n, Memsz: n, Align: pageSize})
+		extra = append(bytes.Clone(extra), make([]byte, n-uint64(len(extra)))...)
+	}
+
 	var out bytes.Buffer
 	hdr := elf.Header64{
 		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
-		Entry: base, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 3,
+		Entry: base, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)),
 	}
 	copy(hdr.Ident[:], elf.ELFMAG)
 	hdr.Ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
 	hdr.Ident[elf.EI_DATA] = byte(elf.ELFDATA2LSB)
 	hdr.Ident[elf.EI_VERSION] = byte(elf.EV_CURRENT)
-	progs := []elf.Prog64{
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: 4096, Vaddr: base, Paddr: base, Filesz: textSize, Memsz: textSize, Align: 4096},
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: 4096 + textSize, Vaddr: info, Paddr: info, Filesz: infoSize, Memsz: infoSize + signalStackSize, Align: 4096},
-		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
-	}
 	binary.Write(&out, le, hdr)
 	binary.Write(&out, le, progs)
-	out.Write(make([]byte, 4096-out.Len()))
+	out.Write(make([]byte, textOff-out.Len()))
 	out.Write(text)
 	out.Write(page)
+	out.Write(extra)
 	return out.Bytes(), l, nil
 }
 

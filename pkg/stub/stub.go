@@ -37,6 +37,9 @@ type Layout struct {
 	// End is the end of the image.
 	End uintptr
 
+	// Extra is the address of the backend's own text, see SharedWith.
+	Extra uintptr
+
 	// Park is a loop around pause(2), ParkSize bytes long, in which threads wait.
 	Park, ParkSize uintptr
 

@@ -49,7 +49,7 @@ func procFile(t *testing.T, pid int, name string) string {
 
 func TestImage(t *testing.T) {
 	const base, end = 0x7000_0000_0000, 0x7fff_ffff_f000
-	image, l, err := buildImage(base, end)
+	image, l, err := buildImage(base, end, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

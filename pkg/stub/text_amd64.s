@@ -271,6 +271,13 @@ second:
 	MOVL $SYS_sendto, AX
 	SYSCALL
 	LEAQ ·newThread(SB), AX
+	MOVQ (const_infoRequest+8)(R12), DI
+	MOVL DI, DX // a backend's entry, relative to the image, or 0
+	SHRQ $32, DI
+	TESTQ DX, DX
+	JEQ start
+	LEAQ (-const_textSize)(R12)(DX*1), AX
+start:
 	JMP AX
 
 exit:

@@ -30,24 +30,32 @@ type Zygote struct {
 	dead error
 }
 
+// shared are the zygotes by the backend's text that they have.
 var shared struct {
 	sync.Mutex
-	z *Zygote
+	zygotes map[string]*Zygote
 }
 
 // Shared returns this process's zygote. It starts one if there is none, or if it
 // is gone.
-func Shared() (*Zygote, error) {
+func Shared() (*Zygote, error) { return SharedWith(nil) }
+
+// SharedWith is Shared for a backend that has text of its own in its stubs: the
+// zygote is that of all callers with the same text.
+func SharedWith(text []byte) (*Zygote, error) {
 	shared.Lock()
 	defer shared.Unlock()
-	if z := shared.z; z != nil && z.alive() {
+	if z := shared.zygotes[string(text)]; z != nil && z.alive() {
 		return z, nil
 	}
-	z, err := Start()
+	z, err := startWith(text)
 	if err != nil {
 		return nil, err
 	}
-	shared.z = z
+	if shared.zygotes == nil {
+		shared.zygotes = make(map[string]*Zygote)
+	}
+	shared.zygotes[string(text)] = z
 	return z, nil
 }
 
@@ -64,13 +72,15 @@ const (
 const startAttempts = 3
 
 // Start starts a zygote of its own. Most callers want Shared.
-func Start() (*Zygote, error) {
+func Start() (*Zygote, error) { return startWith(nil) }
+
+func startWith(text []byte) (*Zygote, error) {
 	var last error
 	for _, taskEnd := range taskEnds {
 		// As high as can be, or, where the stack is always at the end because
 		// address space randomisation is switched off, some way below.
-		for _, base := range []uint64{taskEnd - imageSize, taskEnd - 1<<24} {
-			image, layout, err := buildImage(base, taskEnd)
+		for _, base := range []uint64{taskEnd - sizeOf(text), taskEnd - 1<<24} {
+			image, layout, err := buildImage(base, taskEnd, text)
 			if err != nil {
 				return nil, err
 			}
@@ -291,8 +301,17 @@ func (z *Zygote) request(op, arg uint64, rights []byte) (result, extra int, err 
 // one thread that the caller can do with what it likes; it is in Layout.Park, or on
 // its way there. That thread, and the process's first one, which parks for ever,
 // have all signals blocked. The caller must Release the stub.
-func (z *Zygote) Fork() (pid, tid int, err error) {
-	tid, pid, err = z.request(opFork, 0, nil)
+func (z *Zygote) Fork() (pid, tid int, err error) { return z.fork(0) }
+
+// ForkAt is Fork for a stub whose thread does not park but goes to entry, in the
+// image. On amd64 it has param in RDI and the end of the image's first page in
+// R12; nothing else is known of its registers, and it has no signal stack.
+func (z *Zygote) ForkAt(entry uintptr, param uint32) (pid, tid int, err error) {
+	return z.fork(uint64(param)<<32 | uint64(entry-z.Layout.Start))
+}
+
+func (z *Zygote) fork(arg uint64) (pid, tid int, err error) {
+	tid, pid, err = z.request(opFork, arg, nil)
 	if err != nil {
 		if pid != 0 {
 			Reap(pid)
