@@ -44,6 +44,7 @@ func act(action string) int {
 		}
 	case "spin":
 		fmt.Println("ready")
+		//lint:ignore SA5002 it is to be interrupted in application code
 		for {
 		}
 	case "files":
