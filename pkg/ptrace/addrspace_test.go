@@ -59,13 +59,22 @@ func TestTracerThreadEnds(t *testing.T) {
 			t.Error(err)
 		}
 		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
+		var end func()
+		end = func() {
 			runtime.LockOSThread() // and the thread ends with the goroutine
+			if unix.Gettid() == os.Getpid() {
+				// The first thread of all does not end.
+				go end()
+				<-ended
+				runtime.UnlockOSThread()
+				return
+			}
+			defer close(ended)
 			if err := switchOnce(&threadContext{}, m, newState()); err != nil {
 				t.Error(err)
 			}
-		}()
+		}
+		go end()
 		<-ended
 		var ce *platform.ContextError
 		for start := time.Now(); ce == nil && time.Since(start) < 10*time.Second; {

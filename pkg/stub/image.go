@@ -18,8 +18,12 @@ const (
 	signalStackSize = 8 * 4096                              // a signal frame with AMX state needs 12 KiB
 	imageSize       = textSize + infoSize + signalStackSize // and a backend's text behind it
 
-	// altStackOffset is where the text page holds a stack_t.
-	altStackOffset = textSize - 32
+	// The end of the text page holds what no application must be able to change:
+	// a stack_t, and the addresses of park and newThread.
+	altStackOffset   = textSize - 24
+	parkPointer      = altStackOffset - 8
+	newThreadPointer = parkPointer - 8
+	textConstants    = newThreadPointer
 )
 
 // The info page. The text's assembler knows these names.
@@ -65,17 +69,17 @@ const (
 	opFork      = 3
 )
 
+// textSymbols returns where this program's linker has put the stub's text.
+func textSymbols() (s symbols)
+
 // text returns the stub's text and the symbols in it, relative to its start.
 func text() ([]byte, symbols, error) {
 	s := textSymbols()
-	if s.start == 0 {
-		return nil, s, notSupported()
-	}
-	if !(s.start < s.park && s.park < s.call && s.call < s.clone && s.clone < s.end && s.end-s.start <= altStackOffset) {
+	if !(s.start < s.newThread && s.newThread < s.park && s.park < s.call && s.call < s.clone && s.clone < s.end && s.end-s.start <= textConstants) {
 		return nil, s, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", s)
 	}
 	t := readText(s.start, s.end)
-	for _, p := range []*uintptr{&s.park, &s.call, &s.clone, &s.end} {
+	for _, p := range []*uintptr{&s.newThread, &s.park, &s.call, &s.clone, &s.end} {
 		*p -= s.start
 	}
 	s.start = 0
@@ -112,6 +116,8 @@ func buildImage(base, taskEnd uint64, extra []byte) ([]byte, Layout, error) {
 	le := binary.LittleEndian
 	text := make([]byte, textSize)
 	copy(text, t)
+	le.PutUint64(text[newThreadPointer:], uint64(at(sym.newThread)))
+	le.PutUint64(text[parkPointer:], uint64(l.Park))
 	le.PutUint64(text[altStackOffset:], stack)              // ss_sp
 	le.PutUint64(text[altStackOffset+16:], signalStackSize) // ss_size
 

@@ -19,15 +19,9 @@
 // with any registers.
 package stub
 
-import (
-	"fmt"
-
-	"github.com/ringfence/ringfence/pkg/platform"
-)
-
 // symbols are addresses of the text, in this program or in a stub.
 type symbols struct {
-	start, park, call, clone, end uintptr
+	start, newThread, park, call, clone, end uintptr
 }
 
 // Layout says where things lie in every stub of a zygote.
@@ -60,9 +54,4 @@ type Layout struct {
 	SignalStack [2]uintptr
 	// Handler is the handler's address.
 	Handler uintptr
-}
-
-// notSupported is the error where there is no text for this architecture.
-func notSupported() error {
-	return fmt.Errorf("stub processes: not written for this architecture yet: %w", platform.ErrNotSupported)
 }

@@ -6,9 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// textSymbols returns where this program's linker has put the stub's text.
-func textSymbols() (s symbols)
-
 const (
 	machine = elf.EM_X86_64
 

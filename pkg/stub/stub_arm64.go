@@ -6,9 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// textSymbols returns nothing: there is no text for arm64 yet, and Start says so.
-func textSymbols() symbols { return symbols{} }
-
 const (
 	machine = elf.EM_AARCH64
 

@@ -323,15 +323,17 @@ TEXT ·textEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc
 
 // func textSymbols() (s symbols)
-TEXT ·textSymbols(SB),NOSPLIT,$0-40
+TEXT ·textSymbols(SB),NOSPLIT,$0-48
 	LEAQ ·zygoteEntry(SB), AX
 	MOVQ AX, s_start+0(FP)
+	LEAQ ·newThread(SB), AX
+	MOVQ AX, s_newThread+8(FP)
 	LEAQ ·park(SB), AX
-	MOVQ AX, s_park+8(FP)
+	MOVQ AX, s_park+16(FP)
 	LEAQ ·callGadget(SB), AX
-	MOVQ AX, s_call+16(FP)
+	MOVQ AX, s_call+24(FP)
 	LEAQ ·cloneGadget(SB), AX
-	MOVQ AX, s_clone+24(FP)
+	MOVQ AX, s_clone+32(FP)
 	LEAQ ·textEnd(SB), AX
-	MOVQ AX, s_end+32(FP)
+	MOVQ AX, s_end+40(FP)
 	RET
