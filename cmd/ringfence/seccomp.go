@@ -29,9 +29,9 @@ import (
 const seccompUsage = `Usage: ringfence seccomp COMMAND [OPTIONS] [ARGS...]
 
 Shows the seccomp filters with which ringfence run confines itself. There is one
-for each platform and for what may be changed of the host's files: nothing
-("read-only"), the attributes of standard files ("redirected"), or what is below
-the root ("write").
+for each platform and for what may be written of the host's files: no more than
+the standard files ("read-only"), which may be opened again ("redirected", for
+regular files), or what is below the root ("write").
 
 Commands:
   list                        the filters

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,6 +110,28 @@ func TestSelfFilter(t *testing.T) {
 				t.Errorf("status %#x, stdout %q, stderr %q", ws, stdout, stderr)
 			}
 		})
+	})
+}
+
+// TestRedirected runs programs whose standard files are regular files, which have
+// a filter of their own.
+func TestRedirected(t *testing.T) {
+	forEachPlatform(t, func(t *testing.T, name string) {
+		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		cmd := exec.Command("/proc/self/exe", "run", "--platform="+name, "--", "/bin/sh", "-c",
+			"echo one; echo two > /dev/stdout; chmod 600 /dev/stdout; touch /dev/stdout; echo three >> /dev/stdout")
+		cmd.Env = append(os.Environ(), hookEnv+"=none")
+		cmd.Stdout = out
+		if err := cmd.Run(); err != nil {
+			t.Error(err)
+		}
+		if b, err := os.ReadFile(out.Name()); string(b) != "two\nthree\n" {
+			t.Errorf("the file has %q, %v", b, err)
+		}
 	})
 }
 

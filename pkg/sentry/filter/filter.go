@@ -29,7 +29,8 @@ const (
 	// ReadOnly is what programs get whose standard files are terminals, pipes
 	// and the like: what they may write to there, and nothing else.
 	ReadOnly Access = iota
-	// Redirected is for inherited regular files: their attributes as well.
+	// Redirected is for standard files that are regular files: they may be opened
+	// again, for writing as well.
 	Redirected
 	// Write is everything beneath the root.
 	Write

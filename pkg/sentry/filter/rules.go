@@ -71,7 +71,7 @@ func sentryRules(a sysno.Arch, access Access, v precompiled.Values) seccomp.Sysc
 	// The end of the Monitor, which is waited for.
 	m.add(sysno.Wait4, args(seccomp.EqualTo(v[varMonitorPID]), anything, zero, zero))
 	if access >= Redirected {
-		m.attributes()
+		m.redirected()
 	}
 	if access >= Write {
 		m.write()
@@ -165,7 +165,7 @@ func (m *ruleMaker) files() {
 	m.any(sysno.Getxattr, sysno.Listxattr)
 
 	// Opening, through /proc/self/fd, an inode that was found before; for reading
-	// (see attributes for the rest).
+	// (see redirected for the rest).
 	m.add(sysno.Openat, args(fd, anything, seccomp.BitsAllowlist(m.reopenFlags())))
 
 	// Access, with the effective IDs. Before Linux 5.8 package unix makes it up
@@ -219,20 +219,21 @@ func (m *ruleMaker) standardFiles() {
 		linux.TCSBRK, linux.TCSBRKP, linux.TCXONC, linux.TCFLSH, linux.TIOCINQ, linux.TIOCOUTQ)))
 }
 
-// attributes adds what may be done to a regular file that was inherited: it is
-// opened again for writing, and its attributes are changed.
-func (m *ruleMaker) attributes() {
+// redirected adds what is done to a regular file that was inherited: it is opened
+// again, with an offset of its own (see hostfs.NewFile).
+func (m *ruleMaker) redirected() {
 	m.add(sysno.Openat, args(fd, anything, seccomp.BitsAllowlist(m.reopenFlags()|unix.O_ACCMODE|unix.O_TRUNC)))
 	m.add(sysno.Openat, args(atCWD, anything, seccomp.EqualTo(unix.O_PATH|unix.O_CLOEXEC|m.directoryFlag()))) // /proc/self/fd
+}
+
+// write adds what changes directories and attributes. Of special files none is
+// ever made.
+func (m *ruleMaker) write() {
 	m.add(sysno.Fchmodat, args(fd))
+	m.any(sysno.Fchown)
 	m.add(sysno.Fchownat, args(fd, anything, anything, anything, oneOf(0, unix.AT_SYMLINK_NOFOLLOW)))
 	m.add(sysno.Utimensat, args(fd, anything, anything, zero))
 	m.any(sysno.Setxattr, sysno.Removexattr)
-}
-
-// write adds what changes directories. Of special files none is ever made.
-func (m *ruleMaker) write() {
-	m.any(sysno.Fchown)
 	m.add(sysno.Mkdirat, args(fd))
 	m.add(sysno.Mknodat, args(fd, anything, seccomp.MaskedEqual{Mask: unix.S_IFMT, Value: unix.S_IFREG}, zero))
 	m.add(sysno.Symlinkat, args(anything, fd))

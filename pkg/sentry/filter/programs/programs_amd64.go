@@ -510,16 +510,16 @@ var Programs = precompiled.Set{
 	{
 		Key: "ptrace,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{101}},
-			{Name: "sentry_pid", Uses: []uint16{121}},
+			{Name: "monitor_pid", Uses: []uint16{100}},
+			{Name: "sentry_pid", Uses: []uint16{120}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
+			{Code: 0x15, JT: 0, JF: 92, K: 0x65},          // 3: if A == 0x65 goto 4 else 96
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
 			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
@@ -528,503 +528,482 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 182 else 17
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 182 else 18
+			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 181 else 17
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 181 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 19: if A == 0x0 goto 20 else 182
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 19: if A == 0x0 goto 20 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 21: if A == 0x0 goto 22 else 182
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 21: if A == 0x0 goto 22 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
+			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 182 else 31
-			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 182 else 32
+			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 181 else 31
+			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 181 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == 0x0 goto 34 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 146, K: 0x8},        // 35: if A == 0x8 goto 206 else 182
-			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
-			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
+			{Code: 0x15, JT: 169, JF: 145, K: 0x8},        // 35: if A == 0x8 goto 205 else 181
+			{Code: 0x35, JT: 0, JF: 144, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 181
+			{Code: 0x35, JT: 143, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 181 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
+			{Code: 0x15, JT: 139, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 181 else 42
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 158, JF: 134, K: 0x202},      // 46: if A == 0x202 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 182 else 52
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 182 else 53
+			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 181 else 52
+			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 181 else 53
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 54: if A == 0x0 goto 55 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 240, JF: 125, K: 0x0},        // 56: if A == 0x0 goto 297 else 182
+			{Code: 0x15, JT: 224, JF: 124, K: 0x0},        // 56: if A == 0x0 goto 281 else 181
 			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
-			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 182 else 59
+			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 181 else 59
 			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 61: if A == 0x0 goto 62 else 182
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 61: if A == 0x0 goto 62 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 182 else 64
-			{Code: 0x35, JT: 117, JF: 193, K: 0x80000000}, // 64: if A >= 0x80000000 goto 182 else 258
+			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 181 else 64
+			{Code: 0x35, JT: 116, JF: 192, K: 0x80000000}, // 64: if A >= 0x80000000 goto 181 else 257
 			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 182 else 70
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 182 else 71
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 181 else 70
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 181 else 71
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 72: if A == 0x0 goto 73 else 182
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 74: if A == 0x50 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 75: if A == 0x9 goto 76 else 182
+			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 74: if A == 0x50 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 75: if A == 0x9 goto 76 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 77: if A == 0x0 goto 78 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 182 else 80
-			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 182 else 81
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 181 else 80
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 181 else 81
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 82: if A == 0x0 goto 83 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 86: if A == 0x0 goto 87 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
-			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 89: if A == 0xb goto 206 else 182
-			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 90: if A >= 0x7 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 91: if A == 0x2 goto 92 else 182
+			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 89: if A == 0xb goto 205 else 181
+			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 90: if A >= 0x7 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 91: if A == 0x2 goto 92 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
-			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 182 else 96
-			{Code: 0x35, JT: 85, JF: 109, K: 0x80000000},  // 96: if A >= 0x80000000 goto 182 else 206
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 297 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
-			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
-			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
-			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 182 else 110
-			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 182 else 111
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
-			{Code: 0x15, JT: 181, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 297 else 182
-			{Code: 0x15, JT: 180, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 297 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 123: if A == 0x0 goto 124 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
-			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 125: if A >= 0x41 goto 182 else 206
-			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 182 else 127
-			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 182 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
-			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 182 else 132
-			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 182 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
-			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
-			{Code: 0x15, JT: 164, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 302 else 138
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 141: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 142: if A >= 0x80 goto 143 else 182
-			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 143: if A >= 0x82 goto 182 else 206
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 144: if A == 0x119 goto 145 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 200, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 349
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 152: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 153: if A >= 0x80000000 goto 182 else 154
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 155: if A == 0x0 goto 156 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 157: if A == 0x18 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 158: if A == 0x106 goto 159 else 168
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 162: if A >= 0x80000000 goto 182 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 206 else 167
-			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 167: if A == 0x900 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 168: if A == 0x9 goto 169 else 207
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 172: if A == 0x0 goto 173 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 176: if A >= 0x23 goto 177 else 178
-			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 177: if A == 0x32 goto 206 else 182
-			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 178: if A == 0x22 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 179: if A == 0x3 goto 180 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 180: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 184: if A >= 0x23 goto 185 else 192
-			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 185: if A == 0x32 goto 206 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 187: if A == 0x0 goto 188 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 189: if A == 0x0 goto 190 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 191: if A == 0x28 goto 206 else 200
-			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 192: if A == 0x22 goto 206 else 193
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 193: if A >= 0x2 goto 373 else 201
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 194: if A >= 0x2 goto 373 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 195: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 196: if A == 0x0 goto 197 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 197: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 198: if A >= 0x2 goto 200 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 200: if A == 0x4001 goto 202 else 373
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 201: if A == 0x0 goto 373 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 202: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 203: if A == 0x0 goto 204 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 204: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 373 else 206
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 207: if A == 0x1c goto 208 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 208: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 209: if A == 0x0 goto 210 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 210: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 211: if A >= 0x8 goto 212 else 216
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 212: if A >= 0x10 goto 213 else 214
-			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 213: if A == 0x19 goto 393 else 373
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
-			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 215: if A >= 0xe goto 393 else 373
-			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 216: if A == 0x4 goto 393 else 373
-			{Code: 0x35, JT: 0, JF: 188, K: 0x8b},         // 217: if A >= 0x8b goto 218 else 406
-			{Code: 0x35, JT: 0, JF: 134, K: 0xea},         // 218: if A >= 0xea goto 219 else 353
-			{Code: 0x35, JT: 0, JF: 65, K: 0x11d},         // 219: if A >= 0x11d goto 220 else 285
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 224: if A == 0x0 goto 225 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 373 else 227
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 228: if A == 0x0 goto 229 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
-			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 373 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 232: if A == 0x0 goto 233 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
-			{Code: 0x15, JT: 158, JF: 138, K: 0x200},      // 234: if A == 0x200 goto 393 else 373
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
-			{Code: 0x15, JT: 0, JF: 136, K: 0x144},        // 236: if A == 0x144 goto 237 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 238: if A == 0x0 goto 239 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 161, K: 0x2},        // 240: if A >= 0x2 goto 373 else 402
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 243: if A == 0x0 goto 244 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
-			{Code: 0x45, JT: 127, JF: 147, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 373 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 393 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 121, K: 0x2},        // 251: if A & 0x2 goto 432 else 373
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 252: if A >= 0x124 goto 253 else 262
-			{Code: 0x15, JT: 0, JF: 255, K: 0x135},        // 253: if A == 0x135 goto 254 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 255: if A == 0x0 goto 256 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 257: if A == 0x0 goto 258 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 259: if A == 0x0 goto 260 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
-			{Code: 0x15, JT: 248, JF: 247, K: 0x0},        // 261: if A == 0x0 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 262: if A >= 0x122 goto 263 else 276
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 263: if A == 0x122 goto 264 else 272
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 265: if A == 0x0 goto 266 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 267: if A == 0x0 goto 268 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 269: if A == 0x0 goto 270 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
-			{Code: 0x15, JT: 238, JF: 237, K: 0x80800},    // 271: if A == 0x80800 goto 510 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 272: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 273: if A == 0x0 goto 274 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 274: A = arg0.lo
-			{Code: 0x15, JT: 234, JF: 233, K: 0x80000},    // 275: if A == 0x80000 goto 510 else 509
-			{Code: 0x15, JT: 0, JF: 232, K: 0x11d},        // 276: if A == 0x11d goto 277 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 278: if A == 0x0 goto 279 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
-			{Code: 0x35, JT: 228, JF: 0, K: 0x80000000},   // 280: if A >= 0x80000000 goto 509 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 281: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 282: if A == 0x0 goto 283 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 283: A = arg1.lo
-			{Code: 0x45, JT: 224, JF: 225, K: 0xffffff80}, // 284: if A & 0xffffff80 goto 509 else 510
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10b},         // 285: if A >= 0x10b goto 286 else 306
-			{Code: 0x35, JT: 0, JF: 5, K: 0x110},          // 286: if A >= 0x110 goto 287 else 292
-			{Code: 0x15, JT: 0, JF: 221, K: 0x118},        // 287: if A == 0x118 goto 288 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 289: if A == 0x0 goto 290 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 5, K: 0x80000000},   // 291: if A >= 0x80000000 goto 509 else 297
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 292: if A == 0x10f goto 293 else 301
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 293: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 294: if A == 0x0 goto 295 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 295: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 212, K: 0x1},          // 296: if A == 0x1 goto 297 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 297: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 298: if A == 0x0 goto 299 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 299: A = arg3.lo
-			{Code: 0x15, JT: 209, JF: 208, K: 0x0},        // 300: if A == 0x0 goto 510 else 509
-			{Code: 0x35, JT: 207, JF: 0, K: 0x10d},        // 301: if A >= 0x10d goto 509 else 302
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 302: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 303: if A == 0x0 goto 304 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 304: A = arg0.lo
-			{Code: 0x35, JT: 203, JF: 204, K: 0x80000000}, // 305: if A >= 0x80000000 goto 509 else 510
-			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 306: if A >= 0x101 goto 307 else 335
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 307: if A == 0x101 goto 308 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 309: if A == 0x0 goto 310 else 317
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 311: if A >= 0x80000000 goto 318 else 312
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 312: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 313: if A == 0x0 goto 314 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 314: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 194, K: 0xffe2e2ff},   // 315: if A & 0xffe2e2ff goto 316 else 510
-			{Code: 0x45, JT: 192, JF: 193, K: 0xffe2e0fc}, // 316: if A & 0xffe2e0fc goto 509 else 510
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 190, K: 0xffffff9c},   // 318: if A == 0xffffff9c goto 319 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 320: if A == 0x0 goto 321 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 322: if A >= 0x80001 goto 323 else 324
-			{Code: 0x15, JT: 186, JF: 185, K: 0x290000},   // 323: if A == 0x290000 goto 510 else 509
-			{Code: 0x15, JT: 185, JF: 184, K: 0x80000},    // 324: if A == 0x80000 goto 510 else 509
-			{Code: 0x15, JT: 0, JF: 183, K: 0x104},        // 325: if A == 0x104 goto 326 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 327: if A == 0x0 goto 328 else 509
+			{Code: 0x15, JT: 85, JF: 253, K: 0x0},         // 95: if A == 0x0 goto 181 else 349
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 96: if A == 0x3d goto 97 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 97: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 98: if A == 0x0 goto 99 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 100: if A == monitor_pid goto 101 else 108
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 102: if A == 0x0 goto 103 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 104: if A == 0x0 goto 281 else 105
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 105: A = arg0.lo
+			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 106: if A == 0x0 goto 181 else 107
+			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 107: if A >= 0x80000000 goto 181 else 112
+			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 108: if A == 0x0 goto 181 else 109
+			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 109: if A >= 0x80000000 goto 181 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 110: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 112: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 113: if A >= 0x40000001 goto 114 else 115
+			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 114: if A == 0x60000000 goto 281 else 181
+			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 115: if A == 0x40000000 goto 281 else 181
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 116: if A == 0xea goto 117 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 117: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 119: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 120: if A == sentry_pid goto 121 else 125
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 121: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 122: if A == 0x0 goto 123 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 123: A = arg2.lo
+			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 124: if A >= 0x41 goto 181 else 205
+			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 181 else 126
+			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 181 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 127: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 128: if A == 0x0 goto 129 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 129: A = arg1.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 181 else 131
+			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 131: if A >= 0x80000000 goto 181 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 132: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 133: if A == 0x0 goto 134 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 134: A = arg2.lo
+			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 135: if A == 0x11 goto 205 else 181
+			{Code: 0x15, JT: 158, JF: 0, K: 0xcb},         // 136: if A == 0xcb goto 295 else 137
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 137: if A == 0xca goto 138 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 138: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 139: if A == 0x0 goto 140 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 140: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 141: if A >= 0x80 goto 142 else 181
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 142: if A >= 0x82 goto 181 else 205
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 143: if A == 0x119 goto 144 else 148
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 145: if A == 0x0 goto 146 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 166, K: 0x80000000},  // 147: if A >= 0x80000000 goto 181 else 314
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 148: if A == 0x1b5 goto 149 else 157
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 150: if A == 0x0 goto 151 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 152: if A >= 0x80000000 goto 181 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 154: if A == 0x0 goto 155 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 156: if A == 0x18 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 157: if A == 0x106 goto 158 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 159: if A == 0x0 goto 160 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 161: if A >= 0x80000000 goto 181 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 162: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 163: if A == 0x0 goto 164 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 164: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 205 else 166
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 166: if A == 0x900 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 167: if A == 0x9 goto 168 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 168: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 169: if A == 0x0 goto 170 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 170: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 171: if A == 0x0 goto 172 else 178
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 172: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 173: if A == 0x0 goto 174 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 174: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 175: if A >= 0x23 goto 176 else 177
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 176: if A == 0x32 goto 205 else 181
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 177: if A == 0x22 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 178: if A == 0x3 goto 179 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 179: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 180: if A == 0x0 goto 182 else 181
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 182: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 183: if A >= 0x23 goto 184 else 191
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 184: if A == 0x32 goto 205 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 185: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 186: if A == 0x0 goto 187 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 187: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 188: if A == 0x0 goto 189 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 190: if A == 0x28 goto 205 else 199
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 191: if A == 0x22 goto 205 else 192
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 192: if A >= 0x2 goto 372 else 200
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 193: if A >= 0x2 goto 372 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 195: if A == 0x0 goto 196 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 197: if A >= 0x2 goto 199 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 199: if A == 0x4001 goto 201 else 372
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 200: if A == 0x0 goto 372 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 202: if A == 0x0 goto 203 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 204: if A >= 0x80000000 goto 372 else 205
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 206: if A == 0x1c goto 207 else 216
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 207: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 208: if A == 0x0 goto 209 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 209: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 210: if A >= 0x8 goto 211 else 215
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 211: if A >= 0x10 goto 212 else 213
+			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 212: if A == 0x19 goto 392 else 372
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 213: if A == 0x8 goto 392 else 214
+			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 214: if A >= 0xe goto 392 else 372
+			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 215: if A == 0x4 goto 392 else 372
+			{Code: 0x35, JT: 0, JF: 171, K: 0x7e},         // 216: if A >= 0x7e goto 217 else 388
+			{Code: 0x35, JT: 0, JF: 132, K: 0xe8},         // 217: if A >= 0xe8 goto 218 else 350
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 218: if A >= 0x122 goto 219 else 274
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 219: if A >= 0x13e goto 220 else 251
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 220: if A >= 0x145 goto 221 else 234
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 221: if A == 0x1b7 goto 222 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 223: if A == 0x0 goto 224 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 225: if A >= 0x80000000 goto 372 else 226
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 226: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 227: if A == 0x0 goto 228 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 228: A = arg2.lo
+			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 229: if A >= 0x8 goto 372 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 230: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 231: if A == 0x0 goto 232 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 232: A = arg3.lo
+			{Code: 0x15, JT: 255, JF: 254, K: 0x200},      // 233: if A == 0x200 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 234: if A >= 0x140 goto 235 else 240
+			{Code: 0x15, JT: 0, JF: 252, K: 0x144},        // 235: if A == 0x144 goto 236 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 237: if A == 0x0 goto 238 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
+			{Code: 0x35, JT: 248, JF: 143, K: 0x2},        // 239: if A >= 0x2 goto 488 else 383
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 240: if A == 0x13e goto 241 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 242: if A == 0x0 goto 243 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
+			{Code: 0x45, JT: 243, JF: 244, K: 0xfffffffe}, // 244: if A & 0xfffffffe goto 488 else 489
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 245: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 246: if A == 0x0 goto 247 else 249
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 247: A = arg1.lo
+			{Code: 0x15, JT: 240, JF: 1, K: 0x1},          // 248: if A == 0x1 goto 489 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 237, K: 0x2},        // 250: if A & 0x2 goto 430 else 488
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 251: if A >= 0x124 goto 252 else 261
+			{Code: 0x15, JT: 0, JF: 235, K: 0x135},        // 252: if A == 0x135 goto 253 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 254: if A == 0x0 goto 255 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 256: if A == 0x0 goto 257 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 257: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 258: if A == 0x0 goto 259 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 259: A = arg2.lo
+			{Code: 0x15, JT: 228, JF: 227, K: 0x0},        // 260: if A == 0x0 goto 489 else 488
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 261: if A == 0x122 goto 262 else 270
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 263: if A == 0x0 goto 264 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 265: if A == 0x0 goto 266 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 267: if A == 0x0 goto 268 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
+			{Code: 0x15, JT: 219, JF: 218, K: 0x80800},    // 269: if A == 0x80800 goto 489 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 271: if A == 0x0 goto 272 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
+			{Code: 0x15, JT: 215, JF: 214, K: 0x80000},    // 273: if A == 0x80000 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 24, K: 0x102},         // 274: if A >= 0x102 goto 275 else 299
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 275: if A >= 0x10f goto 276 else 294
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 276: if A == 0x10f goto 277 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 278: if A == 0x0 goto 279 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 207, K: 0x1},          // 280: if A == 0x1 goto 281 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 281: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 282: if A == 0x0 goto 283 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 283: A = arg3.lo
+			{Code: 0x15, JT: 204, JF: 203, K: 0x0},        // 284: if A == 0x0 goto 489 else 488
+			{Code: 0x15, JT: 0, JF: 202, K: 0x11d},        // 285: if A == 0x11d goto 286 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 287: if A == 0x0 goto 288 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
+			{Code: 0x35, JT: 198, JF: 0, K: 0x80000000},   // 289: if A >= 0x80000000 goto 488 else 290
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 290: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 291: if A == 0x0 goto 292 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 292: A = arg1.lo
+			{Code: 0x45, JT: 194, JF: 195, K: 0xffffff80}, // 293: if A & 0xffffff80 goto 488 else 489
+			{Code: 0x15, JT: 0, JF: 193, K: 0x10b},        // 294: if A == 0x10b goto 295 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 296: if A == 0x0 goto 297 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x35, JT: 189, JF: 190, K: 0x80000000}, // 298: if A >= 0x80000000 goto 488 else 489
+			{Code: 0x35, JT: 0, JF: 36, K: 0xf7},          // 299: if A >= 0xf7 goto 300 else 336
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 300: if A == 0xf7 goto 301 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 302: if A == 0x0 goto 303 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0x1},          // 304: if A == 0x1 goto 305 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 305: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 306: if A == 0x0 goto 307 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 307: A = arg1.lo
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 308: if A == 0x0 goto 488 else 309
+			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 488 else 310
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 310: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 311: if A == 0x0 goto 312 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 312: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 174, K: 0x1000005},    // 313: if A == 0x1000005 goto 314 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 314: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 315: if A == 0x0 goto 316 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 316: A = arg4.lo
+			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 317: if A == 0x0 goto 489 else 488
+			{Code: 0x15, JT: 0, JF: 169, K: 0x101},        // 318: if A == 0x101 goto 319 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 320: if A == 0x0 goto 321 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 322: if A >= 0x80000000 goto 329 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 324: if A == 0x0 goto 325 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 162, K: 0xffe2e2ff},   // 326: if A & 0xffe2e2ff goto 327 else 489
+			{Code: 0x45, JT: 160, JF: 161, K: 0xffe2e0fc}, // 327: if A & 0xffe2e0fc goto 488 else 489
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
-			{Code: 0x35, JT: 179, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 509 else 330
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 330: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 331: if A == 0x0 goto 332 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 332: A = arg4.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 333: if A == 0x0 goto 510 else 334
-			{Code: 0x15, JT: 175, JF: 174, K: 0x100},      // 334: if A == 0x100 goto 510 else 509
-			{Code: 0x15, JT: 0, JF: 173, K: 0xf7},         // 335: if A == 0xf7 goto 336 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 337: if A == 0x0 goto 338 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 169, K: 0x1},          // 339: if A == 0x1 goto 340 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 340: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 341: if A == 0x0 goto 342 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 342: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 343: if A == 0x0 goto 509 else 344
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 344: if A >= 0x80000000 goto 509 else 345
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 345: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 346: if A == 0x0 goto 347 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 347: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x1000005},    // 348: if A == 0x1000005 goto 349 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 349: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 350: if A == 0x0 goto 351 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 351: A = arg4.lo
-			{Code: 0x15, JT: 157, JF: 156, K: 0x0},        // 352: if A == 0x0 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 35, K: 0xc6},          // 353: if A >= 0xc6 goto 354 else 389
-			{Code: 0x35, JT: 0, JF: 27, K: 0xdc},          // 354: if A >= 0xdc goto 355 else 382
-			{Code: 0x35, JT: 0, JF: 16, K: 0xe4},          // 355: if A >= 0xe4 goto 356 else 372
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 356: if A >= 0xe8 goto 357 else 371
-			{Code: 0x15, JT: 151, JF: 0, K: 0xe8},         // 357: if A == 0xe8 goto 509 else 358
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 359: if A == 0x0 goto 360 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 361: if A >= 0x80000000 goto 509 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 362: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 363: if A == 0x0 goto 364 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 364: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 365: if A == 0x0 goto 509 else 366
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 366: if A >= 0x3 goto 509 else 367
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 367: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 368: if A == 0x0 goto 369 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 369: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 370: if A >= 0x80000000 goto 509 else 510
-			{Code: 0x15, JT: 137, JF: 138, K: 0xe6},       // 371: if A == 0xe6 goto 509 else 510
-			{Code: 0x15, JT: 1, JF: 136, K: 0xdd},         // 372: if A == 0xdd goto 374 else 509
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 373: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 374: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 375: if A == 0x0 goto 376 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 377: if A >= 0x80000000 goto 509 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 378: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 379: if A == 0x0 goto 380 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 380: A = arg3.lo
-			{Code: 0x35, JT: 127, JF: 128, K: 0x6},        // 381: if A >= 0x6 goto 509 else 510
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 382: if A >= 0xd9 goto 383 else 384
-			{Code: 0x15, JT: 125, JF: 126, K: 0xda},       // 383: if A == 0xda goto 509 else 510
-			{Code: 0x15, JT: 0, JF: 124, K: 0xcc},         // 384: if A == 0xcc goto 385 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 385: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 386: if A == 0x0 goto 387 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 387: A = arg0.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 388: if A == 0x0 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 5, K: 0xbd},           // 389: if A >= 0xbd goto 390 else 395
-			{Code: 0x35, JT: 0, JF: 3, K: 0xc2},           // 390: if A >= 0xc2 goto 391 else 394
-			{Code: 0x15, JT: 118, JF: 0, K: 0xc2},         // 391: if A == 0xc2 goto 510 else 392
-			{Code: 0x15, JT: 117, JF: 116, K: 0xc5},       // 392: if A == 0xc5 goto 510 else 509
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
-			{Code: 0x15, JT: 115, JF: 114, K: 0xbf},       // 394: if A == 0xbf goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 395: if A >= 0xba goto 396 else 397
-			{Code: 0x15, JT: 112, JF: 113, K: 0xbb},       // 396: if A == 0xbb goto 509 else 510
-			{Code: 0x15, JT: 0, JF: 111, K: 0x9d},         // 397: if A == 0x9d goto 398 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 399: if A == 0x0 goto 400 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 107, K: 0x53564d41},   // 401: if A == 0x53564d41 goto 402 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 402: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 403: if A == 0x0 goto 404 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 404: A = arg1.lo
-			{Code: 0x15, JT: 104, JF: 103, K: 0x0},        // 405: if A == 0x0 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 44, K: 0x3d},          // 406: if A >= 0x3d goto 407 else 451
-			{Code: 0x35, JT: 0, JF: 10, K: 0x64},          // 407: if A >= 0x64 goto 408 else 418
-			{Code: 0x35, JT: 0, JF: 5, K: 0x6d},           // 408: if A >= 0x6d goto 409 else 414
-			{Code: 0x35, JT: 0, JF: 2, K: 0x7e},           // 409: if A >= 0x7e goto 410 else 412
-			{Code: 0x15, JT: 99, JF: 0, K: 0x8a},          // 410: if A == 0x8a goto 510 else 411
-			{Code: 0x15, JT: 98, JF: 97, K: 0x83},         // 411: if A == 0x83 goto 510 else 509
-			{Code: 0x15, JT: 97, JF: 0, K: 0x7d},          // 412: if A == 0x7d goto 510 else 413
-			{Code: 0x15, JT: 96, JF: 95, K: 0x73},         // 413: if A == 0x73 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 414: if A >= 0x68 goto 415 else 417
-			{Code: 0x15, JT: 94, JF: 0, K: 0x68},          // 415: if A == 0x68 goto 510 else 416
-			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 416: if A >= 0x6b goto 510 else 509
-			{Code: 0x15, JT: 92, JF: 91, K: 0x66},         // 417: if A == 0x66 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4c},           // 418: if A >= 0x4c goto 419 else 422
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 419: if A >= 0x61 goto 420 else 421
-			{Code: 0x15, JT: 88, JF: 89, K: 0x62},         // 420: if A == 0x62 goto 509 else 510
-			{Code: 0x15, JT: 88, JF: 87, K: 0x4d},         // 421: if A == 0x4d goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 18, K: 0x48},          // 422: if A >= 0x48 goto 423 else 441
-			{Code: 0x15, JT: 0, JF: 16, K: 0x48},          // 423: if A == 0x48 goto 424 else 440
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 424: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 425: if A == 0x0 goto 426 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 426: A = arg0.lo
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 427: if A >= 0x80000000 goto 509 else 428
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 428: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 429: if A == 0x0 goto 430 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 430: A = arg1.lo
-			{Code: 0x35, JT: 1, JF: 7, K: 0x4},            // 431: if A >= 0x4 goto 433 else 439
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 432: return 0x50001
-			{Code: 0x15, JT: 76, JF: 0, K: 0x406},         // 433: if A == 0x406 goto 510 else 434
-			{Code: 0x15, JT: 0, JF: 74, K: 0x4},           // 434: if A == 0x4 goto 435 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 435: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 436: if A == 0x0 goto 437 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 437: A = arg2.lo
-			{Code: 0x45, JT: 70, JF: 71, K: 0xfffb73ff},   // 438: if A & 0xfffb73ff goto 509 else 510
-			{Code: 0x15, JT: 70, JF: 69, K: 0x3},          // 439: if A == 0x3 goto 510 else 509
-			{Code: 0x15, JT: 68, JF: 69, K: 0x49},         // 440: if A == 0x49 goto 509 else 510
-			{Code: 0x15, JT: 0, JF: 67, K: 0x3e},          // 441: if A == 0x3e goto 442 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 443: if A == 0x0 goto 444 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 445: if A == 0x0 goto 509 else 446
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 446: if A >= 0x80000000 goto 509 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 447: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 448: if A == 0x0 goto 449 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 449: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 450: if A == 0x9 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 451: if A >= 0x13 goto 452 else 484
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 452: if A >= 0x2d goto 453 else 480
-			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 453: if A >= 0x2f goto 454 else 460
-			{Code: 0x15, JT: 55, JF: 0, K: 0x3c},          // 454: if A == 0x3c goto 510 else 455
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 455: if A == 0x38 goto 456 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 456: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 457: if A == 0x0 goto 458 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 458: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 459: if A == 0xd0f00 goto 510 else 509
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 460: if A == 0x2d goto 461 else 470
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 462: if A == 0x0 goto 463 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 464: if A >= 0x80000000 goto 509 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 465: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 466: if A == 0x0 goto 467 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 467: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 468: if A == 0x0 goto 510 else 469
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 469: if A == 0x40 goto 510 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 470: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 471: if A == 0x0 goto 472 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 472: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 473: if A >= 0x80000000 goto 509 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 474: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 475: if A == 0x0 goto 476 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 476: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 477: if A >= 0x4001 goto 478 else 479
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 478: if A == 0x4040 goto 510 else 509
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 479: if A == 0x4000 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 480: if A >= 0x23 goto 481 else 483
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 481: if A == 0x23 goto 510 else 482
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 482: if A == 0x27 goto 510 else 509
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 483: if A == 0x18 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 484: if A >= 0x8 goto 485 else 506
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 485: if A >= 0xd goto 486 else 504
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 486: if A == 0x10 goto 487 else 510
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 487: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 488: if A == 0x0 goto 489 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 489: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 490: if A >= 0x80000000 goto 509 else 491
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 491: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 492: if A == 0x0 goto 493 else 509
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 493: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 494: if A >= 0x5413 goto 495 else 499
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 495: if A >= 0x541c goto 496 else 497
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 496: if A == 0x5425 goto 510 else 509
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 497: if A == 0x541b goto 510 else 498
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 498: if A >= 0x5415 goto 509 else 510
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 499: if A >= 0x540c goto 500 else 501
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 500: if A == 0x5411 goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 501: if A >= 0x5405 goto 502 else 503
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 502: if A >= 0x5409 goto 510 else 509
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 503: if A >= 0x5401 goto 510 else 509
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 504: if A == 0x8 goto 510 else 505
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 505: if A == 0xb goto 510 else 509
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 506: if A >= 0x4 goto 507 else 508
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 507: if A == 0x5 goto 510 else 509
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 508: if A == 0x2 goto 509 else 510
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 509: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 510: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 158, K: 0xffffff9c},   // 329: if A == 0xffffff9c goto 330 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 330: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 331: if A == 0x0 goto 332 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 332: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 333: if A >= 0x80001 goto 334 else 335
+			{Code: 0x15, JT: 154, JF: 153, K: 0x290000},   // 334: if A == 0x290000 goto 489 else 488
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 335: if A == 0x80000 goto 489 else 488
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 336: if A == 0xe9 goto 337 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 338: if A == 0x0 goto 339 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 340: if A >= 0x80000000 goto 488 else 341
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 341: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 342: if A == 0x0 goto 343 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 343: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 344: if A == 0x0 goto 488 else 345
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 345: if A >= 0x3 goto 488 else 346
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 346: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 347: if A == 0x0 goto 348 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 348: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 349: if A >= 0x80000000 goto 488 else 489
+			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 350: if A >= 0xc3 goto 351 else 370
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 351: if A >= 0xdc goto 352 else 363
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 352: if A >= 0xe4 goto 353 else 354
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 353: if A == 0xe6 goto 488 else 489
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 354: if A == 0xdd goto 355 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 356: if A == 0x0 goto 357 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 358: if A >= 0x80000000 goto 488 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 359: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 360: if A == 0x0 goto 361 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 361: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 362: if A >= 0x6 goto 488 else 489
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 363: if A >= 0xd9 goto 364 else 365
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 364: if A == 0xda goto 488 else 489
+			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 365: if A == 0xcc goto 366 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 367: if A == 0x0 goto 368 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
+			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 369: if A == 0x0 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 5, K: 0x9e},           // 370: if A >= 0x9e goto 371 else 376
+			{Code: 0x35, JT: 1, JF: 3, K: 0xbf},           // 371: if A >= 0xbf goto 373 else 375
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 372: return 0x7fc00000
+			{Code: 0x15, JT: 115, JF: 0, K: 0xbf},         // 373: if A == 0xbf goto 489 else 374
+			{Code: 0x15, JT: 114, JF: 113, K: 0xc2},       // 374: if A == 0xc2 goto 489 else 488
+			{Code: 0x15, JT: 113, JF: 112, K: 0xba},       // 375: if A == 0xba goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 376: if A >= 0x8a goto 377 else 387
+			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 377: if A == 0x8a goto 489 else 378
+			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 378: if A == 0x9d goto 379 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 379: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 380: if A == 0x0 goto 381 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 382: if A == 0x53564d41 goto 383 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 383: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 384: if A == 0x0 goto 385 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 385: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 386: if A == 0x0 goto 489 else 488
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 387: if A == 0x83 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 388: if A >= 0x3c goto 389 else 431
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 389: if A >= 0x62 goto 390 else 399
+			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 390: if A >= 0x69 goto 391 else 396
+			{Code: 0x35, JT: 1, JF: 3, K: 0x6d},           // 391: if A >= 0x6d goto 393 else 395
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
+			{Code: 0x15, JT: 95, JF: 0, K: 0x7d},          // 393: if A == 0x7d goto 489 else 394
+			{Code: 0x15, JT: 94, JF: 93, K: 0x73},         // 394: if A == 0x73 goto 489 else 488
+			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 395: if A >= 0x6b goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 396: if A >= 0x66 goto 397 else 398
+			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 397: if A == 0x67 goto 488 else 489
+			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 398: if A == 0x63 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 399: if A >= 0x4a goto 400 else 403
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 400: if A >= 0x4e goto 401 else 402
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 401: if A == 0x61 goto 489 else 488
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 402: if A == 0x4c goto 488 else 489
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 403: if A >= 0x3f goto 404 else 420
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 404: if A == 0x48 goto 405 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 405: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 406: if A == 0x0 goto 407 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 407: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 408: if A >= 0x80000000 goto 488 else 409
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 409: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 410: if A == 0x0 goto 411 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 411: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 412: if A >= 0x4 goto 413 else 419
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 413: if A == 0x406 goto 489 else 414
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 414: if A == 0x4 goto 415 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 415: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 416: if A == 0x0 goto 417 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 417: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 418: if A & 0xfffb73ff goto 488 else 489
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 419: if A == 0x3 goto 489 else 488
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 420: if A == 0x3c goto 489 else 421
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 421: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 422: if A == 0x0 goto 423 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 423: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 424: if A == 0x0 goto 488 else 425
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 425: if A >= 0x80000000 goto 488 else 426
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 426: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 427: if A == 0x0 goto 428 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 428: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 429: if A == 0x9 goto 489 else 488
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 430: return 0x50001
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 431: if A >= 0x13 goto 432 else 463
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 432: if A >= 0x2d goto 433 else 459
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 433: if A >= 0x2f goto 434 else 439
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 434: if A == 0x38 goto 435 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 436: if A == 0x0 goto 437 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 438: if A == 0xd0f00 goto 489 else 488
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 439: if A == 0x2d goto 440 else 449
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 440: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 441: if A == 0x0 goto 442 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 442: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 443: if A >= 0x80000000 goto 488 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 444: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 445: if A == 0x0 goto 446 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 446: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 447: if A == 0x0 goto 489 else 448
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 448: if A == 0x40 goto 489 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 450: if A == 0x0 goto 451 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 488 else 453
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 453: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 454: if A == 0x0 goto 455 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 455: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 456: if A >= 0x4001 goto 457 else 458
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 457: if A == 0x4040 goto 489 else 488
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 458: if A == 0x4000 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 459: if A >= 0x23 goto 460 else 462
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 460: if A == 0x23 goto 489 else 461
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 461: if A == 0x27 goto 489 else 488
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 462: if A == 0x18 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 463: if A >= 0x8 goto 464 else 485
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 464: if A >= 0xd goto 465 else 483
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 465: if A == 0x10 goto 466 else 489
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 466: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 467: if A == 0x0 goto 468 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 468: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 469: if A >= 0x80000000 goto 488 else 470
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 470: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 471: if A == 0x0 goto 472 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 472: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 473: if A >= 0x5413 goto 474 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 474: if A >= 0x541c goto 475 else 476
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 475: if A == 0x5425 goto 489 else 488
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 476: if A == 0x541b goto 489 else 477
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 477: if A >= 0x5415 goto 488 else 489
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 478: if A >= 0x540c goto 479 else 480
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 479: if A == 0x5411 goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 480: if A >= 0x5405 goto 481 else 482
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 481: if A >= 0x5409 goto 489 else 488
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 482: if A >= 0x5401 goto 489 else 488
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 483: if A == 0x8 goto 489 else 484
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 484: if A == 0xb goto 489 else 488
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 485: if A >= 0x4 goto 486 else 487
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 486: if A == 0x5 goto 489 else 488
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 487: if A == 0x2 goto 488 else 489
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 488: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 489: return 0x7fff0000
 		},
 	},
 	{

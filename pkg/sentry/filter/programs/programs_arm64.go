@@ -487,489 +487,466 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 182, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 184
+			{Code: 0x15, JT: 0, JF: 181, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 5: if A == 0x0 goto 6 else 184
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
 			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
 			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
 			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 12: if A == 0x0 goto 13 else 184
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 12: if A == 0x0 goto 13 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
-			{Code: 0x15, JT: 169, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 184 else 15
-			{Code: 0x35, JT: 168, JF: 182, K: 0x80000000}, // 15: if A >= 0x80000000 goto 184 else 198
+			{Code: 0x15, JT: 168, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 183 else 15
+			{Code: 0x35, JT: 167, JF: 181, K: 0x80000000}, // 15: if A >= 0x80000000 goto 183 else 197
 			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 18: if A == 0x0 goto 19 else 184
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 18: if A == 0x0 goto 19 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 184 else 21
-			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 184 else 22
+			{Code: 0x15, JT: 162, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 183 else 21
+			{Code: 0x35, JT: 161, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 183 else 22
 			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 22: goto 286
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 25: if A == 0x0 goto 26 else 184
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 25: if A == 0x0 goto 26 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 26: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 184 else 28
-			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 184 else 29
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 183 else 28
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 183 else 29
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 29: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 30: if A == 0x0 goto 31 else 184
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 30: if A == 0x0 goto 31 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 31: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 32: if A == 0x0 goto 33 else 184
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 32: if A == 0x0 goto 33 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 33: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 34: if A == 0x0 goto 35 else 184
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
-			{Code: 0x15, JT: 161, JF: 147, K: 0x100001},   // 36: if A == 0x100001 goto 198 else 184
+			{Code: 0x15, JT: 160, JF: 146, K: 0x100001},   // 36: if A == 0x100001 goto 197 else 183
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 39: if A == 0x0 goto 40 else 184
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 184 else 42
-			{Code: 0x35, JT: 141, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 184 else 43
+			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 183 else 42
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 183 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 139, K: 0x0},          // 44: if A == 0x0 goto 45 else 184
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 151, JF: 137, K: 0x8},        // 46: if A == 0x8 goto 198 else 184
-			{Code: 0x35, JT: 0, JF: 136, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 184
-			{Code: 0x35, JT: 135, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 184 else 49
+			{Code: 0x15, JT: 150, JF: 136, K: 0x8},        // 46: if A == 0x8 goto 197 else 183
+			{Code: 0x35, JT: 0, JF: 135, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 183
+			{Code: 0x35, JT: 134, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 183 else 49
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 50: if A == 0x0 goto 51 else 184
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 50: if A == 0x0 goto 51 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 184 else 53
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 184 else 54
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 183 else 53
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 183 else 54
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 55: if A == 0x0 goto 56 else 184
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 55: if A == 0x0 goto 56 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
-			{Code: 0x15, JT: 126, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 184 else 58
-			{Code: 0x35, JT: 125, JF: 139, K: 0x3},        // 58: if A >= 0x3 goto 184 else 198
-			{Code: 0x15, JT: 0, JF: 124, K: 0x7},          // 59: if A == 0x7 goto 60 else 184
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 183 else 58
+			{Code: 0x35, JT: 124, JF: 138, K: 0x3},        // 58: if A >= 0x3 goto 183 else 197
+			{Code: 0x15, JT: 0, JF: 123, K: 0x7},          // 59: if A == 0x7 goto 60 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 61: if A == 0x0 goto 62 else 184
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 61: if A == 0x0 goto 62 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 184 else 64
-			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 184 else 65
+			{Code: 0x15, JT: 119, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 183 else 64
+			{Code: 0x35, JT: 118, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 183 else 65
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 66: if A == 0x0 goto 67 else 184
+			{Code: 0x15, JT: 0, JF: 116, K: 0x0},          // 66: if A == 0x0 goto 67 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 115, K: 0x0},         // 68: if A == 0x0 goto 89 else 184
+			{Code: 0x15, JT: 20, JF: 114, K: 0x0},         // 68: if A == 0x0 goto 89 else 183
 			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 71: if A == 0x0 goto 72 else 184
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 71: if A == 0x0 goto 72 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 75: if A == 0x0 goto 76 else 184
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 75: if A == 0x0 goto 76 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
 			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
-			{Code: 0x15, JT: 104, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 184 else 80
-			{Code: 0x35, JT: 103, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 184 else 85
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 184 else 82
-			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 184 else 83
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 183 else 80
+			{Code: 0x35, JT: 102, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 183 else 85
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 183 else 82
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 183 else 83
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 84: if A == 0x0 goto 85 else 184
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 84: if A == 0x0 goto 85 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
-			{Code: 0x15, JT: 1, JF: 96, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 184
-			{Code: 0x15, JT: 0, JF: 95, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 184
-			{Code: 0x05, JT: 0, JF: 0, K: 0x10c},          // 89: goto 358
+			{Code: 0x15, JT: 1, JF: 95, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 183
+			{Code: 0x15, JT: 0, JF: 94, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 183
+			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 89: goto 353
 			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 92: if A == 0x0 goto 93 else 184
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 96: if A == 0x0 goto 97 else 184
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 96: if A == 0x0 goto 97 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
-			{Code: 0x35, JT: 85, JF: 99, K: 0x41},         // 98: if A >= 0x41 goto 184 else 198
-			{Code: 0x15, JT: 84, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 184 else 100
-			{Code: 0x35, JT: 83, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 184 else 101
+			{Code: 0x35, JT: 84, JF: 98, K: 0x41},         // 98: if A >= 0x41 goto 183 else 197
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 183 else 100
+			{Code: 0x35, JT: 82, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 183 else 101
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 102: if A == 0x0 goto 103 else 184
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 102: if A == 0x0 goto 103 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
-			{Code: 0x15, JT: 79, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 184 else 105
-			{Code: 0x35, JT: 78, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 184 else 106
+			{Code: 0x15, JT: 78, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 183 else 105
+			{Code: 0x35, JT: 77, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 183 else 106
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 107: if A == 0x0 goto 108 else 184
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 107: if A == 0x0 goto 108 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
-			{Code: 0x15, JT: 88, JF: 74, K: 0x11},         // 109: if A == 0x11 goto 198 else 184
-			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 110: if A == 0x7a goto 111 else 112
-			{Code: 0x05, JT: 0, JF: 0, K: 0x111},          // 111: goto 385
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 112: if A == 0x62 goto 113 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 113: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 114: if A == 0x0 goto 115 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 115: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 67, K: 0x80},          // 116: if A >= 0x80 goto 117 else 184
-			{Code: 0x35, JT: 66, JF: 80, K: 0x82},         // 117: if A >= 0x82 goto 184 else 198
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 118: if A == 0x16 goto 119 else 123
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 119: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 120: if A == 0x0 goto 121 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 121: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 208, K: 0x80000000},  // 122: if A >= 0x80000000 goto 184 else 331
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 123: if A == 0x1b5 goto 124 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 125: if A == 0x0 goto 126 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 184 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 128: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 129: if A == 0x0 goto 130 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
-			{Code: 0x15, JT: 66, JF: 52, K: 0x18},         // 131: if A == 0x18 goto 198 else 184
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 132: if A == 0x4f goto 133 else 142
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 133: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 134: if A == 0x0 goto 135 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 135: A = arg0.lo
-			{Code: 0x35, JT: 47, JF: 0, K: 0x80000000},    // 136: if A >= 0x80000000 goto 184 else 137
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 137: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 138: if A == 0x0 goto 139 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 139: A = arg3.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 140: if A == 0x0 goto 198 else 141
-			{Code: 0x15, JT: 56, JF: 42, K: 0x900},        // 141: if A == 0x900 goto 198 else 184
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 142: if A == 0xde goto 143 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 143: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 144: if A == 0x0 goto 145 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 145: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 146: if A == 0x0 goto 147 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 147: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 148: if A == 0x0 goto 149 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 149: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 150: if A >= 0x23 goto 151 else 152
-			{Code: 0x15, JT: 46, JF: 32, K: 0x32},         // 151: if A == 0x32 goto 198 else 184
-			{Code: 0x15, JT: 45, JF: 31, K: 0x22},         // 152: if A == 0x22 goto 198 else 184
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 153: if A == 0x3 goto 154 else 167
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 155: if A == 0x0 goto 156 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 157: if A >= 0x23 goto 158 else 165
-			{Code: 0x15, JT: 39, JF: 0, K: 0x32},          // 158: if A == 0x32 goto 198 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 160: if A == 0x0 goto 161 else 172
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 162: if A == 0x0 goto 163 else 172
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 163: A = arg3.lo
-			{Code: 0x15, JT: 33, JF: 8, K: 0x28},          // 164: if A == 0x28 goto 198 else 173
-			{Code: 0x15, JT: 32, JF: 0, K: 0x22},          // 165: if A == 0x22 goto 198 else 166
-			{Code: 0x35, JT: 17, JF: 7, K: 0x2},           // 166: if A >= 0x2 goto 184 else 174
-			{Code: 0x35, JT: 16, JF: 0, K: 0x2},           // 167: if A >= 0x2 goto 184 else 168
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 169: if A == 0x0 goto 170 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 171: if A >= 0x2 goto 173 else 174
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 10, K: 0x4001},        // 173: if A == 0x4001 goto 175 else 184
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 174: if A == 0x0 goto 184 else 175
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 175: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 176: if A == 0x0 goto 177 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 177: A = arg4.lo
-			{Code: 0x35, JT: 5, JF: 19, K: 0x80000000},    // 178: if A >= 0x80000000 goto 184 else 198
-			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 179: if A == 0xe9 goto 180 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 181: if A == 0x0 goto 182 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 182: A = arg2.lo
-			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 183: if A >= 0x8 goto 185 else 189
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 184: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 185: if A >= 0x10 goto 186 else 187
-			{Code: 0x15, JT: 11, JF: 179, K: 0x19},        // 186: if A == 0x19 goto 198 else 366
-			{Code: 0x15, JT: 10, JF: 0, K: 0x8},           // 187: if A == 0x8 goto 198 else 188
-			{Code: 0x35, JT: 9, JF: 177, K: 0xe},          // 188: if A >= 0xe goto 198 else 366
-			{Code: 0x15, JT: 8, JF: 176, K: 0x4},          // 189: if A == 0x4 goto 198 else 366
-			{Code: 0x35, JT: 0, JF: 145, K: 0x5f},         // 190: if A >= 0x5f goto 191 else 336
-			{Code: 0x35, JT: 0, JF: 98, K: 0xa7},          // 191: if A >= 0xa7 goto 192 else 290
-			{Code: 0x35, JT: 0, JF: 53, K: 0xd8},          // 192: if A >= 0xd8 goto 193 else 246
-			{Code: 0x35, JT: 0, JF: 32, K: 0x116},         // 193: if A >= 0x116 goto 194 else 226
-			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 194: if A >= 0x11c goto 195 else 209
-			{Code: 0x15, JT: 0, JF: 170, K: 0x1b7},        // 195: if A == 0x1b7 goto 196 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 197: if A == 0x0 goto 199 else 366
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 198: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
-			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 200: if A >= 0x80000000 goto 366 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 202: if A == 0x0 goto 203 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 0, K: 0x8},          // 204: if A >= 0x8 goto 366 else 205
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 205: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 206: if A == 0x0 goto 207 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 207: A = arg3.lo
-			{Code: 0x15, JT: 178, JF: 157, K: 0x200},      // 208: if A == 0x200 goto 387 else 366
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 209: if A >= 0x118 goto 210 else 215
-			{Code: 0x15, JT: 0, JF: 155, K: 0x11b},        // 210: if A == 0x11b goto 211 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 212: if A == 0x0 goto 213 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x35, JT: 151, JF: 62, K: 0x2},         // 214: if A >= 0x2 goto 366 else 277
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 215: if A == 0x116 goto 216 else 220
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 217: if A == 0x0 goto 218 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
-			{Code: 0x45, JT: 146, JF: 167, K: 0xfffffffe}, // 219: if A & 0xfffffffe goto 366 else 387
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 220: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 221: if A == 0x0 goto 222 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 222: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 1, K: 0x1},          // 223: if A == 0x1 goto 387 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 140, K: 0x2},        // 225: if A & 0x2 goto 405 else 366
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdf},          // 226: if A >= 0xdf goto 227 else 241
-			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 227: if A == 0xdf goto 228 else 236
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 229: if A == 0x0 goto 230 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
-			{Code: 0x35, JT: 250, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 482 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 232: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 233: if A == 0x0 goto 234 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 234: A = arg3.lo
-			{Code: 0x35, JT: 246, JF: 247, K: 0x6},        // 235: if A >= 0x6 goto 482 else 483
-			{Code: 0x15, JT: 0, JF: 245, K: 0x105},        // 236: if A == 0x105 goto 237 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 238: if A == 0x0 goto 239 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x15, JT: 45, JF: 241, K: 0x0},         // 240: if A == 0x0 goto 286 else 482
-			{Code: 0x15, JT: 0, JF: 240, K: 0xdc},         // 241: if A == 0xdc goto 242 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 243: if A == 0x0 goto 244 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
-			{Code: 0x15, JT: 237, JF: 236, K: 0x50f00},    // 245: if A == 0x50f00 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 23, K: 0xb4},          // 246: if A >= 0xb4 goto 247 else 270
-			{Code: 0x35, JT: 0, JF: 12, K: 0xd3},          // 247: if A >= 0xd3 goto 248 else 260
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 248: if A == 0xd3 goto 249 else 259
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 250: if A == 0x0 goto 251 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x35, JT: 229, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 482 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 254: if A == 0x0 goto 255 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 256: if A >= 0x4001 goto 257 else 258
-			{Code: 0x15, JT: 225, JF: 224, K: 0x4040},     // 257: if A == 0x4040 goto 483 else 482
-			{Code: 0x15, JT: 224, JF: 223, K: 0x4000},     // 258: if A == 0x4000 goto 483 else 482
-			{Code: 0x15, JT: 223, JF: 222, K: 0xd7},       // 259: if A == 0xd7 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 221, K: 0xcf},         // 260: if A == 0xcf goto 261 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 261: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 262: if A == 0x0 goto 263 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 263: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 264: if A >= 0x80000000 goto 482 else 265
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 265: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 266: if A == 0x0 goto 267 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 267: A = arg3.lo
-			{Code: 0x15, JT: 214, JF: 0, K: 0x0},          // 268: if A == 0x0 goto 483 else 269
-			{Code: 0x15, JT: 213, JF: 212, K: 0x40},       // 269: if A == 0x40 goto 483 else 482
+			{Code: 0x15, JT: 87, JF: 73, K: 0x11},         // 109: if A == 0x11 goto 197 else 183
+			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 110: if A == 0x7a goto 344 else 111
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 111: if A == 0x62 goto 112 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 112: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 114: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 67, K: 0x80},          // 115: if A >= 0x80 goto 116 else 183
+			{Code: 0x35, JT: 66, JF: 80, K: 0x82},         // 116: if A >= 0x82 goto 183 else 197
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 117: if A == 0x16 goto 118 else 122
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 212, K: 0x80000000},  // 121: if A >= 0x80000000 goto 183 else 334
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 122: if A == 0x1b5 goto 123 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 124: if A == 0x0 goto 125 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 183 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 52, K: 0x18},         // 130: if A == 0x18 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 131: if A == 0x4f goto 132 else 141
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 132: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 133: if A == 0x0 goto 134 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 134: A = arg0.lo
+			{Code: 0x35, JT: 47, JF: 0, K: 0x80000000},    // 135: if A >= 0x80000000 goto 183 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 137: if A == 0x0 goto 138 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 139: if A == 0x0 goto 197 else 140
+			{Code: 0x15, JT: 56, JF: 42, K: 0x900},        // 140: if A == 0x900 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 141: if A == 0xde goto 142 else 178
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 142: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 143: if A == 0x0 goto 144 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 144: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 145: if A == 0x0 goto 146 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 146: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 147: if A == 0x0 goto 148 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 148: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 149: if A >= 0x23 goto 150 else 151
+			{Code: 0x15, JT: 46, JF: 32, K: 0x32},         // 150: if A == 0x32 goto 197 else 183
+			{Code: 0x15, JT: 45, JF: 31, K: 0x22},         // 151: if A == 0x22 goto 197 else 183
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 152: if A == 0x3 goto 153 else 166
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 156: if A >= 0x23 goto 157 else 164
+			{Code: 0x15, JT: 39, JF: 0, K: 0x32},          // 157: if A == 0x32 goto 197 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 159: if A == 0x0 goto 160 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 161: if A == 0x0 goto 162 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 162: A = arg3.lo
+			{Code: 0x15, JT: 33, JF: 8, K: 0x28},          // 163: if A == 0x28 goto 197 else 172
+			{Code: 0x15, JT: 32, JF: 0, K: 0x22},          // 164: if A == 0x22 goto 197 else 165
+			{Code: 0x35, JT: 17, JF: 7, K: 0x2},           // 165: if A >= 0x2 goto 183 else 173
+			{Code: 0x35, JT: 16, JF: 0, K: 0x2},           // 166: if A >= 0x2 goto 183 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 170: if A >= 0x2 goto 172 else 173
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x4001},        // 172: if A == 0x4001 goto 174 else 183
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 173: if A == 0x0 goto 183 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 174: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 176: A = arg4.lo
+			{Code: 0x35, JT: 5, JF: 19, K: 0x80000000},    // 177: if A >= 0x80000000 goto 183 else 197
+			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 178: if A == 0xe9 goto 179 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 179: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 180: if A == 0x0 goto 181 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 181: A = arg2.lo
+			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 182: if A >= 0x8 goto 184 else 188
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 184: if A >= 0x10 goto 185 else 186
+			{Code: 0x15, JT: 11, JF: 180, K: 0x19},        // 185: if A == 0x19 goto 197 else 366
+			{Code: 0x15, JT: 10, JF: 0, K: 0x8},           // 186: if A == 0x8 goto 197 else 187
+			{Code: 0x35, JT: 9, JF: 178, K: 0xe},          // 187: if A >= 0xe goto 197 else 366
+			{Code: 0x15, JT: 8, JF: 177, K: 0x4},          // 188: if A == 0x4 goto 197 else 366
+			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 189: if A >= 0x73 goto 190 else 314
+			{Code: 0x35, JT: 0, JF: 77, K: 0xb4},          // 190: if A >= 0xb4 goto 191 else 268
+			{Code: 0x35, JT: 0, JF: 38, K: 0xe0},          // 191: if A >= 0xe0 goto 192 else 230
+			{Code: 0x35, JT: 0, JF: 20, K: 0x118},         // 192: if A >= 0x118 goto 193 else 213
+			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 193: if A >= 0x11c goto 194 else 208
+			{Code: 0x15, JT: 0, JF: 171, K: 0x1b7},        // 194: if A == 0x1b7 goto 195 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 169, K: 0x0},          // 196: if A == 0x0 goto 198 else 366
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 197: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
+			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 366 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 201: if A == 0x0 goto 202 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 203: if A >= 0x8 goto 459 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 204: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 205: if A == 0x0 goto 206 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 206: A = arg3.lo
+			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 207: if A == 0x200 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 250, K: 0x11b},        // 208: if A == 0x11b goto 209 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 210: if A == 0x0 goto 211 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
+			{Code: 0x35, JT: 246, JF: 64, K: 0x2},         // 212: if A >= 0x2 goto 459 else 277
+			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 213: if A >= 0x116 goto 214 else 225
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 214: if A == 0x116 goto 215 else 219
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 216: if A == 0x0 goto 217 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
+			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 218: if A & 0xfffffffe goto 459 else 460
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 219: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 220: if A == 0x0 goto 221 else 223
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 221: A = arg1.lo
+			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 222: if A == 0x1 goto 460 else 224
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 223: A = arg1.lo
+			{Code: 0x45, JT: 177, JF: 234, K: 0x2},        // 224: if A & 0x2 goto 402 else 459
+			{Code: 0x15, JT: 0, JF: 233, K: 0x105},        // 225: if A == 0x105 goto 226 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 227: if A == 0x0 goto 228 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
+			{Code: 0x15, JT: 56, JF: 229, K: 0x0},         // 229: if A == 0x0 goto 286 else 459
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 230: if A >= 0xd4 goto 231 else 247
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 231: if A >= 0xdc goto 232 else 246
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 232: if A == 0xdc goto 233 else 237
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 233: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 234: if A == 0x0 goto 235 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
+			{Code: 0x15, JT: 223, JF: 222, K: 0x50f00},    // 236: if A == 0x50f00 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 221, K: 0xdf},         // 237: if A == 0xdf goto 238 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 239: if A == 0x0 goto 240 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
+			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 459 else 242
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 243: if A == 0x0 goto 244 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
+			{Code: 0x35, JT: 213, JF: 214, K: 0x6},        // 245: if A >= 0x6 goto 459 else 460
+			{Code: 0x15, JT: 213, JF: 212, K: 0xd7},       // 246: if A == 0xd7 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 247: if A == 0xd3 goto 248 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 249: if A == 0x0 goto 250 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
+			{Code: 0x35, JT: 207, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 459 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 252: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 253: if A == 0x0 goto 254 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 254: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 255: if A >= 0x4001 goto 256 else 257
+			{Code: 0x15, JT: 203, JF: 202, K: 0x4040},     // 256: if A == 0x4040 goto 460 else 459
+			{Code: 0x15, JT: 202, JF: 201, K: 0x4000},     // 257: if A == 0x4000 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 200, K: 0xcf},         // 258: if A == 0xcf goto 259 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 260: if A == 0x0 goto 261 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
+			{Code: 0x35, JT: 196, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 459 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 264: if A == 0x0 goto 265 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
+			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 460 else 267
+			{Code: 0x15, JT: 192, JF: 191, K: 0x40},       // 267: if A == 0x40 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 268: if A >= 0x86 goto 269 else 294
+			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 269: if A >= 0xa7 goto 270 else 290
 			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 270: if A >= 0xac goto 271 else 272
-			{Code: 0x15, JT: 210, JF: 211, K: 0xad},       // 271: if A == 0xad goto 482 else 483
+			{Code: 0x15, JT: 187, JF: 188, K: 0xad},       // 271: if A == 0xad goto 459 else 460
 			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 272: if A == 0xa7 goto 273 else 281
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 274: if A == 0x0 goto 275 else 482
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 274: if A == 0x0 goto 275 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 205, K: 0x53564d41},   // 276: if A == 0x53564d41 goto 277 else 482
+			{Code: 0x15, JT: 0, JF: 182, K: 0x53564d41},   // 276: if A == 0x53564d41 goto 277 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 278: if A == 0x0 goto 279 else 482
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 278: if A == 0x0 goto 279 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
-			{Code: 0x15, JT: 202, JF: 201, K: 0x0},        // 280: if A == 0x0 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 200, K: 0xa8},         // 281: if A == 0xa8 goto 282 else 482
+			{Code: 0x15, JT: 179, JF: 178, K: 0x0},        // 280: if A == 0x0 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 177, K: 0xa8},         // 281: if A == 0xa8 goto 282 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 283: if A == 0x0 goto 284 else 482
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 283: if A == 0x0 goto 284 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 285: if A == 0x0 goto 286 else 482
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 285: if A == 0x0 goto 286 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 286: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 287: if A == 0x0 goto 288 else 482
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 287: if A == 0x0 goto 288 else 459
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 288: A = arg2.lo
-			{Code: 0x15, JT: 193, JF: 192, K: 0x0},        // 289: if A == 0x0 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 18, K: 0x7d},          // 290: if A >= 0x7d goto 291 else 309
-			{Code: 0x35, JT: 0, JF: 4, K: 0x86},           // 291: if A >= 0x86 goto 292 else 296
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 292: if A >= 0x8c goto 293 else 294
-			{Code: 0x15, JT: 189, JF: 188, K: 0x9e},       // 293: if A == 0x9e goto 483 else 482
-			{Code: 0x15, JT: 188, JF: 0, K: 0x8b},         // 294: if A == 0x8b goto 483 else 295
-			{Code: 0x35, JT: 186, JF: 187, K: 0x88},       // 295: if A >= 0x88 goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 296: if A >= 0x82 goto 297 else 298
-			{Code: 0x15, JT: 185, JF: 184, K: 0x84},       // 297: if A == 0x84 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 9, K: 0x81},           // 298: if A == 0x81 goto 299 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 300: if A == 0x0 goto 301 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 302: if A == 0x0 goto 482 else 303
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 303: if A >= 0x80000000 goto 482 else 304
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 304: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 305: if A == 0x0 goto 306 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 306: A = arg1.lo
-			{Code: 0x15, JT: 175, JF: 174, K: 0x9},        // 307: if A == 0x9 goto 483 else 482
-			{Code: 0x15, JT: 174, JF: 173, K: 0x80},       // 308: if A == 0x80 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 7, K: 0x71},           // 309: if A >= 0x71 goto 310 else 317
-			{Code: 0x35, JT: 0, JF: 5, K: 0x7b},           // 310: if A >= 0x7b goto 311 else 316
-			{Code: 0x15, JT: 0, JF: 171, K: 0x7b},         // 311: if A == 0x7b goto 312 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 313: if A == 0x0 goto 314 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
-			{Code: 0x15, JT: 167, JF: 166, K: 0x0},        // 315: if A == 0x0 goto 483 else 482
-			{Code: 0x35, JT: 165, JF: 166, K: 0x73},       // 316: if A >= 0x73 goto 482 else 483
-			{Code: 0x15, JT: 0, JF: 17, K: 0x5f},          // 317: if A == 0x5f goto 318 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 318: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 319: if A == 0x0 goto 320 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x1},          // 321: if A == 0x1 goto 322 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 322: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 323: if A == 0x0 goto 324 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 324: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 325: if A == 0x0 goto 482 else 326
-			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 326: if A >= 0x80000000 goto 482 else 327
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 327: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 328: if A == 0x0 goto 329 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 329: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1000005},    // 330: if A == 0x1000005 goto 331 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 331: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 332: if A == 0x0 goto 333 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 333: A = arg4.lo
-			{Code: 0x15, JT: 148, JF: 147, K: 0x0},        // 334: if A == 0x0 goto 483 else 482
-			{Code: 0x15, JT: 147, JF: 146, K: 0x65},       // 335: if A == 0x65 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 62, K: 0x35},          // 336: if A >= 0x35 goto 337 else 399
-			{Code: 0x35, JT: 0, JF: 12, K: 0x4a},          // 337: if A >= 0x4a goto 338 else 350
-			{Code: 0x35, JT: 0, JF: 8, K: 0x54},           // 338: if A >= 0x54 goto 339 else 347
-			{Code: 0x35, JT: 0, JF: 2, K: 0x5a},           // 339: if A >= 0x5a goto 340 else 342
-			{Code: 0x15, JT: 142, JF: 0, K: 0x5a},         // 340: if A == 0x5a goto 483 else 341
-			{Code: 0x35, JT: 141, JF: 140, K: 0x5d},       // 341: if A >= 0x5d goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 139, K: 0x58},         // 342: if A == 0x58 goto 343 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 343: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 344: if A == 0x0 goto 345 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 345: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 11, K: 0x80000000},  // 346: if A >= 0x80000000 goto 482 else 358
-			{Code: 0x35, JT: 0, JF: 1, K: 0x50},           // 347: if A >= 0x50 goto 348 else 349
-			{Code: 0x15, JT: 133, JF: 134, K: 0x51},       // 348: if A == 0x51 goto 482 else 483
-			{Code: 0x15, JT: 35, JF: 132, K: 0x4e},        // 349: if A == 0x4e goto 385 else 482
-			{Code: 0x35, JT: 0, JF: 14, K: 0x39},          // 350: if A >= 0x39 goto 351 else 365
-			{Code: 0x35, JT: 0, JF: 11, K: 0x41},          // 351: if A >= 0x41 goto 352 else 363
-			{Code: 0x35, JT: 0, JF: 9, K: 0x45},           // 352: if A >= 0x45 goto 353 else 362
-			{Code: 0x15, JT: 0, JF: 128, K: 0x49},         // 353: if A == 0x49 goto 354 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 354: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 355: if A == 0x0 goto 356 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 356: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 124, K: 0x1},          // 357: if A == 0x1 goto 358 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 358: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 359: if A == 0x0 goto 360 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 360: A = arg3.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 361: if A == 0x0 goto 483 else 482
-			{Code: 0x35, JT: 120, JF: 119, K: 0x43},       // 362: if A >= 0x43 goto 483 else 482
-			{Code: 0x15, JT: 119, JF: 0, K: 0x39},         // 363: if A == 0x39 goto 483 else 364
-			{Code: 0x35, JT: 118, JF: 117, K: 0x3d},       // 364: if A >= 0x3d goto 483 else 482
-			{Code: 0x35, JT: 1, JF: 18, K: 0x37},          // 365: if A >= 0x37 goto 367 else 384
+			{Code: 0x15, JT: 170, JF: 169, K: 0x0},        // 289: if A == 0x0 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 290: if A >= 0x8c goto 291 else 292
+			{Code: 0x15, JT: 168, JF: 167, K: 0x9e},       // 291: if A == 0x9e goto 460 else 459
+			{Code: 0x15, JT: 167, JF: 0, K: 0x8b},         // 292: if A == 0x8b goto 460 else 293
+			{Code: 0x35, JT: 165, JF: 166, K: 0x88},       // 293: if A >= 0x88 goto 459 else 460
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 294: if A >= 0x80 goto 295 else 307
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 295: if A >= 0x82 goto 296 else 297
+			{Code: 0x15, JT: 163, JF: 162, K: 0x84},       // 296: if A == 0x84 goto 460 else 459
+			{Code: 0x15, JT: 162, JF: 0, K: 0x80},         // 297: if A == 0x80 goto 460 else 298
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 299: if A == 0x0 goto 300 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 301: if A == 0x0 goto 459 else 302
+			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 302: if A >= 0x80000000 goto 459 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 304: if A == 0x0 goto 305 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
+			{Code: 0x15, JT: 153, JF: 152, K: 0x9},        // 306: if A == 0x9 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 307: if A >= 0x7c goto 308 else 309
+			{Code: 0x15, JT: 151, JF: 150, K: 0x7c},       // 308: if A == 0x7c goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 149, K: 0x7b},         // 309: if A == 0x7b goto 310 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 311: if A == 0x0 goto 312 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
+			{Code: 0x15, JT: 146, JF: 145, K: 0x0},        // 313: if A == 0x0 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 45, K: 0x3a},          // 314: if A >= 0x3a goto 315 else 360
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 315: if A >= 0x50 goto 316 else 341
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 316: if A >= 0x5d goto 317 else 338
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 317: if A >= 0x60 goto 318 else 320
+			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 318: if A >= 0x71 goto 460 else 319
+			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 319: if A == 0x65 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 320: if A == 0x5f goto 321 else 460
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 322: if A == 0x0 goto 323 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 324: if A == 0x1 goto 325 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 326: if A == 0x0 goto 327 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 328: if A == 0x0 goto 459 else 329
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 459 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 330: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 331: if A == 0x0 goto 332 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 332: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 333: if A == 0x1000005 goto 334 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 334: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 335: if A == 0x0 goto 336 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 336: A = arg4.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 337: if A == 0x0 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 338: if A >= 0x54 goto 339 else 340
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 339: if A == 0x5a goto 460 else 459
+			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 340: if A == 0x51 goto 459 else 460
+			{Code: 0x35, JT: 0, JF: 15, K: 0x45},          // 341: if A >= 0x45 goto 342 else 357
+			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 342: if A >= 0x4a goto 343 else 348
+			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 343: if A == 0x4e goto 344 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 345: if A == 0x0 goto 346 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 112, K: 0x80000000}, // 347: if A >= 0x80000000 goto 459 else 460
+			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 348: if A == 0x49 goto 349 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 349: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 350: if A == 0x0 goto 351 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 351: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 352: if A == 0x1 goto 353 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 354: if A == 0x0 goto 355 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 356: if A == 0x0 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 357: if A >= 0x41 goto 358 else 359
+			{Code: 0x35, JT: 101, JF: 100, K: 0x43},       // 358: if A >= 0x43 goto 460 else 459
+			{Code: 0x35, JT: 100, JF: 99, K: 0x3d},        // 359: if A >= 0x3d goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 50, K: 0x1a},          // 360: if A >= 0x1a goto 361 else 411
+			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 361: if A >= 0x2f goto 362 else 390
+			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 362: if A >= 0x38 goto 363 else 381
+			{Code: 0x15, JT: 0, JF: 96, K: 0x38},          // 363: if A == 0x38 goto 364 else 460
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 364: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 8, K: 0x0},            // 365: if A == 0x0 goto 367 else 374
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
-			{Code: 0x15, JT: 114, JF: 0, K: 0x37},         // 367: if A == 0x37 goto 482 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 369: if A == 0x0 goto 370 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 371: if A >= 0x80000000 goto 378 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 372: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 373: if A == 0x0 goto 374 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 374: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 107, K: 0xffe3a2ff},   // 375: if A & 0xffe3a2ff goto 376 else 483
-			{Code: 0x45, JT: 105, JF: 106, K: 0xffe3a0fc}, // 376: if A & 0xffe3a0fc goto 482 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 103, K: 0xffffff9c},   // 378: if A == 0xffffff9c goto 379 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 379: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 380: if A == 0x0 goto 381 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 381: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 93, K: 0x80001},       // 382: if A >= 0x80001 goto 383 else 476
-			{Code: 0x15, JT: 99, JF: 98, K: 0x284000},     // 383: if A == 0x284000 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 5, K: 0x35},           // 384: if A == 0x35 goto 385 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 385: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 95, K: 0x0},           // 386: if A == 0x0 goto 388 else 482
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x35, JT: 92, JF: 93, K: 0x80000000},   // 389: if A >= 0x80000000 goto 482 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 390: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 391: if A == 0x0 goto 392 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 392: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 393: if A >= 0x80000000 goto 482 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 394: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 395: if A == 0x0 goto 396 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 396: A = arg4.lo
-			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 397: if A == 0x0 goto 483 else 398
-			{Code: 0x15, JT: 84, JF: 83, K: 0x100},        // 398: if A == 0x100 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 62, K: 0x15},          // 399: if A >= 0x15 goto 400 else 462
-			{Code: 0x35, JT: 0, JF: 12, K: 0x2c},          // 400: if A >= 0x2c goto 401 else 413
-			{Code: 0x35, JT: 0, JF: 10, K: 0x2f},          // 401: if A >= 0x2f goto 402 else 412
-			{Code: 0x15, JT: 0, JF: 79, K: 0x2f},          // 402: if A == 0x2f goto 403 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 77, K: 0x0},           // 404: if A == 0x0 goto 406 else 482
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 405: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 406: A = arg0.lo
-			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 407: if A >= 0x80000000 goto 482 else 408
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 408: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 409: if A == 0x0 goto 410 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 410: A = arg1.lo
-			{Code: 0x45, JT: 70, JF: 71, K: 0xffffff80},   // 411: if A & 0xffffff80 goto 482 else 483
-			{Code: 0x15, JT: 69, JF: 70, K: 0x2d},         // 412: if A == 0x2d goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 413: if A >= 0x1a goto 414 else 432
-			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 414: if A == 0x1d goto 415 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 416: if A == 0x0 goto 417 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 418: if A >= 0x80000000 goto 482 else 419
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 419: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 420: if A == 0x0 goto 421 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 421: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 422: if A >= 0x5413 goto 423 else 427
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 423: if A >= 0x541c goto 424 else 425
-			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 424: if A == 0x5425 goto 483 else 482
-			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 425: if A == 0x541b goto 483 else 426
-			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 426: if A >= 0x5415 goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 427: if A >= 0x540c goto 428 else 429
-			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 428: if A == 0x5411 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 429: if A >= 0x5405 goto 430 else 431
-			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 430: if A >= 0x5409 goto 483 else 482
-			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 431: if A >= 0x5401 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 432: if A == 0x15 goto 433 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 434: if A == 0x0 goto 435 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 482 else 437
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 437: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 438: if A == 0x0 goto 439 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 439: A = arg1.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 440: if A == 0x0 goto 482 else 441
-			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 441: if A >= 0x3 goto 482 else 442
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 442: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 443: if A == 0x0 goto 444 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 444: A = arg2.lo
-			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 445: if A >= 0x80000000 goto 482 else 483
-			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 446: if A == 0x19 goto 447 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 447: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 448: if A == 0x0 goto 449 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 449: A = arg0.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 450: if A >= 0x80000000 goto 482 else 451
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 451: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 452: if A == 0x0 goto 453 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 453: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 454: if A >= 0x4 goto 455 else 461
-			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 455: if A == 0x406 goto 483 else 456
-			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 456: if A == 0x4 goto 457 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 457: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 458: if A == 0x0 goto 459 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 459: A = arg2.lo
-			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 460: if A & 0xfff9f3ff goto 482 else 483
-			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 461: if A == 0x3 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 462: if A >= 0xc goto 463 else 478
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 463: if A >= 0x13 goto 464 else 477
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 464: if A == 0x13 goto 465 else 473
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 465: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 466: if A == 0x0 goto 467 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 467: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 468: if A == 0x0 goto 469 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 469: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 470: if A == 0x0 goto 471 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 471: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 472: if A == 0x80800 goto 483 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 474: if A == 0x0 goto 475 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
-			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 476: if A == 0x80000 goto 483 else 482
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 477: if A == 0xe goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 478: if A >= 0x8 goto 479 else 481
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 479: if A == 0x8 goto 483 else 480
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 480: if A == 0xb goto 483 else 482
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 481: if A == 0x5 goto 483 else 482
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 482: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 483: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 368: if A >= 0x80000000 goto 375 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 369: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 370: if A == 0x0 goto 371 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 371: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 372: if A & 0xffe3a2ff goto 373 else 460
+			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 373: if A & 0xffe3a0fc goto 459 else 460
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 374: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 375: if A == 0xffffff9c goto 376 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 376: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 377: if A == 0x0 goto 378 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 378: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 379: if A >= 0x80001 goto 380 else 455
+			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 380: if A == 0x284000 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 381: if A == 0x2f goto 382 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 383: if A == 0x0 goto 384 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 385: if A >= 0x80000000 goto 459 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 386: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 387: if A == 0x0 goto 388 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 388: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 389: if A & 0xffffff80 goto 459 else 460
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 390: if A >= 0x2c goto 391 else 392
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 391: if A == 0x2d goto 459 else 460
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 392: if A == 0x1d goto 393 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 393: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 394: if A == 0x0 goto 395 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 395: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 396: if A >= 0x80000000 goto 459 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 397: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 398: if A == 0x0 goto 399 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 399: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 400: if A >= 0x5413 goto 401 else 406
+			{Code: 0x35, JT: 1, JF: 2, K: 0x541c},         // 401: if A >= 0x541c goto 403 else 404
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 402: return 0x50001
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 403: if A == 0x5425 goto 460 else 459
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 404: if A == 0x541b goto 460 else 405
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 405: if A >= 0x5415 goto 459 else 460
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 406: if A >= 0x540c goto 407 else 408
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 407: if A == 0x5411 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 408: if A >= 0x5405 goto 409 else 410
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 409: if A >= 0x5409 goto 460 else 459
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 410: if A >= 0x5401 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 411: if A >= 0x13 goto 412 else 456
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 412: if A >= 0x15 goto 413 else 443
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 413: if A == 0x15 goto 414 else 427
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 415: if A == 0x0 goto 416 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 417: if A >= 0x80000000 goto 459 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 418: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 419: if A == 0x0 goto 420 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 420: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 421: if A == 0x0 goto 459 else 422
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 422: if A >= 0x3 goto 459 else 423
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 423: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 424: if A == 0x0 goto 425 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 425: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 426: if A >= 0x80000000 goto 459 else 460
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 427: if A == 0x19 goto 428 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 428: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 429: if A == 0x0 goto 430 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 430: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 431: if A >= 0x80000000 goto 459 else 432
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 432: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 433: if A == 0x0 goto 434 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 434: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 435: if A >= 0x4 goto 436 else 442
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 436: if A == 0x406 goto 460 else 437
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 437: if A == 0x4 goto 438 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 438: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 439: if A == 0x0 goto 440 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 440: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 441: if A & 0xfff9f3ff goto 459 else 460
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 442: if A == 0x3 goto 460 else 459
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 443: if A == 0x13 goto 444 else 452
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 445: if A == 0x0 goto 446 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 447: if A == 0x0 goto 448 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 448: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 449: if A == 0x0 goto 450 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 450: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 451: if A == 0x80800 goto 460 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 452: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 453: if A == 0x0 goto 454 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 454: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 455: if A == 0x80000 goto 460 else 459
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 456: if A >= 0x9 goto 457 else 458
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 457: if A == 0xb goto 460 else 459
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 458: if A == 0x8 goto 460 else 459
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 459: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 460: return 0x7fff0000
 		},
 	},
 	{
