@@ -231,6 +231,31 @@ func TestTestsCarryTheirTags(t *testing.T) {
 	t.Logf("%d needs found", checked)
 }
 
+// Every backend that is linked in has its test among each platform_go_test's.
+func TestEveryPlatformIsTested(t *testing.T) {
+	root := root(t)
+	build, err := os.ReadFile(filepath.Join(root, "test/e2e/BUILD.bazel"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tested := carried(string(build))
+	sources, err := filepath.Glob(filepath.Join(root, platformsDir, "*.go"))
+	if err != nil || len(sources) == 0 {
+		t.Fatalf("sources of %s: %v, %v", platformsDir, sources, err)
+	}
+	for _, source := range sources {
+		file, err := parser.ParseFile(token.NewFileSet(), source, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imported := range imports(map[string]*ast.File{source: file}) {
+			if name := path.Base(imported); !tested["requires-"+name] {
+				t.Errorf("test/e2e is not run on %s\nfix: add %q to platforms in test/e2e/BUILD.bazel", name, name)
+			}
+		}
+	}
+}
+
 func TestNeeds(t *testing.T) {
 	const header = "package x\nimport (\"os\"; \"syscall\"; \"golang.org/x/sys/unix\")\n"
 	for _, test := range []struct {
