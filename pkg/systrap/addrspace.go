@@ -1,0 +1,436 @@
+package systrap
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/stub"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
+)
+
+// addressSpace is a stub process. It implements platform.AddressSpace.
+type addressSpace struct {
+	platform.NoAddressSpaceIO
+
+	zygote *stub.Zygote
+	pid    int
+	at     layout
+	mem    *memory
+	// dropFile takes mem's file from the stubs.
+	dropFile func()
+
+	// reqMu is held for a request to the system call thread.
+	reqMu sync.Mutex
+	seq   uint32
+
+	// growMu is held while a thread is made. chunks is how many chunks of slots the
+	// stub has mapped.
+	growMu sync.Mutex
+	chunks int
+
+	// gone says that the AddressSpace was released or given up.
+	gone atomic.Bool
+
+	mu sync.Mutex
+	// threads are all that were made, idle those that no Context has.
+	threads, idle []*thread
+	// users is the number of goroutines between enter and leave, quiet is signalled
+	// when there are none.
+	users int
+	quiet sync.Cond
+	// dead is why the AddressSpace was given up, if it was.
+	dead     error
+	released bool
+}
+
+// cloneThread are the flags of a new thread of a stub.
+const cloneThread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM
+
+// pollPeriod is how often somebody who waits for a stub looks whether it is alive.
+// Only a stub that runs, or that was stopped, is waited for.
+const pollPeriod = 100 * time.Millisecond
+
+func newAddressSpace() (*addressSpace, error) {
+	t, err := textOf()
+	if err != nil {
+		return nil, err
+	}
+	zygote, err := stub.SharedWith(t.text)
+	if err != nil {
+		return nil, err
+	}
+	mem, err := newMemory()
+	if err != nil {
+		return nil, err
+	}
+	num, dropFile, err := zygote.Hold(mem)
+	if err != nil {
+		mem.dropRef()
+		return nil, err
+	}
+	extra := zygote.Layout.Extra
+	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile}
+	as.quiet.L = &as.mu
+	as.at.ro = zygote.Layout.Start - roSize
+	as.at.hint = as.at.ro - pageSize
+	as.at.slots = as.at.hint&^(slotSize-1) - maxSlots*slotSize
+	as.at.text, as.at.textEnd = extra, extra+uintptr(len(t.text))
+	as.at.entry, as.at.handler = extra, extra+t.handler
+	err = as.initRegion(num)
+	if err == nil {
+		as.pid, _, err = zygote.ForkAt(as.at.entry, uint32(num))
+	}
+	if err != nil {
+		dropFile()
+		mem.dropRef()
+		return nil, err
+	}
+	if err := as.start(num); err != nil {
+		as.Release()
+		return nil, fmt.Errorf("starting stub process %d: %w", as.pid, err)
+	}
+	return as, nil
+}
+
+// Program numbers in the region.
+const (
+	progSyscallThread = iota
+	progApplication
+)
+
+// initRegion writes what the stub needs and cannot change.
+func (as *addressSpace) initRegion(num int) error {
+	m := as.mem
+	m.put64(requestFD, uint64(num))
+	m.put64(requestHint, uint64(as.at.hint))
+	m.put64(constantText, uint64(as.at.text))
+	m.put64(constantText+8, uint64(as.at.textEnd-as.at.text))
+	as.putAction(m.region[constantAction:])
+	off := constantFilter
+	for i, rules := range [][]rule{progSyscallThread: syscallThreadRules(), progApplication: applicationRules()} {
+		prog, err := buildFilter(rules, auditArch, uint64(as.at.text), uint64(as.at.textEnd))
+		if err != nil {
+			return err
+		}
+		fprog := constantProgs + i*16
+		m.put64(fprog, uint64(len(prog)))
+		m.put64(fprog+8, uint64(as.at.ro)+uint64(off))
+		for _, ins := range prog {
+			b := m.region[off:]
+			binary.LittleEndian.PutUint16(b, ins.Code)
+			b[2], b[3] = ins.JT, ins.JF
+			binary.LittleEndian.PutUint32(b[4:], ins.K)
+			off += 8
+		}
+	}
+	return nil
+}
+
+// ro returns the address of something in the read-only region.
+func (as *addressSpace) ro(off int) uint64 { return uint64(as.at.ro) + uint64(off) }
+
+// start completes a new stub.
+func (as *addressSpace) start(num int) error {
+	if _, err := as.call(unix.SYS_MMAP, uint64(as.at.hint), pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED, uint64(num), hintOffset); err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
+	for _, sig := range handledSignals {
+		if _, err := as.call(unix.SYS_RT_SIGACTION, uint64(sig), as.ro(constantAction), 0, 8); err != nil {
+			return fmt.Errorf("rt_sigaction(%v): %w", sig, err)
+		}
+	}
+	if _, err := as.call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, as.ro(constantProgs+16*progSyscallThread)); err != nil {
+		return fmt.Errorf("seccomp(SECCOMP_SET_MODE_FILTER): %w", err)
+	}
+	return nil
+}
+
+// handledSignals are those of system calls, of exceptions, and of Interrupt.
+var handledSignals = []unix.Signal{
+	unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.Signal(platform.SignalInterrupt),
+}
+
+// enter keeps the AddressSpace from being reaped until leave. It returns an error
+// if it was released or given up.
+func (as *addressSpace) enter() error {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.dead != nil {
+		return as.dead
+	}
+	as.users++
+	return nil
+}
+
+func (as *addressSpace) leave() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.users--
+	if as.users == 0 {
+		as.quiet.Broadcast()
+	}
+}
+
+// fail gives the AddressSpace up because of err, unless it was before, and
+// returns the reason.
+func (as *addressSpace) fail(err error) error {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.dead == nil {
+		as.dead = err
+	}
+	as.abandon()
+	return as.dead
+}
+
+// abandon kills the stub and wakes those who wait for it. as.dead is set.
+//
+// Preconditions: as.mu is held.
+func (as *addressSpace) abandon() {
+	as.gone.Store(true)
+	stub.Kill(as.pid)
+	for _, t := range as.threads {
+		t.word.Abort()
+	}
+	sysmsg.FutexWake(as.hintWord())
+}
+
+// check returns an error if the AddressSpace was given up, or if it must be since
+// the stub has died.
+func (as *addressSpace) check() error {
+	as.mu.Lock()
+	dead := as.dead
+	as.mu.Unlock()
+	if dead != nil {
+		return dead
+	}
+	ended, code, status := hasEnded(as.pid)
+	switch {
+	case !ended:
+		return nil
+	case code == cldExited:
+		return as.fail(fmt.Errorf("stub process %d exited with status %d: %w", as.pid, status, unix.ESRCH))
+	}
+	return as.fail(fmt.Errorf("stub process %d was killed by %v: %w", as.pid, unix.Signal(status), unix.ESRCH))
+}
+
+const cldExited = 1 // CLD_EXITED (asm-generic/siginfo.h)
+
+// hintWord is what the system call thread writes when it has done a request. The
+// application can write it, too.
+func (as *addressSpace) hintWord() *atomic.Uint32 { return word32(as.mem.region, hintOffset) }
+
+// maxSeq bounds the numbers of requests: the position of a file is an int64.
+const maxSeq = 1<<30 - 1
+
+// call makes a system call of the host in the stub and returns the low 31 bits of
+// its result. The error is an Errno when the call failed; otherwise the
+// AddressSpace was given up.
+func (as *addressSpace) call(nr uint64, args ...uint64) (int, error) {
+	as.reqMu.Lock()
+	defer as.reqMu.Unlock()
+	m, hint := as.mem, as.hintWord()
+	m.put64(requestNr, nr)
+	for i := range 6 {
+		v := uint64(0)
+		if i < len(args) {
+			v = args[i]
+		}
+		m.put64(requestArgs+8*i, v)
+	}
+	before := as.seq
+	as.seq = as.seq%maxSeq + 1
+	spins := spinLimit()
+	word32(m.region, requestSpin).Store(spins)
+	request := word32(m.region, requestSeq)
+	request.Store(as.seq)
+	sysmsg.FutexWake(request)
+	sysmsg.SpinWhile(hint, before, spins)
+	for {
+		v := hint.Load()
+		if v == as.seq {
+			break
+		}
+		if v != before {
+			return 0, as.forged()
+		}
+		if as.gone.Load() {
+			return 0, as.check()
+		}
+		if !sysmsg.FutexWait(hint, before, pollPeriod) {
+			if err := as.check(); err != nil {
+				return 0, err
+			}
+			if result, done, err := as.result(); done || err != nil {
+				// The application has undone what the thread wrote.
+				return result, err
+			}
+		}
+	}
+	result, done, err := as.result()
+	if err == nil && !done {
+		err = as.forged()
+	}
+	return result, err
+}
+
+// result returns what came of the request, if it is done.
+func (as *addressSpace) result() (result int, done bool, err error) {
+	pos, err := unix.Seek(as.mem.fd, 0, unix.SEEK_CUR)
+	if err != nil {
+		return 0, false, as.fail(fmt.Errorf("lseek of the memory of stub process %d: %w", as.pid, err))
+	}
+	if uint32(pos>>32) != as.seq {
+		return 0, false, nil
+	}
+	if r := int32(pos); r < 0 {
+		return 0, true, unix.Errno(-r)
+	}
+	return int(int32(pos)), true, nil
+}
+
+// forged gives the AddressSpace up because the application has written to the hint
+// page.
+func (as *addressSpace) forged() error {
+	return as.fail(fmt.Errorf("stub process %d: %w: %w", as.pid, sysmsg.ErrViolation, unix.EPROTO))
+}
+
+// thread returns a thread that no Context has, for one to have.
+func (as *addressSpace) thread() (*thread, error) {
+	as.mu.Lock()
+	if n := len(as.idle); n > 0 {
+		t := as.idle[n-1]
+		as.idle = as.idle[:n-1]
+		as.mu.Unlock()
+		as.mem.addRef()
+		return t, nil
+	}
+	as.mu.Unlock()
+
+	as.growMu.Lock()
+	defer as.growMu.Unlock()
+	// Only the holder of growMu changes threads.
+	t, err := as.newThread(len(as.threads))
+	if err != nil {
+		return nil, fmt.Errorf("new thread in stub process %d: %w%s", as.pid, err, hint(err))
+	}
+	as.mu.Lock()
+	as.threads = append(as.threads, t)
+	as.mu.Unlock()
+	as.mem.addRef()
+	return t, nil
+}
+
+// putIdle makes t a thread that no Context has.
+func (as *addressSpace) putIdle(t *thread) {
+	as.mu.Lock()
+	as.idle = append(as.idle, t)
+	as.mu.Unlock()
+	as.mem.dropRef()
+}
+
+// checkRange returns an error unless applications may map [addr, addr+length).
+func (as *addressSpace) checkRange(addr hostarch.Addr, length uint64) error {
+	ar, ok := addr.ToRange(length)
+	if !ok || length == 0 || !ar.IsPageAligned() || ar.Start < platform.SystemMMapMinAddr() || ar.End > hostarch.Addr(as.at.slots) {
+		return fmt.Errorf("%#x bytes at %v: not whole pages that an application can have: %w", length, addr, unix.EINVAL)
+	}
+	return nil
+}
+
+// MapFile implements platform.AddressSpace.MapFile.
+func (as *addressSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.FileRange, at hostarch.AccessType, precommit bool) error {
+	if !fr.WellFormed() || fr.Start&hostarch.PageMask != 0 || !at.Any() {
+		return fmt.Errorf("MapFile of the bytes %v with access %v: %w", fr, at, unix.EINVAL)
+	}
+	if err := as.checkRange(addr, fr.Length()); err != nil {
+		return fmt.Errorf("MapFile: %w", err)
+	}
+	if err := as.enter(); err != nil {
+		return fmt.Errorf("MapFile: %w", err)
+	}
+	defer as.leave()
+	flags := uint64(unix.MAP_SHARED | unix.MAP_FIXED)
+	if precommit {
+		flags |= unix.MAP_POPULATE
+	}
+	err := as.zygote.WithFile(f, func(num int) error {
+		_, err := as.call(unix.SYS_MMAP, uint64(addr), fr.Length(), uint64(at.Prot()), flags, uint64(num), fr.Start)
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("MapFile: mmap of %#x bytes at %v with access %v in stub process %d: %w%s", fr.Length(), addr, at, as.pid, err, hint(err))
+}
+
+// Unmap implements platform.AddressSpace.Unmap.
+func (as *addressSpace) Unmap(addr hostarch.Addr, length uint64) {
+	if as.enter() != nil {
+		return // Nothing runs in it any more.
+	}
+	defer as.leave()
+	err := as.checkRange(addr, length)
+	if err == nil {
+		_, err = as.call(unix.SYS_MUNMAP, uint64(addr), length)
+	}
+	if err != nil {
+		as.fail(fmt.Errorf("munmap of %#x bytes at %v in stub process %d: %w", length, addr, as.pid, err))
+	}
+}
+
+// Release implements platform.AddressSpace.Release.
+func (as *addressSpace) Release() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.released {
+		return
+	}
+	as.released = true
+	if as.dead == nil {
+		as.dead = fmt.Errorf("the AddressSpace was released: %w", unix.ESRCH)
+	}
+	as.abandon()
+	for as.users > 0 {
+		as.quiet.Wait()
+	}
+	as.dropFile()
+	as.zygote.Release(as.pid)
+	as.mem.dropRef()
+}
+
+// PreFork implements platform.AddressSpace.PreFork.
+func (*addressSpace) PreFork() {}
+
+// PostFork implements platform.AddressSpace.PostFork.
+func (*addressSpace) PostFork() {}
+
+// probe runs a thread that faults at once, and checks that its frame is where and
+// what we expect.
+func (as *addressSpace) probe() error {
+	c := &threadContext{}
+	defer c.Release()
+	ac := arch.New()
+	ac.SetIP(0)
+	ac.SetStack(math.MaxInt32)
+	info, _, err := c.switchIn(as, ac)
+	if err != platform.ErrContextSignal {
+		return fmt.Errorf("a thread that jumps to 0: %w", errors.Join(err, platform.ErrNotSupported))
+	}
+	if unix.Signal(info.Signo) != unix.SIGSEGV || !slices.Equal([]uintptr{ac.IP(), ac.Stack()}, []uintptr{0, math.MaxInt32}) {
+		return fmt.Errorf("a thread that jumps to 0 gets %v at %#x: %w", info, ac.IP(), platform.ErrNotSupported)
+	}
+	return c.thread.checkFrame()
+}

@@ -1,0 +1,56 @@
+package systrap
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/platform"
+)
+
+// The platform is not written for arm64 yet: New says so, and none of this is
+// reached.
+
+const auditArch = unix.AUDIT_ARCH_AARCH64
+
+type stubText struct {
+	text    []byte
+	handler uintptr
+}
+
+func textOf() (stubText, error) { return stubText{}, checkCPU() }
+
+func checkCPU() error {
+	return fmt.Errorf("not written for this architecture yet: %w", platform.ErrNotSupported)
+}
+
+func (t *thread) frameAddr() uint64 { return 0 }
+
+func (t *thread) event(*threadContext, *arch.Context64) (*linux.SignalInfo, error) {
+	return nil, platform.ErrNotSupported
+}
+
+func (t *thread) syscall(*threadContext, *arch.Context64, *linux.SignalInfo) (*linux.SignalInfo, hostarch.AccessType, error) {
+	return nil, hostarch.NoAccess, platform.ErrNotSupported
+}
+
+func protectionFault(*arch.Context64) *linux.SignalInfo { return nil }
+
+func (t *thread) fault(*arch.Context64, *linux.SignalInfo) hostarch.AccessType {
+	return hostarch.NoAccess
+}
+
+func (t *thread) putChangedRegs(_, _ *arch.Registers) {}
+
+func (t *thread) putFrame(*arch.Registers) {}
+
+func (t *thread) putFP(arch.FPState) bool { return false }
+
+func (t *thread) getFP(arch.FPState) {}
+
+func (t *thread) checkFrame() error { return platform.ErrNotSupported }
+
+func (as *addressSpace) putAction([]byte) {}

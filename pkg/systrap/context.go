@@ -1,0 +1,204 @@
+package systrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/interrupt"
+)
+
+// threadContext implements platform.Context.
+type threadContext struct {
+	forwarder interrupt.Forwarder
+
+	// thread is the one that the Context has, or nil. It is set while forwarder is
+	// disabled.
+	thread *thread
+
+	// sent says that an interrupt was sent to the thread.
+	sent atomic.Bool
+
+	// late says that Switch returned something else although an interrupt was
+	// sent: the next Switch returns it.
+	late bool
+
+	// ac is the state that the last Switch had. known are the general registers as
+	// the thread's frame has them. inFrame says that the floating point state is
+	// only in the frame. changed says that nothing in the frame counts.
+	ac      *arch.Context64
+	known   arch.Registers
+	inFrame bool
+	changed bool
+}
+
+// NotifyInterrupt implements interrupt.Receiver.
+func (c *threadContext) NotifyInterrupt() {
+	c.sent.Store(true)
+	// If it fails the stub is dead, and Switch finds out.
+	unix.Tgkill(c.thread.as.pid, c.thread.tid, unix.Signal(platform.SignalInterrupt))
+}
+
+// Interrupt implements platform.Context.Interrupt.
+func (c *threadContext) Interrupt() { c.forwarder.NotifyInterrupt() }
+
+// Switch implements platform.Context.Switch.
+func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac *arch.Context64, _ int32) (*linux.SignalInfo, hostarch.AccessType, error) {
+	if c.late {
+		c.late = false
+		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+	}
+	as, ok := mm.AddressSpace().(*addressSpace)
+	if !ok {
+		return nil, hostarch.NoAccess, contextError(fmt.Errorf("Switch in an AddressSpace of another platform, or none: %w", unix.EINVAL))
+	}
+	return c.switchIn(as, ac)
+}
+
+// switchIn is Switch in as.
+func (c *threadContext) switchIn(as *addressSpace, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
+	if err := as.enter(); err != nil {
+		return nil, hostarch.NoAccess, contextError(err)
+	}
+	defer as.leave()
+	if err := c.bind(as); err != nil {
+		return nil, hostarch.NoAccess, contextError(err)
+	}
+	if !c.forwarder.Enable(c) {
+		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+	}
+	info, at, err := c.run(ac)
+	c.forwarder.Disable()
+	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
+	return info, at, err
+}
+
+// bind gives the Context a thread of as.
+func (c *threadContext) bind(as *addressSpace) error {
+	if c.thread != nil && c.thread.as == as {
+		return nil
+	}
+	c.unbind()
+	t, err := as.thread()
+	if err != nil {
+		return err
+	}
+	c.thread, c.changed = t, true
+	return nil
+}
+
+// unbind takes the thread from the Context. The state is all in ac afterwards.
+func (c *threadContext) unbind() {
+	if c.thread == nil {
+		return
+	}
+	c.pullFP()
+	c.thread.as.putIdle(c.thread)
+	c.thread = nil
+}
+
+// contextError returns err as a platform.ContextError.
+func contextError(err error) error {
+	errno := unix.EIO
+	errors.As(err, &errno)
+	return &platform.ContextError{Err: err, Errno: errno}
+}
+
+// run runs the thread with the state ac until the Sentry must see it.
+func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
+	t := c.thread
+	if !c.load(ac) {
+		// As rt_sigreturn(2) does with a state that no thread can have.
+		return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
+	}
+	for {
+		if err := t.resume(c); err != nil {
+			c.inFrame = false
+			return nil, hostarch.NoAccess, contextError(err)
+		}
+		info, err := t.event(c, ac)
+		if err != nil {
+			c.inFrame = false
+			return nil, hostarch.NoAccess, contextError(t.as.fail(err))
+		}
+		c.inFrame = true
+		if info.Code <= 0 {
+			// Somebody sent it, if only to interrupt; SIGSYS and the others come from
+			// the kernel.
+			if c.sent.Swap(false) {
+				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+			}
+			continue
+		}
+		switch unix.Signal(info.Signo) {
+		case unix.SIGSYS:
+			return t.syscall(c, ac, info)
+		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP:
+			at := t.fault(ac, info)
+			return info, at, platform.ErrContextSignal
+		}
+		err = fmt.Errorf("stub process %d says it got signal %d with code %d: %w", t.as.pid, info.Signo, info.Code, unix.EPROTO)
+		return nil, hostarch.NoAccess, contextError(t.as.fail(err))
+	}
+}
+
+// load gives the thread the state ac. It returns false if no thread can have it.
+func (c *threadContext) load(ac *arch.Context64) bool {
+	t := c.thread
+	changed := c.changed || c.ac != ac
+	if ac.Regs != c.known && !ac.SanitizeRegs() {
+		return false
+	}
+	if !changed {
+		t.putChangedRegs(&c.known, &ac.Regs)
+		if !c.inFrame {
+			return t.putFP(ac.FloatingPointData())
+		}
+		return true
+	}
+	if !t.putFP(ac.FloatingPointData()) {
+		return false
+	}
+	t.putFrame(&ac.Regs)
+	c.ac, c.changed, c.inFrame = ac, false, true
+	return true
+}
+
+// pullFP reads the floating point state if that is only in the frame.
+func (c *threadContext) pullFP() {
+	if !c.inFrame || c.changed {
+		return
+	}
+	c.thread.getFP(c.ac.FloatingPointData())
+	// The frame still has the same.
+}
+
+// PullFullState implements platform.Context.PullFullState.
+func (c *threadContext) PullFullState(_ platform.AddressSpace, ac *arch.Context64) error {
+	if c.changed || c.ac != ac || c.thread == nil {
+		return nil
+	}
+	c.pullFP()
+	return nil
+}
+
+// FullStateChanged implements platform.Context.FullStateChanged.
+func (c *threadContext) FullStateChanged() { c.changed = true }
+
+// Release implements platform.Context.Release. The thread is for other Contexts
+// of the AddressSpace.
+func (c *threadContext) Release() {
+	c.inFrame = false
+	c.unbind()
+}
+
+// PrepareSleep implements platform.Context.PrepareSleep: the thread sleeps by
+// itself.
+func (c *threadContext) PrepareSleep() {}

@@ -1,0 +1,92 @@
+package systrap
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/bpf"
+)
+
+// Offsets in struct seccomp_data (linux/seccomp.h).
+const (
+	dataNr     = 0
+	dataArch   = 4
+	dataIPLow  = 8
+	dataIPHigh = 12
+	dataArgs   = 16
+)
+
+// rule allows a system call. If first is not nil, its first argument must be
+// *first; if ops is not nil, the low half of the second one must be among them.
+type rule struct {
+	nr    uint32
+	first *uint64
+	ops   []uint32
+}
+
+// Futex operations (linux/futex.h), on shared memory.
+const (
+	futexWait = 0
+	futexWake = 1
+)
+
+// applicationRules are for threads that run application code.
+func applicationRules() []rule {
+	return []rule{
+		{nr: unix.SYS_RT_SIGRETURN},
+		{nr: unix.SYS_FUTEX, ops: []uint32{futexWait, futexWake}},
+	}
+}
+
+// syscallThreadRules are for the system call thread; the others inherit them.
+func syscallThreadRules() []rule {
+	flags, dispatch := uint64(cloneThread), uint64(unix.PR_SET_SYSCALL_USER_DISPATCH)
+	return append(applicationRules(),
+		rule{nr: unix.SYS_MMAP}, rule{nr: unix.SYS_MUNMAP}, rule{nr: unix.SYS_LSEEK},
+		rule{nr: unix.SYS_CLONE, first: &flags}, rule{nr: unix.SYS_SIGALTSTACK}, rule{nr: unix.SYS_SECCOMP},
+		rule{nr: unix.SYS_PRCTL, first: &dispatch},
+		rule{nr: unix.SYS_EXIT_GROUP})
+}
+
+// buildFilter returns the program that allows the rules when the call comes from
+// text up to textEnd, and else gives SIGSYS. Both are in the same 4 GiB.
+func buildFilter(rules []rule, auditArch uint32, text, textEnd uint64) (bpf.Program, error) {
+	var b bpf.Builder
+	trap, allow := b.NewLabel("trap"), b.NewLabel("allow")
+	load := func(off uint32) { b.Stmt(bpf.Ld|bpf.W|bpf.Abs, off) }
+	equal := func(v uint32, jt, jf bpf.Label) { b.JumpIf(bpf.Jmp|bpf.Jeq|bpf.K, v, jt, jf) }
+
+	load(dataIPHigh)
+	equal(uint32(text>>32), bpf.Next, trap)
+	load(dataIPLow)
+	b.JumpIf(bpf.Jmp|bpf.Jge|bpf.K, uint32(text), bpf.Next, trap)
+	b.JumpIf(bpf.Jmp|bpf.Jge|bpf.K, uint32(textEnd), trap, bpf.Next)
+	load(dataArch)
+	equal(auditArch, bpf.Next, trap)
+	load(dataNr)
+	for _, r := range rules {
+		if r.first == nil && r.ops == nil {
+			equal(r.nr, allow, bpf.Next)
+			continue
+		}
+		other := b.NewLabel("other")
+		equal(r.nr, bpf.Next, other)
+		if r.first != nil {
+			load(dataArgs)
+			equal(uint32(*r.first), bpf.Next, trap)
+			load(dataArgs + 4)
+			equal(uint32(*r.first>>32), allow, trap)
+		} else {
+			load(dataArgs + 8)
+			for _, op := range r.ops {
+				equal(op, allow, bpf.Next)
+			}
+			b.Jump(trap)
+		}
+		b.Place(other)
+	}
+	b.Place(trap)
+	b.Stmt(bpf.Ret|bpf.K, unix.SECCOMP_RET_TRAP)
+	b.Place(allow)
+	b.Stmt(bpf.Ret|bpf.K, unix.SECCOMP_RET_ALLOW)
+	return b.Build()
+}

@@ -1,0 +1,70 @@
+package systrap
+
+// Where things lie in a stub, from high to low addresses:
+//
+//	the image of package stub, with our text at its end
+//	the read-only region: requests, constants, the stack_t of every slot
+//	the hint page, which the stub can write
+//	the slots
+//	what applications can use
+//
+// All but the image is one memory file, in the order region, hint page, slots; the
+// Sentry has it mapped too. The stub's assembler knows these names.
+const (
+	pageSize = 4096
+
+	// A slot is a thread's signal stack with a header above it. Slots are aligned
+	// to their size, so that the stack pointer leads to the header. A signal frame
+	// with all that XCR0 can have is less than 13 KiB; of an ordinary one everything
+	// is in the slot's last page.
+	slotSize   = 32 << 10
+	headerSize = 64
+	stackSize  = slotSize - headerSize
+
+	// maxSlots bounds the Contexts that are live in one AddressSpace at a time.
+	maxSlots = 4096
+	// chunkSlots is how many slots are mapped at a time.
+	chunkSlots = 8
+	chunkSize  = chunkSlots * slotSize
+
+	// The header.
+	headerState = 0  // sysmsg.Word
+	headerSpin  = 4  // how often the stub looks at the word before it sleeps
+	headerSP    = 8  // where the signal frame is
+	headerFS    = 16 // segment bases, which a signal frame has not
+	headerGS    = 24
+)
+
+// The read-only region. The first page is the request to the system call thread.
+const (
+	requestSeq   = 0  // changes with every request
+	requestSpin  = 4  // how often the thread looks at requestSeq before it sleeps
+	requestFD    = 8  // the number of the memory file
+	requestHint  = 16 // the address of the hint page
+	requestNr    = 24 // the system call
+	requestArgs  = 32 // its six arguments
+	requestStack = 80 // for a new thread: its stack_t,
+	requestProg  = 88 // and its filter
+
+	constantAction = pageSize       // struct sigaction
+	constantText   = pageSize + 32  // address and size of our text
+	constantProgs  = pageSize + 64  // struct sock_fprog: of the system call thread, of the others
+	constantFilter = pageSize + 128 // their instructions
+	stacksOffset   = 2 * pageSize   // a stack_t for each slot
+	stackTSize     = 32             // more than sizeof(stack_t)
+	roSize         = stacksOffset + maxSlots*stackTSize
+)
+
+// In the memory file.
+const (
+	hintOffset  = roSize
+	slotsOffset = (roSize + pageSize + slotSize - 1) &^ (slotSize - 1)
+	fileSize    = slotsOffset + maxSlots*slotSize
+)
+
+// layout are the addresses in the stubs of one zygote.
+type layout struct {
+	ro, hint, slots uintptr
+	// entry is the system call thread's, handler that for signals; text is ours.
+	entry, handler, text, textEnd uintptr
+}

@@ -1,0 +1,51 @@
+package systrap
+
+import (
+	"bytes"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// word32 returns the word at off of shared memory. off is a multiple of 4.
+func word32(b []byte, off int) *atomic.Uint32 {
+	return (*atomic.Uint32)(unsafe.Pointer(&b[off : off+4][0]))
+}
+
+// readText copies this program's instructions from start to end.
+func readText(start, end uintptr) []byte {
+	// The address is that of a symbol, which never moves.
+	p := *(*unsafe.Pointer)(unsafe.Pointer(&start))
+	return bytes.Clone(unsafe.Slice((*byte)(p), end-start))
+}
+
+// waitInfo is as much of siginfo_t as waitid(2) fills in.
+type waitInfo struct {
+	signo, errno, code int32
+	_                  int32
+	pid, uid, status   int32
+	_                  [100]byte
+}
+
+// hasEnded reports whether the child pid, which was not reaped, has ended; status
+// is its exit status or, if code says so, the signal that killed it.
+func hasEnded(pid int) (ended bool, code, status int32) {
+	var info waitInfo
+	const pPID = 1
+	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)),
+		unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
+	if errno != 0 {
+		return true, 0, 0 // There is no such child.
+	}
+	return info.pid != 0, info.code, info.status
+}
+
+// isStopped reports whether the child pid was stopped by a signal.
+func isStopped(pid int) bool {
+	var info waitInfo
+	const pPID = 1
+	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)),
+		unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
+	return errno == 0 && info.pid != 0
+}

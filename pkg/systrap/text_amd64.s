@@ -1,0 +1,226 @@
+#include "textflag.h"
+#include "go_asm.h"
+
+// The text that systrap has in its stubs, copied as it is: all between
+// syscallThread and textEnd, which the linker keeps in the order of this file.
+// There is no Go here: no g, no TLS, and no stack but signal stacks.
+//
+// Applications can jump to any instruction with any registers, and write all
+// memory that the stub can write. What is done with the authority of the system
+// call thread comes from its registers and from the read-only region alone; an
+// application's threads, which have a filter of their own, get SIGSYS for all
+// calls but rt_sigreturn and futex.
+
+#define SYS_mmap 9
+#define SYS_lseek 8
+#define SYS_rt_sigreturn 15
+#define SYS_clone 56
+#define SYS_sigaltstack 131
+#define SYS_prctl 157
+#define SYS_futex 202
+#define SYS_exit_group 231
+#define SYS_seccomp 317
+
+#define PROT_READ 1
+#define MAP_SHARED_FIXED 0x11
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
+#define ALL 0x7fffffff
+#define PR_SET_SYSCALL_USER_DISPATCH 59
+#define PR_SYS_DISPATCH_ON 1
+#define SECCOMP_SET_MODE_FILTER 1
+#define SECCOMP_FILTER_FLAG_SPEC_ALLOW 4
+
+// The thread that makes system calls for the Sentry. Registers: R13 is the
+// read-only region, R14 the last request; RDI and R12 as Zygote.ForkAt has them.
+TEXT ·syscallThread(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	MOVQ DI, R8
+	LEAQ (-const_pageSize-const_roSize)(R12), R13
+	MOVQ R13, DI
+	MOVL $const_roSize, SI
+	MOVL $PROT_READ, DX
+	MOVL $MAP_SHARED_FIXED, R10
+	XORL R9, R9
+	MOVL $SYS_mmap, AX
+	SYSCALL
+	CMPQ AX, R13
+	JNE exit
+	XORL R14, R14
+next:
+	MOVL const_requestSpin(R13), CX
+look:
+	MOVL const_requestSeq(R13), AX
+	CMPL AX, R14
+	JNE request
+	TESTL CX, CX
+	JEQ sleep
+	PAUSE
+	DECL CX
+	JMP look
+sleep:
+	LEAQ const_requestSeq(R13), DI
+	MOVL $FUTEX_WAIT, SI
+	MOVL R14, DX
+	XORL R10, R10
+	MOVL $SYS_futex, AX
+	SYSCALL
+	XORL CX, CX
+	JMP look
+request:
+	MOVL AX, R14
+	MOVQ (const_requestArgs+0)(R13), DI
+	MOVQ (const_requestArgs+8)(R13), SI
+	MOVQ (const_requestArgs+16)(R13), DX
+	MOVQ (const_requestArgs+24)(R13), R10
+	MOVQ (const_requestArgs+32)(R13), R8
+	MOVQ (const_requestArgs+40)(R13), R9
+	MOVQ const_requestStack(R13), R12
+	MOVQ const_requestProg(R13), BX
+	MOVQ const_requestNr(R13), AX
+	MOVQ AX, R15
+	SYSCALL
+	TESTQ AX, AX
+	JNE done
+	CMPQ R15, $SYS_clone
+	JEQ child
+done:
+	// The result is the position of the memory file: nobody else in the stub can
+	// set that. Without it an application could make the Sentry believe that
+	// memory is unmapped, and use it again, when it is not.
+	CMPQ AX, $-4095
+	JCC failed
+	ANDL $0x7fffffff, AX
+failed:
+	MOVL AX, AX
+	MOVQ R14, SI
+	SHLQ $32, SI
+	ORQ AX, SI
+	MOVQ const_requestFD(R13), DI
+	XORL DX, DX // SEEK_SET
+	MOVL $SYS_lseek, AX
+	SYSCALL
+	MOVQ const_requestHint(R13), DI
+	MOVL R14, AX
+	XCHGL AX, (DI)
+	MOVL $FUTEX_WAKE, SI
+	MOVL $ALL, DX
+	MOVL $SYS_futex, AX
+	SYSCALL
+	JMP next
+
+// A new thread, on its slot's signal stack: R12 is the stack_t, RBX the filter.
+// It waits in its slot, as after a signal.
+child:
+	MOVQ R12, DI
+	XORL SI, SI
+	MOVL $SYS_sigaltstack, AX
+	SYSCALL
+	TESTQ AX, AX
+	JNE exit
+	// System calls from elsewhere than our text are to be signals. The filter does
+	// the same, but takes longer, and Linux lets uprobe(2) and uretprobe(2) pass all
+	// filters. Before Linux 5.11 the filter is all there is.
+	MOVL $PR_SET_SYSCALL_USER_DISPATCH, DI
+	MOVL $PR_SYS_DISPATCH_ON, SI
+	MOVQ const_constantText(R13), DX
+	MOVQ (const_constantText+8)(R13), R10
+	XORL R8, R8 // no selector
+	MOVL $SYS_prctl, AX
+	SYSCALL
+	MOVL $SECCOMP_SET_MODE_FILTER, DI
+	MOVL $SECCOMP_FILTER_FLAG_SPEC_ALLOW, SI
+	MOVQ BX, DX
+	MOVL $SYS_seccomp, AX
+	SYSCALL
+	TESTQ AX, AX
+	JNE exit
+	MOVQ SP, BX
+	ORQ $(const_slotSize-1), BX
+	SUBQ $(const_headerSize-1), BX
+	XORL CX, CX
+	JMP ·await(SB)
+
+exit:
+	MOVL $1, DI
+	MOVL $SYS_exit_group, AX
+	SYSCALL
+	JMP exit
+
+// The handler of all signals that have one. The kernel has written the thread's
+// state onto the signal stack.
+TEXT ·handler(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	MOVQ SP, BX
+	ORQ $(const_slotSize-1), BX
+	SUBQ $(const_headerSize-1), BX
+	MOVQ SP, const_headerSP(BX)
+	RDFSBASEQ AX
+	MOVQ AX, const_headerFS(BX)
+	RDGSBASEQ AX
+	MOVQ AX, const_headerGS(BX)
+	MOVL const_headerSpin(BX), CX
+	MOVL $const_stateSentry, AX
+	XCHGL AX, const_headerState(BX)
+	CMPL AX, $const_stateStubSentryWaits
+	JNE wait
+	LEAQ const_headerState(BX), DI
+	MOVL $FUTEX_WAKE, SI
+	MOVL $ALL, DX
+	MOVL $SYS_futex, AX
+	SYSCALL
+	// Whom we have woken may need this CPU.
+	XORL CX, CX
+wait:
+	JMP ·await(SB)
+
+// Waits until the slot is the stub's, and runs the application. RBX is the header,
+// RCX how often to look before sleeping.
+TEXT ·await(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+look:
+	MOVL const_headerState(BX), AX
+	CMPL AX, $const_stateSentry
+	JNE changed
+	TESTL CX, CX
+	JEQ mark
+	PAUSE
+	DECL CX
+	JMP look
+mark:
+	MOVL $const_stateSentryStubWaits, DX
+	LOCK
+	CMPXCHGL DX, const_headerState(BX)
+sleep:
+	MOVL const_headerState(BX), AX
+	XORL CX, CX
+	CMPL AX, $const_stateSentryStubWaits
+	JNE look
+	LEAQ const_headerState(BX), DI
+	MOVL $FUTEX_WAIT, SI
+	MOVL $const_stateSentryStubWaits, DX
+	XORL R10, R10
+	MOVL $SYS_futex, AX
+	SYSCALL
+	JMP sleep
+changed:
+	CMPL AX, $const_stateSentryStubWaits
+	JEQ sleep
+	MOVQ const_headerFS(BX), AX
+	WRFSBASEQ AX
+	MOVQ const_headerGS(BX), AX
+	WRGSBASEQ AX
+	ADDQ $8, SP // the return address, which the kernel does not want
+	MOVL $SYS_rt_sigreturn, AX
+	SYSCALL
+	UNDEF
+
+TEXT ·textEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	BYTE $0xcc
+
+// func textSymbols() (start, handler, end uintptr)
+TEXT ·textSymbols(SB),NOSPLIT,$0-24
+	LEAQ ·syscallThread(SB), AX
+	MOVQ AX, start+0(FP)
+	LEAQ ·handler(SB), AX
+	MOVQ AX, handler+8(FP)
+	LEAQ ·textEnd(SB), AX
+	MOVQ AX, end+16(FP)
+	RET

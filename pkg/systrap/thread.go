@@ -1,0 +1,132 @@
+package systrap
+
+import (
+	"encoding/binary"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/sysmsg"
+)
+
+// The states of a slot, for the assembler.
+const (
+	stateSentry          = sysmsg.Sentry
+	stateSentryStubWaits = sysmsg.SentryStubWaits
+	stateStubSentryWaits = sysmsg.StubSentryWaits
+)
+
+// thread is a thread of a stub process. At any time one Context has it, or none.
+type thread struct {
+	as  *addressSpace
+	tid int
+
+	// addr is the address of the slot in the stub, slot the same memory here.
+	addr uint64
+	slot []byte
+
+	word    sysmsg.Word
+	spinner sysmsg.Spinner
+}
+
+// spinTime is how long the Sentry and a stub look at a slot before they sleep.
+const spinTime = 20 * time.Microsecond
+
+// switches is the number of Switches under way in this process.
+var switches atomic.Int32
+
+// spinLimit returns how often to look at a word before sleeping. With one CPU, or
+// with more threads than CPUs, whoever spins keeps the other side from running.
+func spinLimit() uint32 {
+	if 2*int(switches.Load()) > runtime.NumCPU() || runtime.NumCPU() < 2 {
+		return 0
+	}
+	return sysmsg.Spins(spinTime)
+}
+
+// newThread makes the n-th thread.
+//
+// Preconditions: as.growMu is held; n-1 threads were made before.
+func (as *addressSpace) newThread(n int) (*thread, error) {
+	if n >= maxSlots {
+		return nil, fmt.Errorf("%d threads in one address space: %w", n, unix.EAGAIN)
+	}
+	chunk, index := n/chunkSlots, n%chunkSlots
+	b, err := as.mem.chunk(chunk)
+	if err != nil {
+		return nil, err
+	}
+	fd := binary.LittleEndian.Uint64(as.mem.region[requestFD:])
+	if chunk == as.chunks {
+		off := uint64(chunk) * chunkSize
+		if _, err := as.call(unix.SYS_MMAP, uint64(as.at.slots)+off, chunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED, fd, slotsOffset+off); err != nil {
+			return nil, fmt.Errorf("mmap of slots: %w", err)
+		}
+		as.chunks++
+	}
+	t := &thread{as: as, addr: uint64(as.at.slots) + uint64(n)*slotSize, slot: b[index*slotSize:][:slotSize:slotSize]}
+	t.word = sysmsg.NewWord(word32(t.slot, stackSize+headerState), pollPeriod)
+	// As after an event, so that the new thread waits for Resume.
+	t.word.Init()
+
+	stack := stacksOffset + n*stackTSize
+	as.mem.put64(stack, t.addr)       // ss_sp
+	as.mem.put64(stack+8, 0)          // ss_flags
+	as.mem.put64(stack+16, stackSize) // ss_size
+	as.reqMu.Lock()
+	as.mem.put64(requestStack, as.ro(stack))
+	as.mem.put64(requestProg, as.ro(constantProgs+16*progApplication))
+	as.reqMu.Unlock()
+	t.tid, err = as.call(unix.SYS_CLONE, cloneThread, t.frameAddr())
+	if err != nil {
+		return nil, fmt.Errorf("clone: %w", err)
+	}
+	return t, nil
+}
+
+// header returns a word of the header.
+func (t *thread) header(off int) uint64 { return binary.LittleEndian.Uint64(t.slot[stackSize+off:]) }
+
+// setHeader writes a word of the header.
+func (t *thread) setHeader(off int, v uint64) {
+	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
+}
+
+// patience is how many times in a row pollPeriod may pass after an interrupt was
+// sent, and nothing come of it, until the thread is taken for one that has blocked
+// the signal.
+const patience = 100
+
+// resume lets the thread run, and waits until it has an event.
+func (t *thread) resume(c *threadContext) error {
+	switches.Add(1)
+	defer switches.Add(-1)
+	spins := t.spinner.Next(spinLimit())
+	word32(t.slot, stackSize+headerSpin).Store(spins)
+	t.word.Resume()
+	for unanswered := 0; ; {
+		if t.as.gone.Load() {
+			return t.as.check()
+		}
+		o, err := t.word.Wait(spins)
+		if err != nil {
+			return t.as.fail(fmt.Errorf("stub process %d: %w: %w", t.as.pid, err, unix.EPROTO))
+		}
+		if o != sysmsg.TimedOut {
+			t.spinner.Report(o)
+			return nil
+		}
+		spins = 0
+		if err := t.as.check(); err != nil {
+			return err
+		}
+		if !c.sent.Load() || isStopped(t.as.pid) {
+			unanswered = 0
+		} else if unanswered++; unanswered > patience {
+			return t.as.fail(fmt.Errorf("stub process %d: a thread does not react to the interrupt: %w", t.as.pid, unix.ETIMEDOUT))
+		}
+	}
+}
