@@ -1,16 +1,24 @@
 package ptrace
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/platform"
 )
 
 const (
-	// fpRegSet is the register set with all floating point and vector state.
-	fpRegSet = unix.NT_X86_XSTATE
+	// callKeepsFP says that a system call of the host leaves the floating point
+	// state alone.
+	callKeepsFP = true
+
+	// entryHidesState says that not all registers can be read while a thread is
+	// stopped for a system call (see leaveSyscall).
+	entryHidesState = false
 
 	// ptraceSysemu is PTRACE_SYSEMU (asm/ptrace-abi.h).
 	ptraceSysemu = 31
@@ -45,6 +53,42 @@ const (
 	pfUser    = 1 << 2
 	pfFetch   = 1 << 4
 )
+
+// runRequest is the ptrace request that runs application code. A single step is
+// in the flags.
+func runRequest(*arch.Context64) int { return ptraceSysemu }
+
+// leaveSyscall gets a thread that is stopped for a system call out of it, where
+// that must be before its registers are read or written.
+func (t *thread) leaveSyscall() error { return nil }
+
+// mergeRegs sets every register that is the same in regs and known to what it is
+// in fresh.
+func mergeRegs(regs, known, fresh *arch.Registers) {
+	mergeWords(regs.PRStatus(), known.PRStatus(), fresh.PRStatus())
+}
+
+// getFP reads the floating point state.
+func getFP(tid int, f arch.FPState) error {
+	_, err := getRegSet(tid, unix.NT_X86_XSTATE, f)
+	return err
+}
+
+// setFP writes it.
+func setFP(tid int, f arch.FPState) error { return setRegSet(tid, unix.NT_X86_XSTATE, f) }
+
+// probeFP checks that the kernel's register set has the size that the CPU says.
+func (t *thread) probeFP() error {
+	fp := make([]byte, 1<<16)
+	n, err := getRegSet(t.tid, unix.NT_X86_XSTATE, fp)
+	if err != nil {
+		return t.fail("reading the floating point state", err)
+	}
+	if want := len(arch.NewFPState()); n != want {
+		return fmt.Errorf("the host's floating point register set has %d bytes, and the CPU says %d: %w", n, want, platform.ErrNotSupported)
+	}
+	return nil
+}
 
 // getRegs reads the general registers. PTRACE_GETREGSET would read those of a
 // 32-bit process while the thread is in 32-bit code.
@@ -189,7 +233,7 @@ func (t *thread) fault(c *threadContext, ac *arch.Context64, sig unix.Signal, in
 	}
 	if !known {
 		var err error
-		if trap, code, err = t.signalFrame(c, sig); err != nil {
+		if trap, code, err = t.frameFault(c, sig); err != nil {
 			return arch.FaultInfo{}, hostarch.NoAccess, err
 		}
 	}
@@ -207,35 +251,13 @@ func (t *thread) fault(c *threadContext, ac *arch.Context64, sig unix.Signal, in
 	return f, hostarch.Read, nil
 }
 
-// signalFrame returns the exception's vector and error code as the CPU gave them,
-// which ptrace(2) does
-// not tell: it makes the kernel write a signal frame, and stops the thread before
-// the handler's first instruction. The frame is memory that other threads of the
-// application can write, so what it says is true only if they let it be; a lie
-// hurts nobody but them.
-func (t *thread) signalFrame(c *threadContext, sig unix.Signal) (trap, code uint64, err error) {
-	// The kernel resets the floating point state for a handler.
-	if err := c.pullFP(); err != nil {
+// frameFault returns the exception's vector and error code as the CPU gave them.
+func (t *thread) frameFault(c *threadContext, sig unix.Signal) (trap, code uint64, err error) {
+	sp, unlock, err := t.signalFrame(c, sig)
+	if err != nil {
 		return 0, 0, err
 	}
-	t.owner = nil
-	t.as.frameMu.Lock()
-	defer t.as.frameMu.Unlock()
-	if err := ptraceCall(unix.PTRACE_SINGLESTEP, t.tid, 0, uintptr(sig)); err != nil {
-		return 0, 0, t.fail("ptrace(PTRACE_SINGLESTEP)", err)
-	}
-	if _, err := t.wait(); err != nil {
-		return 0, 0, err
-	}
-	var regs arch.Registers
-	if err := getRegs(t.tid, &regs); err != nil {
-		return 0, 0, t.fail("reading the general registers", err)
-	}
-	l := &t.as.zygote.Layout
-	sp := uintptr(regs.Rsp)
-	if regs.Rip != uint64(l.Handler) || sp < l.SignalStack[0] || sp >= l.SignalStack[1] {
-		return 0, 0, t.fail("writing a signal frame", unix.ENOMEM)
-	}
+	defer unlock()
 	for _, w := range []struct {
 		off uintptr
 		v   *uint64
@@ -246,3 +268,5 @@ func (t *thread) signalFrame(c *threadContext, sig unix.Signal) (trap, code uint
 	}
 	return trap, code, nil
 }
+
+func stackPointer(r *arch.Registers) uintptr { return uintptr(r.Rsp) }

@@ -112,7 +112,8 @@ func (t *thread) run(c *threadContext, ac *arch.Context64) (*linux.SignalInfo, h
 		return nil, hostarch.NoAccess, contextError(err)
 	}
 	for {
-		if err := ptraceCall(ptraceSysemu, t.tid, 0, 0); err != nil {
+		t.inSyscall = false
+		if err := ptraceCall(runRequest(ac), t.tid, 0, 0); err != nil {
 			return nil, hostarch.NoAccess, contextError(t.fail("ptrace(PTRACE_SYSEMU)", err))
 		}
 		status, err := t.wait()
@@ -187,7 +188,7 @@ func (t *thread) getState(c *threadContext, ac *arch.Context64) error {
 	if err := getRegs(t.tid, &ac.Regs); err != nil {
 		return t.fail("reading the general registers", err)
 	}
-	c.lazy.fp, t.lazy = t, c
+	c.lazy.regs, c.lazy.fp, t.lazy = nil, t, c
 	if c.osThread != 0 {
 		return nil
 	}
@@ -198,7 +199,8 @@ func (t *thread) getState(c *threadContext, ac *arch.Context64) error {
 // syscallStopped reads the state of a thread that stopped for a system call. native
 // is false if it is no 64-bit one.
 func (t *thread) syscallStopped(c *threadContext, ac *arch.Context64) (native bool, err error) {
-	if c.osThread == 0 {
+	t.inSyscall = true
+	if c.osThread == 0 && !entryHidesState {
 		// The caller may come back on another OS thread, which cannot read it.
 		if err := t.getState(c, ac); err != nil {
 			return false, err
@@ -211,20 +213,20 @@ func (t *thread) syscallStopped(c *threadContext, ac *arch.Context64) (native bo
 	if err != nil {
 		return false, t.fail("ptrace(PTRACE_GET_SYSCALL_INFO)", err)
 	}
-	if c.osThread != 0 {
-		if native && known {
-			c.lazy = lazyState{regs: t, fp: t, known: ac.Regs}
-			t.lazy = c
-			return true, nil
+	if native && known && (c.osThread != 0 || entryHidesState) {
+		c.lazy = lazyState{regs: t, fp: t, known: ac.Regs}
+		t.lazy = c
+		if c.osThread == 0 {
+			return true, c.pull()
 		}
+		return true, nil
+	}
+	if c.osThread != 0 {
 		if err := t.getState(c, ac); err != nil {
 			return false, err
 		}
-		if !known {
-			native = hasSyscallMark(&ac.Regs)
-		}
 	}
-	return native, nil
+	return native || !known && hasSyscallMark(&ac.Regs), nil
 }
 
 // PullFullState implements platform.Context.PullFullState.

@@ -34,16 +34,19 @@ func (c *threadContext) pullRegs() error {
 		return err
 	}
 	defer t.as.leave()
+	if err := t.leaveSyscall(); err != nil {
+		return err
+	}
 	var regs arch.Registers
 	if err := getRegs(t.tid, &regs); err != nil {
 		return t.fail("reading the general registers", err)
 	}
-	merge(c.ac.Regs.PRStatus(), c.lazy.known.PRStatus(), regs.PRStatus())
+	mergeRegs(&c.ac.Regs, &c.lazy.known, &regs)
 	return nil
 }
 
-// merge sets every word of regs that equals that of known to that of fresh.
-func merge(regs, known, fresh []byte) {
+// mergeWords sets every word of regs that equals that of known to that of fresh.
+func mergeWords(regs, known, fresh []byte) {
 	const word = 8
 	for i := 0; i < len(regs); i += word {
 		if [word]byte(regs[i:]) == [word]byte(known[i:]) {
@@ -63,7 +66,7 @@ func (c *threadContext) pullFP() error {
 		return err
 	}
 	defer t.as.leave()
-	if _, err := getRegSet(t.tid, fpRegSet, c.ac.FloatingPointData()); err != nil {
+	if err := getFP(t.tid, c.ac.FloatingPointData()); err != nil {
 		return t.fail("reading the floating point state", err)
 	}
 	return nil
@@ -110,12 +113,15 @@ func (t *thread) load(c *threadContext, ac *arch.Context64) error {
 			}
 		}
 	}
+	if err := t.leaveSyscall(); err != nil {
+		return err
+	}
 	if err := setRegs(t.tid, &ac.Regs); err != nil {
 		return t.refused("writing the general registers", err)
 	}
 	if t.owner != c || changed {
 		t.owner = nil
-		if err := setRegSet(t.tid, fpRegSet, ac.FloatingPointData()); err != nil {
+		if err := setFP(t.tid, ac.FloatingPointData()); err != nil {
 			return t.refused("writing the floating point state", err)
 		}
 		t.owner, c.ac, c.changed = c, ac, false

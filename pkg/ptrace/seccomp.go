@@ -85,10 +85,20 @@ func (s seccompInfo) SyscallFilters(precompiled.Values) seccomp.SyscallRules {
 			request(unix.PTRACE_PEEKDATA, any, any),
 		})
 	} else {
-		sets := seccomp.AnyOf{seccomp.EqualTo(unix.NT_PRSTATUS), seccomp.EqualTo(unix.NT_PRFPREG)}
+		sets := seccomp.AnyOf{
+			seccomp.EqualTo(unix.NT_PRSTATUS), seccomp.EqualTo(unix.NT_ARM_TLS), seccomp.EqualTo(unix.NT_ARM_SYSTEM_CALL),
+			seccomp.EqualTo(unix.NT_PRFPREG), seccomp.EqualTo(unix.NT_ARM_SVE),
+		}
+		const sysemuSingleStep = 32
 		r.Add(sysno.Ptrace.On(s.arch), seccomp.Or{
 			request(unix.PTRACE_GETREGSET, sets, any),
 			request(unix.PTRACE_SETREGSET, sets, any),
+			request(sysemuSingleStep, zero, zero),
+			// What a signal frame says of an exception.
+			request(unix.PTRACE_SINGLESTEP, zero, seccomp.AnyOf{
+				seccomp.EqualTo(unix.SIGSEGV), seccomp.EqualTo(unix.SIGBUS),
+			}),
+			request(unix.PTRACE_PEEKDATA, any, any),
 		})
 	}
 	return r

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/arch"
-	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/stub"
 )
 
@@ -20,6 +19,9 @@ type thread struct {
 	// owner is the Context whose floating point state the thread has, if any, and
 	// lazy the one that may have state nowhere else.
 	owner, lazy *threadContext
+
+	// inSyscall says that the thread is stopped for a system call that it has made.
+	inSyscall bool
 
 	pair pair
 
@@ -130,10 +132,23 @@ func signalStop(status unix.WaitStatus) bool { return status>>16 == 0 }
 // The error is an Errno when the call itself failed; otherwise the AddressSpace
 // was given up.
 func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, error) {
-	if t.lazy != nil && t.lazy.lazy.regs == t {
-		if err := t.lazy.pullRegs(); err != nil {
-			return 0, err
+	if c := t.lazy; c != nil {
+		if c.lazy.regs == t {
+			if err := c.pullRegs(); err != nil {
+				return 0, err
+			}
 		}
+		if !callKeepsFP && c.lazy.fp == t {
+			if err := c.pullFP(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if !callKeepsFP {
+		t.owner = nil
+	}
+	if err := t.leaveSyscall(); err != nil {
+		return 0, err
 	}
 	var regs arch.Registers
 	injectRegs(&regs, gadget, nr, args)
@@ -169,13 +184,8 @@ func (t *thread) call(gadget uintptr, nr uintptr, args ...uintptr) (uintptr, err
 
 // probe checks what New relies on.
 func (t *thread) probe() error {
-	fp := make([]byte, 1<<16)
-	n, err := getRegSet(t.tid, fpRegSet, fp)
-	if err != nil {
-		return t.fail("reading the floating point state", err)
-	}
-	if want := len(arch.New().FloatingPointData()); n != want {
-		return fmt.Errorf("the host's floating point register set has %d bytes, and the CPU says %d: %w", n, want, platform.ErrNotSupported)
+	if err := t.probeFP(); err != nil {
+		return err
 	}
 	if err := ptraceCall(ptraceSysemu, t.tid, 0, 0); err != nil {
 		return fmt.Errorf("ptrace(PTRACE_SYSEMU): %w: the kernel is too old", err)
@@ -183,6 +193,6 @@ func (t *thread) probe() error {
 	if err := ptraceCall(unix.PTRACE_INTERRUPT, t.tid, 0, 0); err != nil {
 		return t.fail("ptrace(PTRACE_INTERRUPT)", err)
 	}
-	_, err = t.wait()
+	_, err := t.wait()
 	return err
 }

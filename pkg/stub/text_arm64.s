@@ -247,6 +247,14 @@ second:
 	MOVD $SYS_gettid, R8
 	SVC
 	REPLY
+	MOVD (const_infoRequest+8)(R19), R1
+	LSR $32, R1, R0
+	MOVWU R1, R1 // a backend's entry, relative to the image, or 0
+	CBZ R1, start2
+	SUB $const_textSize, R19, R2
+	ADD R1, R2
+	B (R2)
+start2:
 	GO_NEW_THREAD(third)
 
 exit:

@@ -14,1484 +14,1547 @@ var Programs = precompiled.Set{
 	{
 		Key: "ptrace,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{73}},
-			{Name: "sentry_pid", Uses: []uint16{94}},
+			{Name: "monitor_pid", Uses: []uint16{94}},
+			{Name: "sentry_pid", Uses: []uint16{115}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 181, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
+			{Code: 0x15, JT: 0, JF: 86, K: 0x75},          // 3: if A == 0x75 goto 4 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
-			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
-			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
-			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 12: if A == 0x0 goto 13 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
-			{Code: 0x15, JT: 168, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 183 else 15
-			{Code: 0x35, JT: 167, JF: 181, K: 0x80000000}, // 15: if A >= 0x80000000 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 18: if A == 0x0 goto 19 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
-			{Code: 0x15, JT: 162, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 183 else 21
-			{Code: 0x35, JT: 161, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 183 else 22
-			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 22: goto 286
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 57
+			{Code: 0x35, JT: 0, JF: 49, K: 0x21},          // 8: if A >= 0x21 goto 9 else 58
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 58 else 10
+			{Code: 0x15, JT: 74, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 85 else 11
+			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 11: if A == 0x4202 goto 12 else 18
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 12: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 13: if A == 0x0 goto 14 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 14: A = arg1.lo
+			{Code: 0x15, JT: 167, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 183 else 16
+			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 183 else 17
+			{Code: 0x05, JT: 0, JF: 0, K: 0x121},          // 17: goto 307
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 18: if A == 0x4206 goto 19 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 19: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 20: if A == 0x0 goto 21 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 21: A = arg1.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 183 else 23
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 183 else 24
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 24: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 25: if A == 0x0 goto 26 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 26: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 183 else 28
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 183 else 29
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 29: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 30: if A == 0x0 goto 31 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 31: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 32: if A == 0x0 goto 33 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 33: A = arg3.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 26: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 27: if A == 0x0 goto 28 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 28: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 29: if A == 0x0 goto 30 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 30: A = arg3.lo
+			{Code: 0x15, JT: 180, JF: 151, K: 0x100001},   // 31: if A == 0x100001 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 32: if A == 0x420b goto 33 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 33: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
-			{Code: 0x15, JT: 160, JF: 146, K: 0x100001},   // 36: if A == 0x100001 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
+			{Code: 0x15, JT: 146, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 183 else 37
+			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 183 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 38: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 183 else 42
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 183 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 150, JF: 136, K: 0x8},        // 46: if A == 0x8 goto 197 else 183
-			{Code: 0x35, JT: 0, JF: 135, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 183
-			{Code: 0x35, JT: 134, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 183 else 49
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 40: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 141, K: 0x8},        // 41: if A == 0x8 goto 212 else 183
+			{Code: 0x35, JT: 0, JF: 140, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 183
+			{Code: 0x35, JT: 139, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 183 else 44
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 45: if A == 0x0 goto 46 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
+			{Code: 0x15, JT: 135, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 183 else 48
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 183 else 49
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 49: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 50: if A == 0x0 goto 51 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 183 else 53
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 183 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 55: if A == 0x0 goto 56 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 183 else 58
-			{Code: 0x35, JT: 124, JF: 138, K: 0x3},        // 58: if A >= 0x3 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 123, K: 0x7},          // 59: if A == 0x7 goto 60 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 61: if A == 0x0 goto 62 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 119, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 183 else 64
-			{Code: 0x35, JT: 118, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 183 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 116, K: 0x0},          // 66: if A == 0x0 goto 67 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 114, K: 0x0},         // 68: if A == 0x0 goto 89 else 183
-			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 71: if A == 0x0 goto 72 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 51: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 3, K: 0x3},            // 52: if A >= 0x3 goto 53 else 56
+			{Code: 0x35, JT: 0, JF: 1, K: 0x404},          // 53: if A >= 0x404 goto 54 else 55
+			{Code: 0x35, JT: 128, JF: 157, K: 0x406},      // 54: if A >= 0x406 goto 183 else 212
+			{Code: 0x15, JT: 156, JF: 127, K: 0x401},      // 55: if A == 0x401 goto 212 else 183
+			{Code: 0x15, JT: 126, JF: 155, K: 0x0},        // 56: if A == 0x0 goto 183 else 212
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 57: if A == 0x7 goto 58 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 59: if A == 0x0 goto 60 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 183 else 62
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 183 else 63
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 64: if A == 0x0 goto 65 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
+			{Code: 0x15, JT: 43, JF: 116, K: 0x0},         // 66: if A == 0x0 goto 110 else 183
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3},           // 67: if A >= 0x3 goto 68 else 84
+			{Code: 0x15, JT: 0, JF: 114, K: 0x9},          // 68: if A == 0x9 goto 69 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 69: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 70: if A == 0x0 goto 71 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 71: A = arg1.lo
+			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 183 else 73
+			{Code: 0x35, JT: 109, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 183 else 74
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 75: if A == 0x0 goto 76 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
-			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 183 else 80
-			{Code: 0x35, JT: 102, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 183 else 85
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 183 else 82
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 183 else 83
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 84: if A == 0x0 goto 85 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
-			{Code: 0x15, JT: 1, JF: 95, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 183
-			{Code: 0x15, JT: 0, JF: 94, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 89: goto 353
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 77: if A == 0x0 goto 78 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 78: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 79: if A == 0x0 goto 80 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 80: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8},            // 81: if A >= 0x8 goto 82 else 83
+			{Code: 0x15, JT: 129, JF: 100, K: 0xb},        // 82: if A == 0xb goto 212 else 183
+			{Code: 0x15, JT: 128, JF: 99, K: 0x7},         // 83: if A == 0x7 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 98, K: 0x2},           // 84: if A == 0x2 goto 85 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 85: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 86: if A == 0x0 goto 87 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
+			{Code: 0x15, JT: 94, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 183 else 89
+			{Code: 0x35, JT: 93, JF: 122, K: 0x80000000},  // 89: if A >= 0x80000000 goto 183 else 212
+			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 94: if A == monitor_pid goto 95 else 102
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 96: if A == 0x0 goto 97 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
-			{Code: 0x35, JT: 84, JF: 98, K: 0x41},         // 98: if A >= 0x41 goto 183 else 197
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 183 else 100
-			{Code: 0x35, JT: 82, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 183 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 102: if A == 0x0 goto 103 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
-			{Code: 0x15, JT: 78, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 183 else 105
-			{Code: 0x35, JT: 77, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 183 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 107: if A == 0x0 goto 108 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
-			{Code: 0x15, JT: 87, JF: 73, K: 0x11},         // 109: if A == 0x11 goto 197 else 183
-			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 110: if A == 0x7a goto 344 else 111
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 111: if A == 0x62 goto 112 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 112: A = arg1.hi
+			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 110 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
+			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 183 else 101
+			{Code: 0x35, JT: 81, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 183 else 106
+			{Code: 0x15, JT: 80, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 183 else 103
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 183 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 104: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 105: if A == 0x0 goto 106 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 106: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
+			{Code: 0x15, JT: 1, JF: 74, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 183
+			{Code: 0x15, JT: 0, JF: 73, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 183
+			{Code: 0x05, JT: 0, JF: 0, K: 0x108},          // 110: goto 375
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 114: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 67, K: 0x80},          // 115: if A >= 0x80 goto 116 else 183
-			{Code: 0x35, JT: 66, JF: 80, K: 0x82},         // 116: if A >= 0x82 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 117: if A == 0x16 goto 118 else 122
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 212, K: 0x80000000},  // 121: if A >= 0x80000000 goto 183 else 334
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 122: if A == 0x1b5 goto 123 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 124: if A == 0x0 goto 125 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 115: if A == sentry_pid goto 116 else 120
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 116: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 117: if A == 0x0 goto 118 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 118: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 92, K: 0x41},         // 119: if A >= 0x41 goto 183 else 212
+			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 183 else 121
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 183 else 122
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 183 else 126
 			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 183 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 127: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x15, JT: 66, JF: 52, K: 0x18},         // 130: if A == 0x18 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 131: if A == 0x4f goto 132 else 141
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 132: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 133: if A == 0x0 goto 134 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 134: A = arg0.lo
-			{Code: 0x35, JT: 47, JF: 0, K: 0x80000000},    // 135: if A >= 0x80000000 goto 183 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 137: if A == 0x0 goto 138 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 139: if A == 0x0 goto 197 else 140
-			{Code: 0x15, JT: 56, JF: 42, K: 0x900},        // 140: if A == 0x900 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 141: if A == 0xde goto 142 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 142: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 143: if A == 0x0 goto 144 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 144: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 145: if A == 0x0 goto 146 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 146: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 147: if A == 0x0 goto 148 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 148: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 149: if A >= 0x23 goto 150 else 151
-			{Code: 0x15, JT: 46, JF: 32, K: 0x32},         // 150: if A == 0x32 goto 197 else 183
-			{Code: 0x15, JT: 45, JF: 31, K: 0x22},         // 151: if A == 0x22 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 152: if A == 0x3 goto 153 else 166
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
+			{Code: 0x15, JT: 81, JF: 52, K: 0x11},         // 130: if A == 0x11 goto 212 else 183
+			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 365 else 132
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 132: if A == 0x62 goto 133 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 136: if A >= 0x80 goto 137 else 183
+			{Code: 0x35, JT: 45, JF: 74, K: 0x82},         // 137: if A >= 0x82 goto 183 else 212
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 138: if A == 0x16 goto 139 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
+			{Code: 0x35, JT: 40, JF: 212, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 355
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 147: if A >= 0x80000000 goto 183 else 148
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 148: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 149: if A == 0x0 goto 150 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 150: A = arg3.lo
+			{Code: 0x15, JT: 60, JF: 31, K: 0x18},         // 151: if A == 0x18 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 152: if A == 0x4f goto 153 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 153: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 156: if A >= 0x23 goto 157 else 164
-			{Code: 0x15, JT: 39, JF: 0, K: 0x32},          // 157: if A == 0x32 goto 197 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 159: if A == 0x0 goto 160 else 171
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 161: if A == 0x0 goto 162 else 171
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 162: A = arg3.lo
-			{Code: 0x15, JT: 33, JF: 8, K: 0x28},          // 163: if A == 0x28 goto 197 else 172
-			{Code: 0x15, JT: 32, JF: 0, K: 0x22},          // 164: if A == 0x22 goto 197 else 165
-			{Code: 0x35, JT: 17, JF: 7, K: 0x2},           // 165: if A >= 0x2 goto 183 else 173
-			{Code: 0x35, JT: 16, JF: 0, K: 0x2},           // 166: if A >= 0x2 goto 183 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 155: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 156: if A >= 0x80000000 goto 183 else 157
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 157: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 158: if A == 0x0 goto 159 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 159: A = arg3.lo
+			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 160: if A == 0x0 goto 212 else 161
+			{Code: 0x15, JT: 50, JF: 21, K: 0x900},        // 161: if A == 0x900 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 162: if A == 0xde goto 163 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 163: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 164: if A == 0x0 goto 165 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 165: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 166: if A == 0x0 goto 167 else 173
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 170: if A >= 0x2 goto 172 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 10, K: 0x4001},        // 172: if A == 0x4001 goto 174 else 183
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 173: if A == 0x0 goto 183 else 174
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 174: A = arg4.hi
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 170: if A >= 0x23 goto 171 else 172
+			{Code: 0x15, JT: 40, JF: 11, K: 0x32},         // 171: if A == 0x32 goto 212 else 183
+			{Code: 0x15, JT: 39, JF: 10, K: 0x22},         // 172: if A == 0x22 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 173: if A == 0x3 goto 174 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 176: A = arg4.lo
-			{Code: 0x35, JT: 5, JF: 19, K: 0x80000000},    // 177: if A >= 0x80000000 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 178: if A == 0xe9 goto 179 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 179: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 180: if A == 0x0 goto 181 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 181: A = arg2.lo
-			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 182: if A >= 0x8 goto 184 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 177: if A >= 0x23 goto 178 else 186
+			{Code: 0x15, JT: 33, JF: 0, K: 0x32},          // 178: if A == 0x32 goto 212 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 180: if A == 0x0 goto 181 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 182: if A == 0x0 goto 184 else 193
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 184: if A >= 0x10 goto 185 else 186
-			{Code: 0x15, JT: 11, JF: 180, K: 0x19},        // 185: if A == 0x19 goto 197 else 366
-			{Code: 0x15, JT: 10, JF: 0, K: 0x8},           // 186: if A == 0x8 goto 197 else 187
-			{Code: 0x35, JT: 9, JF: 178, K: 0xe},          // 187: if A >= 0xe goto 197 else 366
-			{Code: 0x15, JT: 8, JF: 177, K: 0x4},          // 188: if A == 0x4 goto 197 else 366
-			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 189: if A >= 0x73 goto 190 else 314
-			{Code: 0x35, JT: 0, JF: 77, K: 0xb4},          // 190: if A >= 0xb4 goto 191 else 268
-			{Code: 0x35, JT: 0, JF: 38, K: 0xe0},          // 191: if A >= 0xe0 goto 192 else 230
-			{Code: 0x35, JT: 0, JF: 20, K: 0x118},         // 192: if A >= 0x118 goto 193 else 213
-			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 193: if A >= 0x11c goto 194 else 208
-			{Code: 0x15, JT: 0, JF: 171, K: 0x1b7},        // 194: if A == 0x1b7 goto 195 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 169, K: 0x0},          // 196: if A == 0x0 goto 198 else 366
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 197: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
-			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 366 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 201: if A == 0x0 goto 202 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
-			{Code: 0x35, JT: 253, JF: 0, K: 0x8},          // 203: if A >= 0x8 goto 457 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 204: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 205: if A == 0x0 goto 206 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 206: A = arg3.lo
-			{Code: 0x15, JT: 250, JF: 249, K: 0x200},      // 207: if A == 0x200 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 248, K: 0x11b},        // 208: if A == 0x11b goto 209 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 210: if A == 0x0 goto 211 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
-			{Code: 0x35, JT: 244, JF: 64, K: 0x2},         // 212: if A >= 0x2 goto 457 else 277
-			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 213: if A >= 0x116 goto 214 else 225
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 214: if A == 0x116 goto 215 else 219
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 216: if A == 0x0 goto 217 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
-			{Code: 0x45, JT: 238, JF: 239, K: 0xfffffffe}, // 218: if A & 0xfffffffe goto 457 else 458
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 219: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 220: if A == 0x0 goto 221 else 223
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 221: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 1, K: 0x1},          // 222: if A == 0x1 goto 458 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 223: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 232, K: 0x2},        // 224: if A & 0x2 goto 403 else 457
-			{Code: 0x15, JT: 0, JF: 231, K: 0x105},        // 225: if A == 0x105 goto 226 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 227: if A == 0x0 goto 228 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 227, K: 0x0},         // 229: if A == 0x0 goto 286 else 457
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 230: if A >= 0xd4 goto 231 else 247
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 231: if A >= 0xdc goto 232 else 246
-			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 232: if A == 0xdc goto 233 else 237
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 233: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 234: if A == 0x0 goto 235 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
-			{Code: 0x15, JT: 221, JF: 220, K: 0x50f00},    // 236: if A == 0x50f00 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 219, K: 0xdf},         // 237: if A == 0xdf goto 238 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 239: if A == 0x0 goto 240 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 457 else 242
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 243: if A == 0x0 goto 244 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
-			{Code: 0x35, JT: 211, JF: 212, K: 0x6},        // 245: if A >= 0x6 goto 457 else 458
-			{Code: 0x15, JT: 211, JF: 210, K: 0xd7},       // 246: if A == 0xd7 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 247: if A == 0xd3 goto 248 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 249: if A == 0x0 goto 250 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
-			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 457 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 252: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 253: if A == 0x0 goto 254 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 254: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 255: if A >= 0x4001 goto 256 else 257
-			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 256: if A == 0x4040 goto 458 else 457
-			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 257: if A == 0x4000 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 198, K: 0xcf},         // 258: if A == 0xcf goto 259 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
+			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 212 else 194
+			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 212 else 187
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 367 else 195
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 367 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 190: if A == 0x0 goto 191 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 367
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 367 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 197: if A == 0x0 goto 198 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 367 else 212
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 200: if A == 0xe9 goto 201 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 202: if A == 0x0 goto 203 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 204: if A >= 0x8 goto 205 else 209
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
+			{Code: 0x15, JT: 5, JF: 160, K: 0x19},         // 206: if A == 0x19 goto 212 else 367
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 207: if A == 0x8 goto 212 else 208
+			{Code: 0x35, JT: 3, JF: 158, K: 0xe},          // 208: if A >= 0xe goto 212 else 367
+			{Code: 0x15, JT: 2, JF: 157, K: 0x4},          // 209: if A == 0x4 goto 212 else 367
+			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 210: if A >= 0x73 goto 211 else 335
+			{Code: 0x35, JT: 1, JF: 77, K: 0xb4},          // 211: if A >= 0xb4 goto 213 else 289
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 212: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 213: if A >= 0xe0 goto 214 else 251
+			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 214: if A >= 0x118 goto 215 else 234
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 215: if A >= 0x11c goto 216 else 229
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 218: if A == 0x0 goto 219 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 367 else 221
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 222: if A == 0x0 goto 223 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
+			{Code: 0x35, JT: 253, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 478 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 226: if A == 0x0 goto 227 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
+			{Code: 0x15, JT: 250, JF: 249, K: 0x200},      // 228: if A == 0x200 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 248, K: 0x11b},        // 229: if A == 0x11b goto 230 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 231: if A == 0x0 goto 232 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
+			{Code: 0x35, JT: 244, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 478 else 298
+			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 234: if A >= 0x116 goto 235 else 246
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 235: if A == 0x116 goto 236 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 237: if A == 0x0 goto 238 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
+			{Code: 0x45, JT: 238, JF: 239, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 478 else 479
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 479 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 232, K: 0x2},        // 245: if A & 0x2 goto 424 else 478
+			{Code: 0x15, JT: 0, JF: 231, K: 0x105},        // 246: if A == 0x105 goto 247 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 248: if A == 0x0 goto 249 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
+			{Code: 0x15, JT: 56, JF: 227, K: 0x0},         // 250: if A == 0x0 goto 307 else 478
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 251: if A >= 0xd4 goto 252 else 268
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 252: if A >= 0xdc goto 253 else 267
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 253: if A == 0xdc goto 254 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 255: if A == 0x0 goto 256 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x15, JT: 221, JF: 220, K: 0x50f00},    // 257: if A == 0x50f00 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 219, K: 0xdf},         // 258: if A == 0xdf goto 259 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 260: if A == 0x0 goto 261 else 457
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 260: if A == 0x0 goto 261 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 457 else 263
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 478 else 263
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 264: if A == 0x0 goto 265 else 457
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 264: if A == 0x0 goto 265 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 458 else 267
-			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 267: if A == 0x40 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 268: if A >= 0x86 goto 269 else 294
-			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 269: if A >= 0xa7 goto 270 else 290
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 270: if A >= 0xac goto 271 else 272
-			{Code: 0x15, JT: 185, JF: 186, K: 0xad},       // 271: if A == 0xad goto 457 else 458
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 272: if A == 0xa7 goto 273 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 274: if A == 0x0 goto 275 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x53564d41},   // 276: if A == 0x53564d41 goto 277 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 278: if A == 0x0 goto 279 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
-			{Code: 0x15, JT: 177, JF: 176, K: 0x0},        // 280: if A == 0x0 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 175, K: 0xa8},         // 281: if A == 0xa8 goto 282 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 283: if A == 0x0 goto 284 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 285: if A == 0x0 goto 286 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 286: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 287: if A == 0x0 goto 288 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 288: A = arg2.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 289: if A == 0x0 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 290: if A >= 0x8c goto 291 else 292
-			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 291: if A == 0x9e goto 458 else 457
-			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 292: if A == 0x8b goto 458 else 293
-			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 293: if A >= 0x88 goto 457 else 458
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 294: if A >= 0x80 goto 295 else 307
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 295: if A >= 0x82 goto 296 else 297
-			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 296: if A == 0x84 goto 458 else 457
-			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 297: if A == 0x80 goto 458 else 298
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 299: if A == 0x0 goto 300 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 301: if A == 0x0 goto 457 else 302
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 302: if A >= 0x80000000 goto 457 else 303
+			{Code: 0x35, JT: 211, JF: 212, K: 0x6},        // 266: if A >= 0x6 goto 478 else 479
+			{Code: 0x15, JT: 211, JF: 210, K: 0xd7},       // 267: if A == 0xd7 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 268: if A == 0xd3 goto 269 else 279
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 270: if A == 0x0 goto 271 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
+			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 478 else 273
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 274: if A == 0x0 goto 275 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 276: if A >= 0x4001 goto 277 else 278
+			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 277: if A == 0x4040 goto 479 else 478
+			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 278: if A == 0x4000 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 198, K: 0xcf},         // 279: if A == 0xcf goto 280 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 280: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 281: if A == 0x0 goto 282 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
+			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 478 else 284
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 285: if A == 0x0 goto 286 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 479 else 288
+			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 288: if A == 0x40 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 289: if A >= 0x86 goto 290 else 315
+			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 290: if A >= 0xa7 goto 291 else 311
+			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 291: if A >= 0xac goto 292 else 293
+			{Code: 0x15, JT: 185, JF: 186, K: 0xad},       // 292: if A == 0xad goto 478 else 479
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 293: if A == 0xa7 goto 294 else 302
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 295: if A == 0x0 goto 296 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 299: if A == 0x0 goto 300 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
+			{Code: 0x15, JT: 177, JF: 176, K: 0x0},        // 301: if A == 0x0 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 175, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 304: if A == 0x0 goto 305 else 457
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 304: if A == 0x0 goto 305 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 306: if A == 0x9 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 307: if A >= 0x7c goto 308 else 309
-			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 308: if A == 0x7c goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 147, K: 0x7b},         // 309: if A == 0x7b goto 310 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 311: if A == 0x0 goto 312 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x15, JT: 144, JF: 143, K: 0x0},        // 313: if A == 0x0 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 45, K: 0x3a},          // 314: if A >= 0x3a goto 315 else 360
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 315: if A >= 0x50 goto 316 else 341
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 316: if A >= 0x5d goto 317 else 338
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 317: if A >= 0x60 goto 318 else 320
-			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 318: if A >= 0x71 goto 458 else 319
-			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 319: if A == 0x65 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 320: if A == 0x5f goto 321 else 458
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 322: if A == 0x0 goto 323 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 324: if A == 0x1 goto 325 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 326: if A == 0x0 goto 327 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
-			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 328: if A == 0x0 goto 457 else 329
-			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 457 else 330
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 330: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 331: if A == 0x0 goto 332 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 332: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 333: if A == 0x1000005 goto 334 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 334: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 335: if A == 0x0 goto 336 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 336: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 337: if A == 0x0 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 338: if A >= 0x54 goto 339 else 340
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 339: if A == 0x5a goto 458 else 457
-			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 340: if A == 0x51 goto 457 else 458
-			{Code: 0x35, JT: 0, JF: 15, K: 0x45},          // 341: if A >= 0x45 goto 342 else 357
-			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 342: if A >= 0x4a goto 343 else 348
-			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 343: if A == 0x4e goto 344 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 345: if A == 0x0 goto 346 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 347: if A >= 0x80000000 goto 457 else 458
-			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 348: if A == 0x49 goto 349 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 349: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 350: if A == 0x0 goto 351 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 351: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 352: if A == 0x1 goto 353 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 354: if A == 0x0 goto 355 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 356: if A == 0x0 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 357: if A >= 0x41 goto 358 else 359
-			{Code: 0x35, JT: 99, JF: 98, K: 0x43},         // 358: if A >= 0x43 goto 458 else 457
-			{Code: 0x35, JT: 98, JF: 97, K: 0x3d},         // 359: if A >= 0x3d goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 48, K: 0x1a},          // 360: if A >= 0x1a goto 361 else 409
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 361: if A >= 0x2f goto 362 else 388
-			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 362: if A >= 0x38 goto 363 else 379
-			{Code: 0x15, JT: 0, JF: 94, K: 0x38},          // 363: if A == 0x38 goto 364 else 458
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 364: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 7, K: 0x0},            // 365: if A == 0x0 goto 367 else 373
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 368: if A >= 0x80000000 goto 374 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 369: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 370: if A == 0x0 goto 371 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 371: A = arg2.lo
-			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 372: if A & 0xffe3a2ff goto 457 else 458
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 374: if A == 0xffffff9c goto 375 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 375: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 376: if A == 0x0 goto 377 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 377: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 378: if A == 0x80000 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 379: if A == 0x2f goto 380 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 380: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 381: if A == 0x0 goto 382 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 382: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 383: if A >= 0x80000000 goto 457 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 384: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 385: if A == 0x0 goto 386 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 386: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 387: if A & 0xffffff80 goto 457 else 458
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 388: if A >= 0x2c goto 389 else 390
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 389: if A == 0x2d goto 457 else 458
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 390: if A == 0x1d goto 391 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 391: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 392: if A == 0x0 goto 393 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 393: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 394: if A >= 0x80000000 goto 457 else 395
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 395: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 396: if A == 0x0 goto 397 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 397: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 398: if A >= 0x5413 goto 399 else 404
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 399: if A >= 0x541c goto 400 else 401
-			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 400: if A == 0x5425 goto 458 else 457
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 401: if A == 0x541b goto 458 else 402
-			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 402: if A >= 0x5415 goto 457 else 458
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 403: return 0x50001
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 404: if A >= 0x540c goto 405 else 406
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 405: if A == 0x5411 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 406: if A >= 0x5405 goto 407 else 408
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 407: if A >= 0x5409 goto 458 else 457
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 408: if A >= 0x5401 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 409: if A >= 0x13 goto 410 else 454
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 410: if A >= 0x15 goto 411 else 441
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 411: if A == 0x15 goto 412 else 425
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 306: if A == 0x0 goto 307 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 308: if A == 0x0 goto 309 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 310: if A == 0x0 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 311: if A >= 0x8c goto 312 else 313
+			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 312: if A == 0x9e goto 479 else 478
+			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 479 else 314
+			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 314: if A >= 0x88 goto 478 else 479
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 315: if A >= 0x80 goto 316 else 328
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 316: if A >= 0x82 goto 317 else 318
+			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 317: if A == 0x84 goto 479 else 478
+			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 479 else 319
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 320: if A == 0x0 goto 321 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 478 else 323
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 478 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 325: if A == 0x0 goto 326 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
+			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 327: if A == 0x9 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 328: if A >= 0x7c goto 329 else 330
+			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 329: if A == 0x7c goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 147, K: 0x7b},         // 330: if A == 0x7b goto 331 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 332: if A == 0x0 goto 333 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
+			{Code: 0x15, JT: 144, JF: 143, K: 0x0},        // 334: if A == 0x0 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 335: if A >= 0x3a goto 336 else 382
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 336: if A >= 0x50 goto 337 else 362
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 337: if A >= 0x5d goto 338 else 359
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 338: if A >= 0x60 goto 339 else 341
+			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 339: if A >= 0x71 goto 479 else 340
+			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 340: if A == 0x65 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 341: if A == 0x5f goto 342 else 479
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 343: if A == 0x0 goto 344 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 345: if A == 0x1 goto 346 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 346: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 347: if A == 0x0 goto 348 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 348: A = arg1.lo
+			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 349: if A == 0x0 goto 478 else 350
+			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 350: if A >= 0x80000000 goto 478 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 352: if A == 0x0 goto 353 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 354: if A == 0x1000005 goto 355 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 355: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 356: if A == 0x0 goto 357 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 357: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 358: if A == 0x0 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 359: if A >= 0x54 goto 360 else 361
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 360: if A == 0x5a goto 479 else 478
+			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 361: if A == 0x51 goto 478 else 479
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 362: if A >= 0x45 goto 363 else 379
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4a},           // 363: if A >= 0x4a goto 364 else 370
+			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 364: if A == 0x4e goto 365 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 111, K: 0x0},          // 366: if A == 0x0 goto 368 else 478
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 367: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
+			{Code: 0x35, JT: 108, JF: 109, K: 0x80000000}, // 369: if A >= 0x80000000 goto 478 else 479
+			{Code: 0x15, JT: 0, JF: 107, K: 0x49},         // 370: if A == 0x49 goto 371 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 371: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 372: if A == 0x0 goto 373 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 373: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 103, K: 0x1},          // 374: if A == 0x1 goto 375 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 375: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 376: if A == 0x0 goto 377 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 377: A = arg3.lo
+			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 378: if A == 0x0 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 379: if A >= 0x41 goto 380 else 381
+			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 380: if A >= 0x43 goto 479 else 478
+			{Code: 0x35, JT: 97, JF: 96, K: 0x3d},         // 381: if A >= 0x3d goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 382: if A >= 0x1a goto 383 else 430
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2f},          // 383: if A >= 0x2f goto 384 else 409
+			{Code: 0x35, JT: 0, JF: 15, K: 0x38},          // 384: if A >= 0x38 goto 385 else 400
+			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 385: if A == 0x38 goto 386 else 479
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 387: if A == 0x0 goto 388 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 389: if A >= 0x80000000 goto 395 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 390: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 391: if A == 0x0 goto 392 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 392: A = arg2.lo
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 393: if A & 0xffe3a2ff goto 478 else 479
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 395: if A == 0xffffff9c goto 396 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 396: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 397: if A == 0x0 goto 398 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 398: A = arg2.lo
+			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 399: if A == 0x80000 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 400: if A == 0x2f goto 401 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 401: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 402: if A == 0x0 goto 403 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 404: if A >= 0x80000000 goto 478 else 405
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 405: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 406: if A == 0x0 goto 407 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 407: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 408: if A & 0xffffff80 goto 478 else 479
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 409: if A >= 0x2c goto 410 else 411
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 410: if A == 0x2d goto 478 else 479
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 411: if A == 0x1d goto 412 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 412: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 413: if A == 0x0 goto 414 else 457
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 413: if A == 0x0 goto 414 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 414: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 415: if A >= 0x80000000 goto 457 else 416
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 415: if A >= 0x80000000 goto 478 else 416
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 416: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 417: if A == 0x0 goto 418 else 457
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 417: if A == 0x0 goto 418 else 478
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 418: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 419: if A == 0x0 goto 457 else 420
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 420: if A >= 0x3 goto 457 else 421
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 421: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 422: if A == 0x0 goto 423 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 423: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 424: if A >= 0x80000000 goto 457 else 458
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 425: if A == 0x19 goto 426 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 426: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 427: if A == 0x0 goto 428 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 428: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 429: if A >= 0x80000000 goto 457 else 430
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 430: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 431: if A == 0x0 goto 432 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 432: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 433: if A >= 0x4 goto 434 else 440
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 434: if A == 0x406 goto 458 else 435
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 435: if A == 0x4 goto 436 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 436: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 437: if A == 0x0 goto 438 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 438: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 439: if A & 0xfff9f3ff goto 457 else 458
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 440: if A == 0x3 goto 458 else 457
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 441: if A == 0x13 goto 442 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 443: if A == 0x0 goto 444 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 445: if A == 0x0 goto 446 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 446: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 447: if A == 0x0 goto 448 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 448: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 449: if A == 0x80800 goto 458 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 450: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 451: if A == 0x0 goto 452 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 452: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 453: if A == 0x80000 goto 458 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 454: if A >= 0x9 goto 455 else 456
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 455: if A == 0xb goto 458 else 457
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 456: if A == 0x8 goto 458 else 457
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 457: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 458: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 419: if A >= 0x5413 goto 420 else 425
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 420: if A >= 0x541c goto 421 else 422
+			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 421: if A == 0x5425 goto 479 else 478
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 422: if A == 0x541b goto 479 else 423
+			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 423: if A >= 0x5415 goto 478 else 479
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 424: return 0x50001
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 425: if A >= 0x540c goto 426 else 427
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 426: if A == 0x5411 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 427: if A >= 0x5405 goto 428 else 429
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 428: if A >= 0x5409 goto 479 else 478
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 429: if A >= 0x5401 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 430: if A >= 0x13 goto 431 else 475
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 431: if A >= 0x15 goto 432 else 462
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 432: if A == 0x15 goto 433 else 446
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 434: if A == 0x0 goto 435 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 478 else 437
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 437: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 438: if A == 0x0 goto 439 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 439: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 440: if A == 0x0 goto 478 else 441
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 441: if A >= 0x3 goto 478 else 442
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 442: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 443: if A == 0x0 goto 444 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 444: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 445: if A >= 0x80000000 goto 478 else 479
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 446: if A == 0x19 goto 447 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 447: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 448: if A == 0x0 goto 449 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 449: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 450: if A >= 0x80000000 goto 478 else 451
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 451: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 452: if A == 0x0 goto 453 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 453: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 454: if A >= 0x4 goto 455 else 461
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 455: if A == 0x406 goto 479 else 456
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 456: if A == 0x4 goto 457 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 457: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 458: if A == 0x0 goto 459 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 459: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 460: if A & 0xfff9f3ff goto 478 else 479
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 461: if A == 0x3 goto 479 else 478
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 462: if A == 0x13 goto 463 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 463: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 464: if A == 0x0 goto 465 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 465: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 466: if A == 0x0 goto 467 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 467: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 468: if A == 0x0 goto 469 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 469: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 470: if A == 0x80800 goto 479 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 471: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 472: if A == 0x0 goto 473 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 473: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 474: if A == 0x80000 goto 479 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 475: if A >= 0x9 goto 476 else 477
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 476: if A == 0xb goto 479 else 478
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 477: if A == 0x8 goto 479 else 478
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 478: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 479: return 0x7fff0000
 		},
 	},
 	{
 		Key: "ptrace,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{73}},
-			{Name: "sentry_pid", Uses: []uint16{94}},
+			{Name: "monitor_pid", Uses: []uint16{94}},
+			{Name: "sentry_pid", Uses: []uint16{115}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 181, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
+			{Code: 0x15, JT: 0, JF: 86, K: 0x75},          // 3: if A == 0x75 goto 4 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
-			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
-			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
-			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 12: if A == 0x0 goto 13 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
-			{Code: 0x15, JT: 168, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 183 else 15
-			{Code: 0x35, JT: 167, JF: 181, K: 0x80000000}, // 15: if A >= 0x80000000 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 18: if A == 0x0 goto 19 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
-			{Code: 0x15, JT: 162, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 183 else 21
-			{Code: 0x35, JT: 161, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 183 else 22
-			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 22: goto 286
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 57
+			{Code: 0x35, JT: 0, JF: 49, K: 0x21},          // 8: if A >= 0x21 goto 9 else 58
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 58 else 10
+			{Code: 0x15, JT: 74, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 85 else 11
+			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 11: if A == 0x4202 goto 12 else 18
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 12: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 13: if A == 0x0 goto 14 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 14: A = arg1.lo
+			{Code: 0x15, JT: 167, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 183 else 16
+			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 183 else 17
+			{Code: 0x05, JT: 0, JF: 0, K: 0x121},          // 17: goto 307
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 18: if A == 0x4206 goto 19 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 19: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 20: if A == 0x0 goto 21 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 21: A = arg1.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 183 else 23
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 183 else 24
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 24: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 25: if A == 0x0 goto 26 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 26: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 183 else 28
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 183 else 29
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 29: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 30: if A == 0x0 goto 31 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 31: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 32: if A == 0x0 goto 33 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 33: A = arg3.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 26: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 27: if A == 0x0 goto 28 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 28: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 29: if A == 0x0 goto 30 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 30: A = arg3.lo
+			{Code: 0x15, JT: 180, JF: 151, K: 0x100001},   // 31: if A == 0x100001 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 32: if A == 0x420b goto 33 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 33: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
-			{Code: 0x15, JT: 160, JF: 146, K: 0x100001},   // 36: if A == 0x100001 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
+			{Code: 0x15, JT: 146, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 183 else 37
+			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 183 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 38: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 183 else 42
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 183 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 150, JF: 136, K: 0x8},        // 46: if A == 0x8 goto 197 else 183
-			{Code: 0x35, JT: 0, JF: 135, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 183
-			{Code: 0x35, JT: 134, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 183 else 49
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 40: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 141, K: 0x8},        // 41: if A == 0x8 goto 212 else 183
+			{Code: 0x35, JT: 0, JF: 140, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 183
+			{Code: 0x35, JT: 139, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 183 else 44
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 45: if A == 0x0 goto 46 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
+			{Code: 0x15, JT: 135, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 183 else 48
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 183 else 49
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 49: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 50: if A == 0x0 goto 51 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 183 else 53
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 183 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 55: if A == 0x0 goto 56 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 183 else 58
-			{Code: 0x35, JT: 124, JF: 138, K: 0x3},        // 58: if A >= 0x3 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 123, K: 0x7},          // 59: if A == 0x7 goto 60 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 61: if A == 0x0 goto 62 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 119, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 183 else 64
-			{Code: 0x35, JT: 118, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 183 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 116, K: 0x0},          // 66: if A == 0x0 goto 67 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 114, K: 0x0},         // 68: if A == 0x0 goto 89 else 183
-			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 71: if A == 0x0 goto 72 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 51: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 3, K: 0x3},            // 52: if A >= 0x3 goto 53 else 56
+			{Code: 0x35, JT: 0, JF: 1, K: 0x404},          // 53: if A >= 0x404 goto 54 else 55
+			{Code: 0x35, JT: 128, JF: 157, K: 0x406},      // 54: if A >= 0x406 goto 183 else 212
+			{Code: 0x15, JT: 156, JF: 127, K: 0x401},      // 55: if A == 0x401 goto 212 else 183
+			{Code: 0x15, JT: 126, JF: 155, K: 0x0},        // 56: if A == 0x0 goto 183 else 212
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 57: if A == 0x7 goto 58 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 59: if A == 0x0 goto 60 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 183 else 62
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 183 else 63
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 64: if A == 0x0 goto 65 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
+			{Code: 0x15, JT: 43, JF: 116, K: 0x0},         // 66: if A == 0x0 goto 110 else 183
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3},           // 67: if A >= 0x3 goto 68 else 84
+			{Code: 0x15, JT: 0, JF: 114, K: 0x9},          // 68: if A == 0x9 goto 69 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 69: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 70: if A == 0x0 goto 71 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 71: A = arg1.lo
+			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 183 else 73
+			{Code: 0x35, JT: 109, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 183 else 74
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 75: if A == 0x0 goto 76 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
-			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 183 else 80
-			{Code: 0x35, JT: 102, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 183 else 85
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 183 else 82
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 183 else 83
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 84: if A == 0x0 goto 85 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
-			{Code: 0x15, JT: 1, JF: 95, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 183
-			{Code: 0x15, JT: 0, JF: 94, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x107},          // 89: goto 353
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 77: if A == 0x0 goto 78 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 78: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 79: if A == 0x0 goto 80 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 80: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8},            // 81: if A >= 0x8 goto 82 else 83
+			{Code: 0x15, JT: 129, JF: 100, K: 0xb},        // 82: if A == 0xb goto 212 else 183
+			{Code: 0x15, JT: 128, JF: 99, K: 0x7},         // 83: if A == 0x7 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 98, K: 0x2},           // 84: if A == 0x2 goto 85 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 85: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 86: if A == 0x0 goto 87 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
+			{Code: 0x15, JT: 94, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 183 else 89
+			{Code: 0x35, JT: 93, JF: 122, K: 0x80000000},  // 89: if A >= 0x80000000 goto 183 else 212
+			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 94: if A == monitor_pid goto 95 else 102
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 96: if A == 0x0 goto 97 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
-			{Code: 0x35, JT: 84, JF: 98, K: 0x41},         // 98: if A >= 0x41 goto 183 else 197
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 183 else 100
-			{Code: 0x35, JT: 82, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 183 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 102: if A == 0x0 goto 103 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
-			{Code: 0x15, JT: 78, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 183 else 105
-			{Code: 0x35, JT: 77, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 183 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 107: if A == 0x0 goto 108 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
-			{Code: 0x15, JT: 87, JF: 73, K: 0x11},         // 109: if A == 0x11 goto 197 else 183
-			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 110: if A == 0x7a goto 344 else 111
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 111: if A == 0x62 goto 112 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 112: A = arg1.hi
+			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 110 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
+			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 183 else 101
+			{Code: 0x35, JT: 81, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 183 else 106
+			{Code: 0x15, JT: 80, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 183 else 103
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 183 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 104: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 105: if A == 0x0 goto 106 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 106: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
+			{Code: 0x15, JT: 1, JF: 74, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 183
+			{Code: 0x15, JT: 0, JF: 73, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 183
+			{Code: 0x05, JT: 0, JF: 0, K: 0x108},          // 110: goto 375
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 114: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 67, K: 0x80},          // 115: if A >= 0x80 goto 116 else 183
-			{Code: 0x35, JT: 66, JF: 80, K: 0x82},         // 116: if A >= 0x82 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 117: if A == 0x16 goto 118 else 122
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 212, K: 0x80000000},  // 121: if A >= 0x80000000 goto 183 else 334
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 122: if A == 0x1b5 goto 123 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 124: if A == 0x0 goto 125 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 115: if A == sentry_pid goto 116 else 120
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 116: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 117: if A == 0x0 goto 118 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 118: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 92, K: 0x41},         // 119: if A >= 0x41 goto 183 else 212
+			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 183 else 121
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 183 else 122
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 183 else 126
 			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 183 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 127: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x15, JT: 66, JF: 52, K: 0x18},         // 130: if A == 0x18 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 131: if A == 0x4f goto 132 else 141
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 132: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 133: if A == 0x0 goto 134 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 134: A = arg0.lo
-			{Code: 0x35, JT: 47, JF: 0, K: 0x80000000},    // 135: if A >= 0x80000000 goto 183 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 137: if A == 0x0 goto 138 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 139: if A == 0x0 goto 197 else 140
-			{Code: 0x15, JT: 56, JF: 42, K: 0x900},        // 140: if A == 0x900 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 141: if A == 0xde goto 142 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 142: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 143: if A == 0x0 goto 144 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 144: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 145: if A == 0x0 goto 146 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 146: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 147: if A == 0x0 goto 148 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 148: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 149: if A >= 0x23 goto 150 else 151
-			{Code: 0x15, JT: 46, JF: 32, K: 0x32},         // 150: if A == 0x32 goto 197 else 183
-			{Code: 0x15, JT: 45, JF: 31, K: 0x22},         // 151: if A == 0x22 goto 197 else 183
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 152: if A == 0x3 goto 153 else 166
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
+			{Code: 0x15, JT: 81, JF: 52, K: 0x11},         // 130: if A == 0x11 goto 212 else 183
+			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 365 else 132
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 132: if A == 0x62 goto 133 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 136: if A >= 0x80 goto 137 else 183
+			{Code: 0x35, JT: 45, JF: 74, K: 0x82},         // 137: if A >= 0x82 goto 183 else 212
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 138: if A == 0x16 goto 139 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
+			{Code: 0x35, JT: 40, JF: 212, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 355
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 147: if A >= 0x80000000 goto 183 else 148
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 148: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 149: if A == 0x0 goto 150 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 150: A = arg3.lo
+			{Code: 0x15, JT: 60, JF: 31, K: 0x18},         // 151: if A == 0x18 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 152: if A == 0x4f goto 153 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 153: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 156: if A >= 0x23 goto 157 else 164
-			{Code: 0x15, JT: 39, JF: 0, K: 0x32},          // 157: if A == 0x32 goto 197 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 159: if A == 0x0 goto 160 else 171
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 161: if A == 0x0 goto 162 else 171
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 162: A = arg3.lo
-			{Code: 0x15, JT: 33, JF: 8, K: 0x28},          // 163: if A == 0x28 goto 197 else 172
-			{Code: 0x15, JT: 32, JF: 0, K: 0x22},          // 164: if A == 0x22 goto 197 else 165
-			{Code: 0x35, JT: 17, JF: 7, K: 0x2},           // 165: if A >= 0x2 goto 183 else 173
-			{Code: 0x35, JT: 16, JF: 0, K: 0x2},           // 166: if A >= 0x2 goto 183 else 167
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 155: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 156: if A >= 0x80000000 goto 183 else 157
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 157: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 158: if A == 0x0 goto 159 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 159: A = arg3.lo
+			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 160: if A == 0x0 goto 212 else 161
+			{Code: 0x15, JT: 50, JF: 21, K: 0x900},        // 161: if A == 0x900 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 162: if A == 0xde goto 163 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 163: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 164: if A == 0x0 goto 165 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 165: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 166: if A == 0x0 goto 167 else 173
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 170: if A >= 0x2 goto 172 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 10, K: 0x4001},        // 172: if A == 0x4001 goto 174 else 183
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 173: if A == 0x0 goto 183 else 174
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 174: A = arg4.hi
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 170: if A >= 0x23 goto 171 else 172
+			{Code: 0x15, JT: 40, JF: 11, K: 0x32},         // 171: if A == 0x32 goto 212 else 183
+			{Code: 0x15, JT: 39, JF: 10, K: 0x22},         // 172: if A == 0x22 goto 212 else 183
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 173: if A == 0x3 goto 174 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 176: A = arg4.lo
-			{Code: 0x35, JT: 5, JF: 19, K: 0x80000000},    // 177: if A >= 0x80000000 goto 183 else 197
-			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 178: if A == 0xe9 goto 179 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 179: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 180: if A == 0x0 goto 181 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 181: A = arg2.lo
-			{Code: 0x35, JT: 1, JF: 5, K: 0x8},            // 182: if A >= 0x8 goto 184 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 177: if A >= 0x23 goto 178 else 186
+			{Code: 0x15, JT: 33, JF: 0, K: 0x32},          // 178: if A == 0x32 goto 212 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 180: if A == 0x0 goto 181 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 182: if A == 0x0 goto 184 else 193
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 184: if A >= 0x10 goto 185 else 186
-			{Code: 0x15, JT: 11, JF: 180, K: 0x19},        // 185: if A == 0x19 goto 197 else 366
-			{Code: 0x15, JT: 10, JF: 0, K: 0x8},           // 186: if A == 0x8 goto 197 else 187
-			{Code: 0x35, JT: 9, JF: 178, K: 0xe},          // 187: if A >= 0xe goto 197 else 366
-			{Code: 0x15, JT: 8, JF: 177, K: 0x4},          // 188: if A == 0x4 goto 197 else 366
-			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 189: if A >= 0x73 goto 190 else 314
-			{Code: 0x35, JT: 0, JF: 77, K: 0xb4},          // 190: if A >= 0xb4 goto 191 else 268
-			{Code: 0x35, JT: 0, JF: 38, K: 0xe0},          // 191: if A >= 0xe0 goto 192 else 230
-			{Code: 0x35, JT: 0, JF: 20, K: 0x118},         // 192: if A >= 0x118 goto 193 else 213
-			{Code: 0x35, JT: 0, JF: 14, K: 0x11c},         // 193: if A >= 0x11c goto 194 else 208
-			{Code: 0x15, JT: 0, JF: 171, K: 0x1b7},        // 194: if A == 0x1b7 goto 195 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 169, K: 0x0},          // 196: if A == 0x0 goto 198 else 366
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 197: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
-			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 366 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 201: if A == 0x0 goto 202 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 203: if A >= 0x8 goto 459 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 204: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 205: if A == 0x0 goto 206 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 206: A = arg3.lo
-			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 207: if A == 0x200 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 250, K: 0x11b},        // 208: if A == 0x11b goto 209 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 210: if A == 0x0 goto 211 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
-			{Code: 0x35, JT: 246, JF: 64, K: 0x2},         // 212: if A >= 0x2 goto 459 else 277
-			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 213: if A >= 0x116 goto 214 else 225
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 214: if A == 0x116 goto 215 else 219
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 216: if A == 0x0 goto 217 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
-			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 218: if A & 0xfffffffe goto 459 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 219: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 220: if A == 0x0 goto 221 else 223
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 221: A = arg1.lo
-			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 222: if A == 0x1 goto 460 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 223: A = arg1.lo
-			{Code: 0x45, JT: 177, JF: 234, K: 0x2},        // 224: if A & 0x2 goto 402 else 459
-			{Code: 0x15, JT: 0, JF: 233, K: 0x105},        // 225: if A == 0x105 goto 226 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 227: if A == 0x0 goto 228 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 229, K: 0x0},         // 229: if A == 0x0 goto 286 else 459
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 230: if A >= 0xd4 goto 231 else 247
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 231: if A >= 0xdc goto 232 else 246
-			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 232: if A == 0xdc goto 233 else 237
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 233: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 234: if A == 0x0 goto 235 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
-			{Code: 0x15, JT: 223, JF: 222, K: 0x50f00},    // 236: if A == 0x50f00 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 221, K: 0xdf},         // 237: if A == 0xdf goto 238 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 239: if A == 0x0 goto 240 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 459 else 242
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 243: if A == 0x0 goto 244 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
-			{Code: 0x35, JT: 213, JF: 214, K: 0x6},        // 245: if A >= 0x6 goto 459 else 460
-			{Code: 0x15, JT: 213, JF: 212, K: 0xd7},       // 246: if A == 0xd7 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 247: if A == 0xd3 goto 248 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 249: if A == 0x0 goto 250 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
-			{Code: 0x35, JT: 207, JF: 0, K: 0x80000000},   // 251: if A >= 0x80000000 goto 459 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 252: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 253: if A == 0x0 goto 254 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 254: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 255: if A >= 0x4001 goto 256 else 257
-			{Code: 0x15, JT: 203, JF: 202, K: 0x4040},     // 256: if A == 0x4040 goto 460 else 459
-			{Code: 0x15, JT: 202, JF: 201, K: 0x4000},     // 257: if A == 0x4000 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 200, K: 0xcf},         // 258: if A == 0xcf goto 259 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
+			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 212 else 194
+			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 212 else 187
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 367 else 195
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 367 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 190: if A == 0x0 goto 191 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 367
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 367 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 197: if A == 0x0 goto 198 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 367 else 212
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 200: if A == 0xe9 goto 201 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 202: if A == 0x0 goto 203 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 204: if A >= 0x8 goto 205 else 209
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
+			{Code: 0x15, JT: 5, JF: 160, K: 0x19},         // 206: if A == 0x19 goto 212 else 367
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 207: if A == 0x8 goto 212 else 208
+			{Code: 0x35, JT: 3, JF: 158, K: 0xe},          // 208: if A >= 0xe goto 212 else 367
+			{Code: 0x15, JT: 2, JF: 157, K: 0x4},          // 209: if A == 0x4 goto 212 else 367
+			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 210: if A >= 0x73 goto 211 else 335
+			{Code: 0x35, JT: 1, JF: 77, K: 0xb4},          // 211: if A >= 0xb4 goto 213 else 289
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 212: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 213: if A >= 0xe0 goto 214 else 251
+			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 214: if A >= 0x118 goto 215 else 234
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 215: if A >= 0x11c goto 216 else 229
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 218: if A == 0x0 goto 219 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 367 else 221
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 222: if A == 0x0 goto 223 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 480 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 226: if A == 0x0 goto 227 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
+			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 228: if A == 0x200 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 250, K: 0x11b},        // 229: if A == 0x11b goto 230 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 231: if A == 0x0 goto 232 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
+			{Code: 0x35, JT: 246, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 480 else 298
+			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 234: if A >= 0x116 goto 235 else 246
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 235: if A == 0x116 goto 236 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 237: if A == 0x0 goto 238 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
+			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 480 else 481
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
+			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 481 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
+			{Code: 0x45, JT: 177, JF: 234, K: 0x2},        // 245: if A & 0x2 goto 423 else 480
+			{Code: 0x15, JT: 0, JF: 233, K: 0x105},        // 246: if A == 0x105 goto 247 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 248: if A == 0x0 goto 249 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
+			{Code: 0x15, JT: 56, JF: 229, K: 0x0},         // 250: if A == 0x0 goto 307 else 480
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 251: if A >= 0xd4 goto 252 else 268
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 252: if A >= 0xdc goto 253 else 267
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 253: if A == 0xdc goto 254 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 255: if A == 0x0 goto 256 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x15, JT: 223, JF: 222, K: 0x50f00},    // 257: if A == 0x50f00 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 221, K: 0xdf},         // 258: if A == 0xdf goto 259 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 260: if A == 0x0 goto 261 else 459
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 260: if A == 0x0 goto 261 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 196, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 459 else 263
+			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 480 else 263
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 264: if A == 0x0 goto 265 else 459
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 264: if A == 0x0 goto 265 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
-			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 460 else 267
-			{Code: 0x15, JT: 192, JF: 191, K: 0x40},       // 267: if A == 0x40 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 268: if A >= 0x86 goto 269 else 294
-			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 269: if A >= 0xa7 goto 270 else 290
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 270: if A >= 0xac goto 271 else 272
-			{Code: 0x15, JT: 187, JF: 188, K: 0xad},       // 271: if A == 0xad goto 459 else 460
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 272: if A == 0xa7 goto 273 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 274: if A == 0x0 goto 275 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 182, K: 0x53564d41},   // 276: if A == 0x53564d41 goto 277 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 278: if A == 0x0 goto 279 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
-			{Code: 0x15, JT: 179, JF: 178, K: 0x0},        // 280: if A == 0x0 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 177, K: 0xa8},         // 281: if A == 0xa8 goto 282 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 283: if A == 0x0 goto 284 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 285: if A == 0x0 goto 286 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 286: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 287: if A == 0x0 goto 288 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 288: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 169, K: 0x0},        // 289: if A == 0x0 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 290: if A >= 0x8c goto 291 else 292
-			{Code: 0x15, JT: 168, JF: 167, K: 0x9e},       // 291: if A == 0x9e goto 460 else 459
-			{Code: 0x15, JT: 167, JF: 0, K: 0x8b},         // 292: if A == 0x8b goto 460 else 293
-			{Code: 0x35, JT: 165, JF: 166, K: 0x88},       // 293: if A >= 0x88 goto 459 else 460
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 294: if A >= 0x80 goto 295 else 307
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 295: if A >= 0x82 goto 296 else 297
-			{Code: 0x15, JT: 163, JF: 162, K: 0x84},       // 296: if A == 0x84 goto 460 else 459
-			{Code: 0x15, JT: 162, JF: 0, K: 0x80},         // 297: if A == 0x80 goto 460 else 298
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 299: if A == 0x0 goto 300 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 301: if A == 0x0 goto 459 else 302
-			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 302: if A >= 0x80000000 goto 459 else 303
+			{Code: 0x35, JT: 213, JF: 214, K: 0x6},        // 266: if A >= 0x6 goto 480 else 481
+			{Code: 0x15, JT: 213, JF: 212, K: 0xd7},       // 267: if A == 0xd7 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 268: if A == 0xd3 goto 269 else 279
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 270: if A == 0x0 goto 271 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
+			{Code: 0x35, JT: 207, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 480 else 273
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 274: if A == 0x0 goto 275 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 276: if A >= 0x4001 goto 277 else 278
+			{Code: 0x15, JT: 203, JF: 202, K: 0x4040},     // 277: if A == 0x4040 goto 481 else 480
+			{Code: 0x15, JT: 202, JF: 201, K: 0x4000},     // 278: if A == 0x4000 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 200, K: 0xcf},         // 279: if A == 0xcf goto 280 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 280: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 281: if A == 0x0 goto 282 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
+			{Code: 0x35, JT: 196, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 480 else 284
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 285: if A == 0x0 goto 286 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
+			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 481 else 288
+			{Code: 0x15, JT: 192, JF: 191, K: 0x40},       // 288: if A == 0x40 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 289: if A >= 0x86 goto 290 else 315
+			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 290: if A >= 0xa7 goto 291 else 311
+			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 291: if A >= 0xac goto 292 else 293
+			{Code: 0x15, JT: 187, JF: 188, K: 0xad},       // 292: if A == 0xad goto 480 else 481
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 293: if A == 0xa7 goto 294 else 302
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 295: if A == 0x0 goto 296 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 182, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 299: if A == 0x0 goto 300 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
+			{Code: 0x15, JT: 179, JF: 178, K: 0x0},        // 301: if A == 0x0 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 177, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 304: if A == 0x0 goto 305 else 459
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 304: if A == 0x0 goto 305 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
-			{Code: 0x15, JT: 153, JF: 152, K: 0x9},        // 306: if A == 0x9 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 307: if A >= 0x7c goto 308 else 309
-			{Code: 0x15, JT: 151, JF: 150, K: 0x7c},       // 308: if A == 0x7c goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 149, K: 0x7b},         // 309: if A == 0x7b goto 310 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 311: if A == 0x0 goto 312 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x15, JT: 146, JF: 145, K: 0x0},        // 313: if A == 0x0 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 45, K: 0x3a},          // 314: if A >= 0x3a goto 315 else 360
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 315: if A >= 0x50 goto 316 else 341
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 316: if A >= 0x5d goto 317 else 338
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 317: if A >= 0x60 goto 318 else 320
-			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 318: if A >= 0x71 goto 460 else 319
-			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 319: if A == 0x65 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 320: if A == 0x5f goto 321 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 322: if A == 0x0 goto 323 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 324: if A == 0x1 goto 325 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 326: if A == 0x0 goto 327 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 328: if A == 0x0 goto 459 else 329
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 459 else 330
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 330: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 331: if A == 0x0 goto 332 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 332: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 333: if A == 0x1000005 goto 334 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 334: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 335: if A == 0x0 goto 336 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 336: A = arg4.lo
-			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 337: if A == 0x0 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 338: if A >= 0x54 goto 339 else 340
-			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 339: if A == 0x5a goto 460 else 459
-			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 340: if A == 0x51 goto 459 else 460
-			{Code: 0x35, JT: 0, JF: 15, K: 0x45},          // 341: if A >= 0x45 goto 342 else 357
-			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 342: if A >= 0x4a goto 343 else 348
-			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 343: if A == 0x4e goto 344 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 345: if A == 0x0 goto 346 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
-			{Code: 0x35, JT: 111, JF: 112, K: 0x80000000}, // 347: if A >= 0x80000000 goto 459 else 460
-			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 348: if A == 0x49 goto 349 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 349: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 350: if A == 0x0 goto 351 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 351: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 352: if A == 0x1 goto 353 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 354: if A == 0x0 goto 355 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 356: if A == 0x0 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 357: if A >= 0x41 goto 358 else 359
-			{Code: 0x35, JT: 101, JF: 100, K: 0x43},       // 358: if A >= 0x43 goto 460 else 459
-			{Code: 0x35, JT: 100, JF: 99, K: 0x3d},        // 359: if A >= 0x3d goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 50, K: 0x1a},          // 360: if A >= 0x1a goto 361 else 411
-			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 361: if A >= 0x2f goto 362 else 390
-			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 362: if A >= 0x38 goto 363 else 381
-			{Code: 0x15, JT: 0, JF: 96, K: 0x38},          // 363: if A == 0x38 goto 364 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 364: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 8, K: 0x0},            // 365: if A == 0x0 goto 367 else 374
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 368: if A >= 0x80000000 goto 375 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 369: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 370: if A == 0x0 goto 371 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 371: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 372: if A & 0xffe3a2ff goto 373 else 460
-			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 373: if A & 0xffe3a0fc goto 459 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 374: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 375: if A == 0xffffff9c goto 376 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 376: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 377: if A == 0x0 goto 378 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 378: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 379: if A >= 0x80001 goto 380 else 455
-			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 380: if A == 0x284000 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 381: if A == 0x2f goto 382 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 383: if A == 0x0 goto 384 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 385: if A >= 0x80000000 goto 459 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 386: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 387: if A == 0x0 goto 388 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 388: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 389: if A & 0xffffff80 goto 459 else 460
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 390: if A >= 0x2c goto 391 else 392
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 391: if A == 0x2d goto 459 else 460
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 392: if A == 0x1d goto 393 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 393: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 394: if A == 0x0 goto 395 else 459
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 306: if A == 0x0 goto 307 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 308: if A == 0x0 goto 309 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 169, K: 0x0},        // 310: if A == 0x0 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 311: if A >= 0x8c goto 312 else 313
+			{Code: 0x15, JT: 168, JF: 167, K: 0x9e},       // 312: if A == 0x9e goto 481 else 480
+			{Code: 0x15, JT: 167, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 481 else 314
+			{Code: 0x35, JT: 165, JF: 166, K: 0x88},       // 314: if A >= 0x88 goto 480 else 481
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 315: if A >= 0x80 goto 316 else 328
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 316: if A >= 0x82 goto 317 else 318
+			{Code: 0x15, JT: 163, JF: 162, K: 0x84},       // 317: if A == 0x84 goto 481 else 480
+			{Code: 0x15, JT: 162, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 481 else 319
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 320: if A == 0x0 goto 321 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 480 else 323
+			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 480 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 325: if A == 0x0 goto 326 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
+			{Code: 0x15, JT: 153, JF: 152, K: 0x9},        // 327: if A == 0x9 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 328: if A >= 0x7c goto 329 else 330
+			{Code: 0x15, JT: 151, JF: 150, K: 0x7c},       // 329: if A == 0x7c goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 149, K: 0x7b},         // 330: if A == 0x7b goto 331 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 332: if A == 0x0 goto 333 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
+			{Code: 0x15, JT: 146, JF: 145, K: 0x0},        // 334: if A == 0x0 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 335: if A >= 0x3a goto 336 else 382
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 336: if A >= 0x50 goto 337 else 362
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 337: if A >= 0x5d goto 338 else 359
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 338: if A >= 0x60 goto 339 else 341
+			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 339: if A >= 0x71 goto 481 else 340
+			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 340: if A == 0x65 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 341: if A == 0x5f goto 342 else 481
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 343: if A == 0x0 goto 344 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 345: if A == 0x1 goto 346 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 346: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 347: if A == 0x0 goto 348 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 348: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 349: if A == 0x0 goto 480 else 350
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 350: if A >= 0x80000000 goto 480 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 352: if A == 0x0 goto 353 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 354: if A == 0x1000005 goto 355 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 355: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 356: if A == 0x0 goto 357 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 357: A = arg4.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 358: if A == 0x0 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 359: if A >= 0x54 goto 360 else 361
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 360: if A == 0x5a goto 481 else 480
+			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 361: if A == 0x51 goto 480 else 481
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 362: if A >= 0x45 goto 363 else 379
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4a},           // 363: if A >= 0x4a goto 364 else 370
+			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 364: if A == 0x4e goto 365 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 113, K: 0x0},          // 366: if A == 0x0 goto 368 else 480
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 367: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
+			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 369: if A >= 0x80000000 goto 480 else 481
+			{Code: 0x15, JT: 0, JF: 109, K: 0x49},         // 370: if A == 0x49 goto 371 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 371: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 372: if A == 0x0 goto 373 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 373: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x1},          // 374: if A == 0x1 goto 375 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 375: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 376: if A == 0x0 goto 377 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 377: A = arg3.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 378: if A == 0x0 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 379: if A >= 0x41 goto 380 else 381
+			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 380: if A >= 0x43 goto 481 else 480
+			{Code: 0x35, JT: 99, JF: 98, K: 0x3d},         // 381: if A >= 0x3d goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 382: if A >= 0x1a goto 383 else 432
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2f},          // 383: if A >= 0x2f goto 384 else 411
+			{Code: 0x35, JT: 0, JF: 17, K: 0x38},          // 384: if A >= 0x38 goto 385 else 402
+			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 385: if A == 0x38 goto 386 else 481
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 387: if A == 0x0 goto 388 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 389: if A >= 0x80000000 goto 396 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 390: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 391: if A == 0x0 goto 392 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 392: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 393: if A & 0xffe3a2ff goto 394 else 481
+			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 394: if A & 0xffe3a0fc goto 480 else 481
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 395: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 396: if A >= 0x80000000 goto 459 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 397: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 398: if A == 0x0 goto 399 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 399: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 400: if A >= 0x5413 goto 401 else 406
-			{Code: 0x35, JT: 1, JF: 2, K: 0x541c},         // 401: if A >= 0x541c goto 403 else 404
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 402: return 0x50001
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 403: if A == 0x5425 goto 460 else 459
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 404: if A == 0x541b goto 460 else 405
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 405: if A >= 0x5415 goto 459 else 460
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 406: if A >= 0x540c goto 407 else 408
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 407: if A == 0x5411 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 408: if A >= 0x5405 goto 409 else 410
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 409: if A >= 0x5409 goto 460 else 459
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 410: if A >= 0x5401 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 411: if A >= 0x13 goto 412 else 456
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 412: if A >= 0x15 goto 413 else 443
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 413: if A == 0x15 goto 414 else 427
+			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 396: if A == 0xffffff9c goto 397 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 397: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 398: if A == 0x0 goto 399 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 399: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 400: if A >= 0x80001 goto 401 else 476
+			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 401: if A == 0x284000 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 402: if A == 0x2f goto 403 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 404: if A == 0x0 goto 405 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 406: if A >= 0x80000000 goto 480 else 407
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 407: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 408: if A == 0x0 goto 409 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 409: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 410: if A & 0xffffff80 goto 480 else 481
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 411: if A >= 0x2c goto 412 else 413
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 412: if A == 0x2d goto 480 else 481
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 413: if A == 0x1d goto 414 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 415: if A == 0x0 goto 416 else 459
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 415: if A == 0x0 goto 416 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 417: if A >= 0x80000000 goto 459 else 418
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 417: if A >= 0x80000000 goto 480 else 418
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 418: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 419: if A == 0x0 goto 420 else 459
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 419: if A == 0x0 goto 420 else 480
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 420: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 421: if A == 0x0 goto 459 else 422
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 422: if A >= 0x3 goto 459 else 423
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 423: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 424: if A == 0x0 goto 425 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 425: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 426: if A >= 0x80000000 goto 459 else 460
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 427: if A == 0x19 goto 428 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 428: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 429: if A == 0x0 goto 430 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 430: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 431: if A >= 0x80000000 goto 459 else 432
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 432: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 433: if A == 0x0 goto 434 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 434: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 435: if A >= 0x4 goto 436 else 442
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 436: if A == 0x406 goto 460 else 437
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 437: if A == 0x4 goto 438 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 438: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 439: if A == 0x0 goto 440 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 440: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 441: if A & 0xfff9f3ff goto 459 else 460
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 442: if A == 0x3 goto 460 else 459
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 443: if A == 0x13 goto 444 else 452
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 445: if A == 0x0 goto 446 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 447: if A == 0x0 goto 448 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 448: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 449: if A == 0x0 goto 450 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 450: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 451: if A == 0x80800 goto 460 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 452: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 453: if A == 0x0 goto 454 else 459
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 454: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 455: if A == 0x80000 goto 460 else 459
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 456: if A >= 0x9 goto 457 else 458
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 457: if A == 0xb goto 460 else 459
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 458: if A == 0x8 goto 460 else 459
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 459: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 460: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 421: if A >= 0x5413 goto 422 else 427
+			{Code: 0x35, JT: 1, JF: 2, K: 0x541c},         // 422: if A >= 0x541c goto 424 else 425
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 423: return 0x50001
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 424: if A == 0x5425 goto 481 else 480
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 425: if A == 0x541b goto 481 else 426
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 426: if A >= 0x5415 goto 480 else 481
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 427: if A >= 0x540c goto 428 else 429
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 428: if A == 0x5411 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 429: if A >= 0x5405 goto 430 else 431
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 430: if A >= 0x5409 goto 481 else 480
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 431: if A >= 0x5401 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 432: if A >= 0x13 goto 433 else 477
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 433: if A >= 0x15 goto 434 else 464
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 434: if A == 0x15 goto 435 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 436: if A == 0x0 goto 437 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 438: if A >= 0x80000000 goto 480 else 439
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 439: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 440: if A == 0x0 goto 441 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 441: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 442: if A == 0x0 goto 480 else 443
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 443: if A >= 0x3 goto 480 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 444: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 445: if A == 0x0 goto 446 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 446: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 447: if A >= 0x80000000 goto 480 else 481
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 448: if A == 0x19 goto 449 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 450: if A == 0x0 goto 451 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 480 else 453
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 454: if A == 0x0 goto 455 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 456: if A >= 0x4 goto 457 else 463
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 457: if A == 0x406 goto 481 else 458
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 458: if A == 0x4 goto 459 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 459: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 460: if A == 0x0 goto 461 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 461: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 462: if A & 0xfff9f3ff goto 480 else 481
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 463: if A == 0x3 goto 481 else 480
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 464: if A == 0x13 goto 465 else 473
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 465: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 466: if A == 0x0 goto 467 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 467: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 468: if A == 0x0 goto 469 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 469: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 470: if A == 0x0 goto 471 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 471: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 472: if A == 0x80800 goto 481 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 474: if A == 0x0 goto 475 else 480
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 476: if A == 0x80000 goto 481 else 480
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 477: if A >= 0x9 goto 478 else 479
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 478: if A == 0xb goto 481 else 480
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 479: if A == 0x8 goto 481 else 480
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 480: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 481: return 0x7fff0000
 		},
 	},
 	{
 		Key: "ptrace,write",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{73}},
-			{Name: "sentry_pid", Uses: []uint16{94}},
+			{Name: "monitor_pid", Uses: []uint16{94}},
+			{Name: "sentry_pid", Uses: []uint16{115}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 183, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 185
+			{Code: 0x15, JT: 0, JF: 184, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 65, K: 0x75},          // 3: if A == 0x75 goto 4 else 69
+			{Code: 0x15, JT: 0, JF: 86, K: 0x75},          // 3: if A == 0x75 goto 4 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 5: if A == 0x0 goto 6 else 185
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 5: if A == 0x0 goto 6 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 51, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 59
-			{Code: 0x15, JT: 51, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 60 else 9
-			{Code: 0x15, JT: 50, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 60 else 10
-			{Code: 0x15, JT: 0, JF: 5, K: 0x420e},         // 10: if A == 0x420e goto 11 else 16
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 11: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 12: if A == 0x0 goto 13 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 13: A = arg1.lo
-			{Code: 0x15, JT: 170, JF: 0, K: 0x0},          // 14: if A == 0x0 goto 185 else 15
-			{Code: 0x05, JT: 0, JF: 0, K: 0x1e1},          // 15: goto 497
-			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 16: if A == 0x4202 goto 17 else 23
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 17: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 18: if A == 0x0 goto 19 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 19: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 185 else 21
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 185 else 22
-			{Code: 0x05, JT: 0, JF: 0, K: 0x117},          // 22: goto 302
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 23: if A == 0x4206 goto 24 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 24: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 25: if A == 0x0 goto 26 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 26: A = arg1.lo
-			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 27: if A == 0x0 goto 185 else 28
-			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 28: if A >= 0x80000000 goto 185 else 29
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 29: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 30: if A == 0x0 goto 31 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 31: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 32: if A == 0x0 goto 33 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 33: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 34: if A == 0x0 goto 35 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 35: A = arg3.lo
-			{Code: 0x15, JT: 182, JF: 148, K: 0x100001},   // 36: if A == 0x100001 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 37: if A == 0x420b goto 38 else 47
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 39: if A == 0x0 goto 40 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 185 else 42
-			{Code: 0x35, JT: 142, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 185 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 44: if A == 0x0 goto 45 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 172, JF: 138, K: 0x8},        // 46: if A == 0x8 goto 219 else 185
-			{Code: 0x35, JT: 0, JF: 137, K: 0x4204},       // 47: if A >= 0x4204 goto 48 else 185
-			{Code: 0x35, JT: 136, JF: 0, K: 0x4206},       // 48: if A >= 0x4206 goto 185 else 49
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 49: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 50: if A == 0x0 goto 51 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 51: A = arg1.lo
-			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 52: if A == 0x0 goto 185 else 53
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 53: if A >= 0x80000000 goto 185 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 54: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 55: if A == 0x0 goto 56 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 56: A = arg2.lo
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 57: if A == 0x0 goto 185 else 58
-			{Code: 0x35, JT: 126, JF: 160, K: 0x3},        // 58: if A >= 0x3 goto 185 else 219
-			{Code: 0x15, JT: 0, JF: 125, K: 0x7},          // 59: if A == 0x7 goto 60 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 61: if A == 0x0 goto 62 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 185 else 64
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 64: if A >= 0x80000000 goto 185 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 65: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 66: if A == 0x0 goto 67 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 67: A = arg2.lo
-			{Code: 0x15, JT: 20, JF: 116, K: 0x0},         // 68: if A == 0x0 goto 89 else 185
-			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 69: if A == 0x104 goto 70 else 90
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 70: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 71: if A == 0x0 goto 72 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 72: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 73: if A == monitor_pid goto 74 else 81
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 57
+			{Code: 0x35, JT: 0, JF: 49, K: 0x21},          // 8: if A >= 0x21 goto 9 else 58
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 58 else 10
+			{Code: 0x15, JT: 74, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 85 else 11
+			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 11: if A == 0x4202 goto 12 else 18
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 12: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 13: if A == 0x0 goto 14 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 14: A = arg1.lo
+			{Code: 0x15, JT: 170, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 186 else 16
+			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 186 else 17
+			{Code: 0x05, JT: 0, JF: 0, K: 0x131},          // 17: goto 323
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 18: if A == 0x4206 goto 19 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 19: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 20: if A == 0x0 goto 21 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 21: A = arg1.lo
+			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 186 else 23
+			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 186 else 24
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 24: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 25: if A == 0x0 goto 26 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 26: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 27: if A == 0x0 goto 28 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 28: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 29: if A == 0x0 goto 30 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 30: A = arg3.lo
+			{Code: 0x15, JT: 182, JF: 154, K: 0x100001},   // 31: if A == 0x100001 goto 214 else 186
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 32: if A == 0x420b goto 33 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 33: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 34: if A == 0x0 goto 35 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
+			{Code: 0x15, JT: 149, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 186 else 37
+			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 186 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 38: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 39: if A == 0x0 goto 40 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 40: A = arg2.lo
+			{Code: 0x15, JT: 172, JF: 144, K: 0x8},        // 41: if A == 0x8 goto 214 else 186
+			{Code: 0x35, JT: 0, JF: 143, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 186
+			{Code: 0x35, JT: 142, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 186 else 44
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 45: if A == 0x0 goto 46 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
+			{Code: 0x15, JT: 138, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 186 else 48
+			{Code: 0x35, JT: 137, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 186 else 49
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 49: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 50: if A == 0x0 goto 51 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 51: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 3, K: 0x3},            // 52: if A >= 0x3 goto 53 else 56
+			{Code: 0x35, JT: 0, JF: 1, K: 0x404},          // 53: if A >= 0x404 goto 54 else 55
+			{Code: 0x35, JT: 131, JF: 159, K: 0x406},      // 54: if A >= 0x406 goto 186 else 214
+			{Code: 0x15, JT: 158, JF: 130, K: 0x401},      // 55: if A == 0x401 goto 214 else 186
+			{Code: 0x15, JT: 129, JF: 157, K: 0x0},        // 56: if A == 0x0 goto 186 else 214
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 57: if A == 0x7 goto 58 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 59: if A == 0x0 goto 60 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
+			{Code: 0x15, JT: 124, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 186 else 62
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 186 else 63
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 64: if A == 0x0 goto 65 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
+			{Code: 0x15, JT: 43, JF: 119, K: 0x0},         // 66: if A == 0x0 goto 110 else 186
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3},           // 67: if A >= 0x3 goto 68 else 84
+			{Code: 0x15, JT: 0, JF: 117, K: 0x9},          // 68: if A == 0x9 goto 69 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 69: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 70: if A == 0x0 goto 71 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 71: A = arg1.lo
+			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 186 else 73
+			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 186 else 74
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 75: if A == 0x0 goto 76 else 185
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 75: if A == 0x0 goto 76 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
-			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 77: if A == 0x0 goto 89 else 78
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 78: A = arg0.lo
-			{Code: 0x15, JT: 105, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 185 else 80
-			{Code: 0x35, JT: 104, JF: 4, K: 0x80000000},   // 80: if A >= 0x80000000 goto 185 else 85
-			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 81: if A == 0x0 goto 185 else 82
-			{Code: 0x35, JT: 102, JF: 0, K: 0x80000000},   // 82: if A >= 0x80000000 goto 185 else 83
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 83: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 84: if A == 0x0 goto 85 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 85: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 86: if A >= 0x40000001 goto 87 else 88
-			{Code: 0x15, JT: 1, JF: 97, K: 0x60000000},    // 87: if A == 0x60000000 goto 89 else 185
-			{Code: 0x15, JT: 0, JF: 96, K: 0x40000000},    // 88: if A == 0x40000000 goto 89 else 185
-			{Code: 0x05, JT: 0, JF: 0, K: 0x165},          // 89: goto 447
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 90: if A == 0x83 goto 91 else 110
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 77: if A == 0x0 goto 78 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 78: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 79: if A == 0x0 goto 80 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 80: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8},            // 81: if A >= 0x8 goto 82 else 83
+			{Code: 0x15, JT: 131, JF: 103, K: 0xb},        // 82: if A == 0xb goto 214 else 186
+			{Code: 0x15, JT: 130, JF: 102, K: 0x7},        // 83: if A == 0x7 goto 214 else 186
+			{Code: 0x15, JT: 0, JF: 101, K: 0x2},          // 84: if A == 0x2 goto 85 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 85: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 86: if A == 0x0 goto 87 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
+			{Code: 0x15, JT: 97, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 186 else 89
+			{Code: 0x05, JT: 0, JF: 0, K: 0x1ac},          // 89: goto 518
+			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 92: if A == 0x0 goto 93 else 185
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 92: if A == 0x0 goto 93 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 94: if A == sentry_pid goto 95 else 99
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 94: if A == monitor_pid goto 95 else 102
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 96: if A == 0x0 goto 97 else 185
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 96: if A == 0x0 goto 97 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
-			{Code: 0x35, JT: 86, JF: 120, K: 0x41},        // 98: if A >= 0x41 goto 185 else 219
-			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 99: if A == 0x0 goto 185 else 100
-			{Code: 0x35, JT: 84, JF: 0, K: 0x80000000},    // 100: if A >= 0x80000000 goto 185 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 101: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 102: if A == 0x0 goto 103 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 103: A = arg1.lo
-			{Code: 0x15, JT: 80, JF: 0, K: 0x0},           // 104: if A == 0x0 goto 185 else 105
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 105: if A >= 0x80000000 goto 185 else 106
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 106: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 107: if A == 0x0 goto 108 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 108: A = arg2.lo
-			{Code: 0x15, JT: 109, JF: 75, K: 0x11},        // 109: if A == 0x11 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 110: if A == 0x7a goto 111 else 112
-			{Code: 0x05, JT: 0, JF: 0, K: 0x154},          // 111: goto 452
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 112: if A == 0x62 goto 113 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 113: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 114: if A == 0x0 goto 115 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 115: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 68, K: 0x80},          // 116: if A >= 0x80 goto 117 else 185
-			{Code: 0x35, JT: 67, JF: 101, K: 0x82},        // 117: if A >= 0x82 goto 185 else 219
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 118: if A == 0x16 goto 119 else 123
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 119: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 120: if A == 0x0 goto 121 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 121: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 224, K: 0x80000000},  // 122: if A >= 0x80000000 goto 185 else 347
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 123: if A == 0x1b5 goto 124 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 125: if A == 0x0 goto 126 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 185 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 128: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 129: if A == 0x0 goto 130 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
-			{Code: 0x15, JT: 87, JF: 53, K: 0x18},         // 131: if A == 0x18 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 132: if A == 0x4f goto 133 else 142
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 133: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 134: if A == 0x0 goto 135 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 135: A = arg0.lo
-			{Code: 0x35, JT: 48, JF: 0, K: 0x80000000},    // 136: if A >= 0x80000000 goto 185 else 137
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 137: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 138: if A == 0x0 goto 139 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 139: A = arg3.lo
-			{Code: 0x15, JT: 78, JF: 0, K: 0x0},           // 140: if A == 0x0 goto 219 else 141
-			{Code: 0x15, JT: 77, JF: 43, K: 0x900},        // 141: if A == 0x900 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 142: if A == 0xde goto 143 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 143: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 144: if A == 0x0 goto 145 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 145: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 146: if A == 0x0 goto 147 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 147: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 148: if A == 0x0 goto 149 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 149: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 150: if A >= 0x23 goto 151 else 152
-			{Code: 0x15, JT: 67, JF: 33, K: 0x32},         // 151: if A == 0x32 goto 219 else 185
-			{Code: 0x15, JT: 66, JF: 32, K: 0x22},         // 152: if A == 0x22 goto 219 else 185
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 153: if A == 0x3 goto 154 else 167
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 155: if A == 0x0 goto 156 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 157: if A >= 0x23 goto 158 else 165
-			{Code: 0x15, JT: 60, JF: 0, K: 0x32},          // 158: if A == 0x32 goto 219 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 160: if A == 0x0 goto 161 else 172
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 162: if A == 0x0 goto 163 else 172
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 163: A = arg3.lo
-			{Code: 0x15, JT: 54, JF: 8, K: 0x28},          // 164: if A == 0x28 goto 219 else 173
-			{Code: 0x15, JT: 53, JF: 0, K: 0x22},          // 165: if A == 0x22 goto 219 else 166
-			{Code: 0x35, JT: 18, JF: 7, K: 0x2},           // 166: if A >= 0x2 goto 185 else 174
-			{Code: 0x35, JT: 17, JF: 0, K: 0x2},           // 167: if A >= 0x2 goto 185 else 168
+			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 110 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
+			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 186 else 101
+			{Code: 0x35, JT: 84, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 186 else 106
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 186 else 103
+			{Code: 0x35, JT: 82, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 186 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 104: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 105: if A == 0x0 goto 106 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 106: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
+			{Code: 0x15, JT: 1, JF: 77, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 186
+			{Code: 0x15, JT: 0, JF: 76, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 186
+			{Code: 0x05, JT: 0, JF: 0, K: 0x165},          // 110: goto 468
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 113: if A == 0x0 goto 114 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 115: if A == sentry_pid goto 116 else 120
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 116: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 117: if A == 0x0 goto 118 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 118: A = arg2.lo
+			{Code: 0x35, JT: 66, JF: 94, K: 0x41},         // 119: if A >= 0x41 goto 186 else 214
+			{Code: 0x15, JT: 65, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 186 else 121
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 186 else 122
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 123: if A == 0x0 goto 124 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
+			{Code: 0x15, JT: 60, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 186 else 126
+			{Code: 0x35, JT: 59, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 186 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 127: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 128: if A == 0x0 goto 129 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
+			{Code: 0x15, JT: 83, JF: 55, K: 0x11},         // 130: if A == 0x11 goto 214 else 186
+			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 131: if A == 0x7a goto 132 else 133
+			{Code: 0x05, JT: 0, JF: 0, K: 0x154},          // 132: goto 473
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 133: if A == 0x62 goto 134 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 134: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 135: if A == 0x0 goto 136 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 136: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 137: if A >= 0x80 goto 138 else 186
+			{Code: 0x35, JT: 47, JF: 75, K: 0x82},         // 138: if A >= 0x82 goto 186 else 214
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 139: if A == 0x16 goto 140 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 141: if A == 0x0 goto 142 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
+			{Code: 0x35, JT: 42, JF: 225, K: 0x80000000},  // 143: if A >= 0x80000000 goto 186 else 369
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 144: if A == 0x1b5 goto 145 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 146: if A == 0x0 goto 147 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
+			{Code: 0x35, JT: 37, JF: 0, K: 0x80000000},    // 148: if A >= 0x80000000 goto 186 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 149: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 150: if A == 0x0 goto 151 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 151: A = arg3.lo
+			{Code: 0x15, JT: 61, JF: 33, K: 0x18},         // 152: if A == 0x18 goto 214 else 186
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 153: if A == 0x4f goto 154 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 154: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 155: if A == 0x0 goto 156 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 156: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 157: if A >= 0x80000000 goto 186 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 158: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 159: if A == 0x0 goto 160 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 160: A = arg3.lo
+			{Code: 0x15, JT: 52, JF: 0, K: 0x0},           // 161: if A == 0x0 goto 214 else 162
+			{Code: 0x15, JT: 51, JF: 23, K: 0x900},        // 162: if A == 0x900 goto 214 else 186
+			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 163: if A == 0xde goto 164 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 164: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 165: if A == 0x0 goto 166 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 166: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 167: if A == 0x0 goto 168 else 174
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 169: if A == 0x0 goto 170 else 185
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 169: if A == 0x0 goto 170 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 171: if A >= 0x2 goto 173 else 174
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 11, K: 0x4001},        // 173: if A == 0x4001 goto 175 else 185
-			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 174: if A == 0x0 goto 185 else 175
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 175: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 176: if A == 0x0 goto 177 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 177: A = arg4.lo
-			{Code: 0x35, JT: 6, JF: 40, K: 0x80000000},    // 178: if A >= 0x80000000 goto 185 else 219
-			{Code: 0x15, JT: 0, JF: 10, K: 0xe9},          // 179: if A == 0xe9 goto 180 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 3, K: 0x0},            // 181: if A == 0x0 goto 182 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 182: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x8},            // 183: if A >= 0x8 goto 184 else 189
-			{Code: 0x35, JT: 1, JF: 2, K: 0x10},           // 184: if A >= 0x10 goto 186 else 187
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 185: return 0x7fc00000
-			{Code: 0x15, JT: 32, JF: 179, K: 0x19},        // 186: if A == 0x19 goto 219 else 366
-			{Code: 0x15, JT: 31, JF: 0, K: 0x8},           // 187: if A == 0x8 goto 219 else 188
-			{Code: 0x35, JT: 30, JF: 177, K: 0xe},         // 188: if A >= 0xe goto 219 else 366
-			{Code: 0x15, JT: 29, JF: 176, K: 0x4},         // 189: if A == 0x4 goto 219 else 366
-			{Code: 0x35, JT: 0, JF: 161, K: 0x5b},         // 190: if A >= 0x5b goto 191 else 352
-			{Code: 0x35, JT: 0, JF: 93, K: 0xac},          // 191: if A >= 0xac goto 192 else 285
-			{Code: 0x35, JT: 0, JF: 61, K: 0xdf},          // 192: if A >= 0xdf goto 193 else 254
-			{Code: 0x35, JT: 0, JF: 32, K: 0x116},         // 193: if A >= 0x116 goto 194 else 226
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 194: if A >= 0x11c goto 195 else 208
-			{Code: 0x15, JT: 0, JF: 170, K: 0x1b7},        // 195: if A == 0x1b7 goto 196 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 197: if A == 0x0 goto 198 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
-			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 366 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 201: if A == 0x0 goto 202 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
-			{Code: 0x35, JT: 162, JF: 0, K: 0x8},          // 203: if A >= 0x8 goto 366 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 204: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 205: if A == 0x0 goto 206 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 206: A = arg3.lo
-			{Code: 0x15, JT: 11, JF: 158, K: 0x200},       // 207: if A == 0x200 goto 219 else 366
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 208: if A >= 0x118 goto 209 else 214
-			{Code: 0x15, JT: 0, JF: 156, K: 0x11b},        // 209: if A == 0x11b goto 210 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 211: if A == 0x0 goto 212 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
-			{Code: 0x35, JT: 152, JF: 79, K: 0x2},         // 213: if A >= 0x2 goto 366 else 293
-			{Code: 0x15, JT: 0, JF: 5, K: 0x116},          // 214: if A == 0x116 goto 215 else 220
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 216: if A == 0x0 goto 217 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
-			{Code: 0x45, JT: 147, JF: 0, K: 0xfffffffe},   // 218: if A & 0xfffffffe goto 366 else 219
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 219: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 220: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 221: if A == 0x0 goto 222 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 222: A = arg1.lo
-			{Code: 0x15, JT: 178, JF: 1, K: 0x1},          // 223: if A == 0x1 goto 402 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 140, K: 0x2},        // 225: if A & 0x2 goto 405 else 366
-			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 226: if A >= 0x106 goto 227 else 240
-			{Code: 0x15, JT: 0, JF: 138, K: 0x114},        // 227: if A == 0x114 goto 228 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 229: if A == 0x0 goto 230 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 366 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 233: if A == 0x0 goto 234 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 235: if A >= 0x80000000 goto 366 else 236
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 236: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 237: if A == 0x0 goto 238 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 238: A = arg4.lo
-			{Code: 0x45, JT: 126, JF: 162, K: 0xfffffff8}, // 239: if A & 0xfffffff8 goto 366 else 402
-			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 240: if A == 0xdf goto 241 else 249
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 242: if A == 0x0 goto 243 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
-			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 366 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 245: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 246: if A == 0x0 goto 247 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 247: A = arg3.lo
-			{Code: 0x35, JT: 117, JF: 153, K: 0x6},        // 248: if A >= 0x6 goto 366 else 402
-			{Code: 0x15, JT: 0, JF: 116, K: 0x105},        // 249: if A == 0x105 goto 250 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 251: if A == 0x0 goto 252 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 112, K: 0x0},         // 253: if A == 0x0 goto 302 else 366
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 254: if A >= 0xd3 goto 255 else 273
-			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 255: if A >= 0xd8 goto 256 else 261
-			{Code: 0x15, JT: 0, JF: 109, K: 0xdc},         // 256: if A == 0xdc goto 257 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 257: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 258: if A == 0x0 goto 259 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 259: A = arg0.lo
-			{Code: 0x15, JT: 141, JF: 105, K: 0x50f00},    // 260: if A == 0x50f00 goto 402 else 366
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 261: if A == 0xd3 goto 262 else 272
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 171: if A >= 0x23 goto 172 else 173
+			{Code: 0x15, JT: 41, JF: 13, K: 0x32},         // 172: if A == 0x32 goto 214 else 186
+			{Code: 0x15, JT: 40, JF: 12, K: 0x22},         // 173: if A == 0x22 goto 214 else 186
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 174: if A == 0x3 goto 175 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 175: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 176: if A == 0x0 goto 177 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 177: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 178: if A >= 0x23 goto 179 else 187
+			{Code: 0x15, JT: 34, JF: 0, K: 0x32},          // 179: if A == 0x32 goto 214 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 181: if A == 0x0 goto 182 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 183: if A == 0x0 goto 184 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
+			{Code: 0x15, JT: 28, JF: 9, K: 0x28},          // 185: if A == 0x28 goto 214 else 195
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 186: return 0x7fc00000
+			{Code: 0x15, JT: 26, JF: 0, K: 0x22},          // 187: if A == 0x22 goto 214 else 188
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 188: if A >= 0x2 goto 368 else 196
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 189: if A >= 0x2 goto 368 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 190: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 191: if A == 0x0 goto 192 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 193: if A >= 0x2 goto 195 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 194: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 195: if A == 0x4001 goto 197 else 368
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 196: if A == 0x0 goto 368 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 197: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 198: if A == 0x0 goto 199 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 199: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 13, K: 0x80000000},  // 200: if A >= 0x80000000 goto 368 else 214
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 201: if A == 0xe9 goto 202 else 211
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 202: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 203: if A == 0x0 goto 204 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 204: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 205: if A >= 0x8 goto 206 else 210
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 206: if A >= 0x10 goto 207 else 208
+			{Code: 0x15, JT: 6, JF: 160, K: 0x19},         // 207: if A == 0x19 goto 214 else 368
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 208: if A == 0x8 goto 214 else 209
+			{Code: 0x35, JT: 4, JF: 158, K: 0xe},          // 209: if A >= 0xe goto 214 else 368
+			{Code: 0x15, JT: 3, JF: 157, K: 0x4},          // 210: if A == 0x4 goto 214 else 368
+			{Code: 0x35, JT: 0, JF: 162, K: 0x5b},         // 211: if A >= 0x5b goto 212 else 374
+			{Code: 0x35, JT: 0, JF: 93, K: 0xac},          // 212: if A >= 0xac goto 213 else 306
+			{Code: 0x35, JT: 1, JF: 61, K: 0xdf},          // 213: if A >= 0xdf goto 215 else 275
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 214: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 31, K: 0x116},         // 215: if A >= 0x116 goto 216 else 247
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 216: if A >= 0x11c goto 217 else 230
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 217: if A == 0x1b7 goto 218 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 218: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 219: if A == 0x0 goto 220 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 220: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 221: if A >= 0x80000000 goto 368 else 222
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 223: if A == 0x0 goto 224 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
+			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 225: if A >= 0x8 goto 368 else 226
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 226: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 227: if A == 0x0 goto 228 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 228: A = arg3.lo
+			{Code: 0x15, JT: 179, JF: 138, K: 0x200},      // 229: if A == 0x200 goto 409 else 368
+			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 230: if A >= 0x118 goto 231 else 236
+			{Code: 0x15, JT: 0, JF: 136, K: 0x11b},        // 231: if A == 0x11b goto 232 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 232: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 233: if A == 0x0 goto 234 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 234: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 78, K: 0x2},         // 235: if A >= 0x2 goto 368 else 314
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 236: if A == 0x116 goto 237 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 238: if A == 0x0 goto 239 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
+			{Code: 0x45, JT: 127, JF: 168, K: 0xfffffffe}, // 240: if A & 0xfffffffe goto 368 else 409
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 241: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 242: if A == 0x0 goto 243 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 243: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 1, K: 0x1},          // 244: if A == 0x1 goto 409 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 121, K: 0x2},        // 246: if A & 0x2 goto 426 else 368
+			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 247: if A >= 0x106 goto 248 else 261
+			{Code: 0x15, JT: 0, JF: 119, K: 0x114},        // 248: if A == 0x114 goto 249 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 250: if A == 0x0 goto 251 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 368 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 254: if A == 0x0 goto 255 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 256: if A >= 0x80000000 goto 368 else 257
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 257: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 258: if A == 0x0 goto 259 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 259: A = arg4.lo
+			{Code: 0x45, JT: 107, JF: 148, K: 0xfffffff8}, // 260: if A & 0xfffffff8 goto 368 else 409
+			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 261: if A == 0xdf goto 262 else 270
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 263: if A == 0x0 goto 264 else 366
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 263: if A == 0x0 goto 264 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 366 else 266
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 266: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 267: if A == 0x0 goto 268 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 268: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 269: if A >= 0x4001 goto 270 else 271
-			{Code: 0x15, JT: 131, JF: 95, K: 0x4040},      // 270: if A == 0x4040 goto 402 else 366
-			{Code: 0x15, JT: 130, JF: 94, K: 0x4000},      // 271: if A == 0x4000 goto 402 else 366
-			{Code: 0x15, JT: 129, JF: 93, K: 0xd7},        // 272: if A == 0xd7 goto 402 else 366
-			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 273: if A >= 0xb4 goto 274 else 284
-			{Code: 0x15, JT: 0, JF: 91, K: 0xcf},          // 274: if A == 0xcf goto 275 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 275: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 276: if A == 0x0 goto 277 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 277: A = arg0.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 278: if A >= 0x80000000 goto 534 else 279
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 279: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 280: if A == 0x0 goto 281 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 281: A = arg3.lo
-			{Code: 0x15, JT: 252, JF: 0, K: 0x0},          // 282: if A == 0x0 goto 535 else 283
-			{Code: 0x15, JT: 251, JF: 250, K: 0x40},       // 283: if A == 0x40 goto 535 else 534
-			{Code: 0x15, JT: 249, JF: 250, K: 0xad},       // 284: if A == 0xad goto 534 else 535
-			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 285: if A >= 0x82 goto 286 else 311
-			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 286: if A >= 0x8c goto 287 else 307
-			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 287: if A >= 0xa7 goto 288 else 306
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 288: if A == 0xa7 goto 289 else 297
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 289: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 290: if A == 0x0 goto 291 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 291: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 241, K: 0x53564d41},   // 292: if A == 0x53564d41 goto 293 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 293: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 294: if A == 0x0 goto 295 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 295: A = arg1.lo
-			{Code: 0x15, JT: 238, JF: 237, K: 0x0},        // 296: if A == 0x0 goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 236, K: 0xa8},         // 297: if A == 0xa8 goto 298 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 299: if A == 0x0 goto 300 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 301: if A == 0x0 goto 302 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 303: if A == 0x0 goto 304 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
-			{Code: 0x15, JT: 229, JF: 228, K: 0x0},        // 305: if A == 0x0 goto 535 else 534
-			{Code: 0x15, JT: 228, JF: 227, K: 0x9e},       // 306: if A == 0x9e goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 307: if A >= 0x86 goto 308 else 310
-			{Code: 0x15, JT: 226, JF: 0, K: 0x8b},         // 308: if A == 0x8b goto 535 else 309
-			{Code: 0x35, JT: 224, JF: 225, K: 0x88},       // 309: if A >= 0x88 goto 534 else 535
-			{Code: 0x15, JT: 224, JF: 223, K: 0x84},       // 310: if A == 0x84 goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 19, K: 0x71},          // 311: if A >= 0x71 goto 312 else 331
-			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 312: if A >= 0x7c goto 313 else 325
-			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 313: if A >= 0x80 goto 314 else 324
-			{Code: 0x15, JT: 220, JF: 0, K: 0x80},         // 314: if A == 0x80 goto 535 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 315: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 316: if A == 0x0 goto 317 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
-			{Code: 0x15, JT: 215, JF: 0, K: 0x0},          // 318: if A == 0x0 goto 534 else 319
-			{Code: 0x35, JT: 214, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 534 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 320: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 321: if A == 0x0 goto 322 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 322: A = arg1.lo
-			{Code: 0x15, JT: 211, JF: 210, K: 0x9},        // 323: if A == 0x9 goto 535 else 534
-			{Code: 0x15, JT: 210, JF: 209, K: 0x7c},       // 324: if A == 0x7c goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 4, K: 0x7b},           // 325: if A == 0x7b goto 326 else 330
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 327: if A == 0x0 goto 328 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
-			{Code: 0x15, JT: 205, JF: 204, K: 0x0},        // 329: if A == 0x0 goto 535 else 534
-			{Code: 0x35, JT: 203, JF: 204, K: 0x73},       // 330: if A >= 0x73 goto 534 else 535
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 331: if A >= 0x60 goto 332 else 333
-			{Code: 0x15, JT: 202, JF: 201, K: 0x65},       // 332: if A == 0x65 goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 17, K: 0x5f},          // 333: if A == 0x5f goto 334 else 351
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 335: if A == 0x0 goto 336 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 196, K: 0x1},          // 337: if A == 0x1 goto 338 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 339: if A == 0x0 goto 340 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
-			{Code: 0x15, JT: 192, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 534 else 342
-			{Code: 0x35, JT: 191, JF: 0, K: 0x80000000},   // 342: if A >= 0x80000000 goto 534 else 343
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 343: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 344: if A == 0x0 goto 345 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 345: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 187, K: 0x1000005},    // 346: if A == 0x1000005 goto 347 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 347: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 348: if A == 0x0 goto 349 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 349: A = arg4.lo
-			{Code: 0x15, JT: 184, JF: 183, K: 0x0},        // 350: if A == 0x0 goto 535 else 534
-			{Code: 0x35, JT: 183, JF: 182, K: 0x5d},       // 351: if A >= 0x5d goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 64, K: 0x2d},          // 352: if A >= 0x2d goto 353 else 417
-			{Code: 0x35, JT: 0, JF: 19, K: 0x41},          // 353: if A >= 0x41 goto 354 else 373
-			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 354: if A >= 0x50 goto 355 else 363
-			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 355: if A >= 0x54 goto 356 else 362
-			{Code: 0x15, JT: 178, JF: 0, K: 0x5a},         // 356: if A == 0x5a goto 535 else 357
-			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 357: if A == 0x58 goto 358 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 359: if A == 0x0 goto 360 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
-			{Code: 0x35, JT: 172, JF: 85, K: 0x80000000},  // 361: if A >= 0x80000000 goto 534 else 447
-			{Code: 0x15, JT: 171, JF: 172, K: 0x51},       // 362: if A == 0x51 goto 534 else 535
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 363: if A >= 0x4a goto 364 else 365
-			{Code: 0x15, JT: 87, JF: 169, K: 0x4e},        // 364: if A == 0x4e goto 452 else 534
-			{Code: 0x35, JT: 1, JF: 6, K: 0x45},           // 365: if A >= 0x45 goto 367 else 372
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 366: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 166, K: 0x49},         // 367: if A == 0x49 goto 368 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 368: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 369: if A == 0x0 goto 370 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 370: A = arg1.lo
-			{Code: 0x15, JT: 75, JF: 162, K: 0x1},         // 371: if A == 0x1 goto 447 else 534
-			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 372: if A >= 0x43 goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 19, K: 0x37},          // 373: if A >= 0x37 goto 374 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 374: if A >= 0x3a goto 375 else 376
-			{Code: 0x35, JT: 159, JF: 158, K: 0x3d},       // 375: if A >= 0x3d goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 376: if A == 0x38 goto 377 else 535
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 378: if A == 0x0 goto 379 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 380: if A >= 0x80000000 goto 387 else 381
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 381: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 382: if A == 0x0 goto 383 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 383: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 150, K: 0xffe3a2ff},   // 384: if A & 0xffe3a2ff goto 385 else 535
-			{Code: 0x45, JT: 148, JF: 149, K: 0xffe3a0fc}, // 385: if A & 0xffe3a0fc goto 534 else 535
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 387: if A == 0xffffff9c goto 388 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 388: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 389: if A == 0x0 goto 390 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 390: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 136, K: 0x80001},      // 391: if A >= 0x80001 goto 392 else 528
-			{Code: 0x15, JT: 142, JF: 141, K: 0x284000},   // 392: if A == 0x284000 goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 22, K: 0x2f},          // 393: if A >= 0x2f goto 394 else 416
-			{Code: 0x35, JT: 0, JF: 12, K: 0x35},          // 394: if A >= 0x35 goto 395 else 407
-			{Code: 0x15, JT: 56, JF: 0, K: 0x35},          // 395: if A == 0x35 goto 452 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 396: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 397: if A == 0x0 goto 398 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 398: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 399: if A >= 0x80000000 goto 534 else 400
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 400: A = arg4.hi
-			{Code: 0x15, JT: 1, JF: 132, K: 0x0},          // 401: if A == 0x0 goto 403 else 534
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 402: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 403: A = arg4.lo
-			{Code: 0x15, JT: 130, JF: 1, K: 0x0},          // 404: if A == 0x0 goto 535 else 406
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 405: return 0x50001
-			{Code: 0x15, JT: 128, JF: 127, K: 0x100},      // 406: if A == 0x100 goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 126, K: 0x2f},         // 407: if A == 0x2f goto 408 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 408: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 409: if A == 0x0 goto 410 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 410: A = arg0.lo
-			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 411: if A >= 0x80000000 goto 534 else 412
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 412: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 413: if A == 0x0 goto 414 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 414: A = arg1.lo
-			{Code: 0x45, JT: 118, JF: 119, K: 0xffffff80}, // 415: if A & 0xffffff80 goto 534 else 535
-			{Code: 0x15, JT: 117, JF: 118, K: 0x2d},       // 416: if A == 0x2d goto 534 else 535
-			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 417: if A >= 0x15 goto 418 else 514
-			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 418: if A >= 0x21 goto 419 else 465
-			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 419: if A >= 0x24 goto 420 else 439
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 420: if A >= 0x26 goto 421 else 422
-			{Code: 0x15, JT: 113, JF: 112, K: 0x2c},       // 421: if A == 0x2c goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 422: if A == 0x24 goto 423 else 427
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 424: if A == 0x0 goto 425 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
-			{Code: 0x35, JT: 107, JF: 108, K: 0x80000000}, // 426: if A >= 0x80000000 goto 534 else 535
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 428: if A == 0x0 goto 429 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
-			{Code: 0x35, JT: 103, JF: 0, K: 0x80000000},   // 430: if A >= 0x80000000 goto 534 else 431
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 431: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 432: if A == 0x0 goto 433 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 433: A = arg2.lo
-			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 434: if A >= 0x80000000 goto 534 else 435
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 435: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 436: if A == 0x0 goto 437 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 437: A = arg4.lo
-			{Code: 0x15, JT: 96, JF: 95, K: 0x400},        // 438: if A == 0x400 goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 439: if A == 0x21 goto 440 else 451
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 440: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 441: if A == 0x0 goto 442 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 442: A = arg0.lo
-			{Code: 0x35, JT: 90, JF: 0, K: 0x80000000},    // 443: if A >= 0x80000000 goto 534 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 444: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 445: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 87, K: 0x8000},        // 446: if A == 0x8000 goto 447 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 447: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 448: if A == 0x0 goto 449 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 449: A = arg3.lo
-			{Code: 0x15, JT: 84, JF: 83, K: 0x0},          // 450: if A == 0x0 goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 451: if A == 0x22 goto 452 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 452: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 453: if A == 0x0 goto 454 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 454: A = arg0.lo
-			{Code: 0x35, JT: 78, JF: 79, K: 0x80000000},   // 455: if A >= 0x80000000 goto 534 else 535
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 456: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 457: if A == 0x0 goto 458 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 458: A = arg0.lo
-			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 459: if A >= 0x80000000 goto 534 else 460
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 460: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 461: if A == 0x0 goto 462 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 462: A = arg2.lo
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 463: if A == 0x0 goto 535 else 464
-			{Code: 0x15, JT: 70, JF: 69, K: 0x200},        // 464: if A == 0x200 goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 465: if A >= 0x1a goto 466 else 484
-			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 466: if A == 0x1d goto 467 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 467: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 468: if A == 0x0 goto 469 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 469: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 470: if A >= 0x80000000 goto 534 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 471: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 472: if A == 0x0 goto 473 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 473: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 474: if A >= 0x5413 goto 475 else 479
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 475: if A >= 0x541c goto 476 else 477
-			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 476: if A == 0x5425 goto 535 else 534
-			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 477: if A == 0x541b goto 535 else 478
-			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 478: if A >= 0x5415 goto 534 else 535
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 479: if A >= 0x540c goto 480 else 481
-			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 480: if A == 0x5411 goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 481: if A >= 0x5405 goto 482 else 483
-			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 482: if A >= 0x5409 goto 535 else 534
-			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 483: if A >= 0x5401 goto 535 else 534
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 484: if A == 0x15 goto 485 else 498
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 485: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 486: if A == 0x0 goto 487 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 487: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 488: if A >= 0x80000000 goto 534 else 489
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 489: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 490: if A == 0x0 goto 491 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 491: A = arg1.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 492: if A == 0x0 goto 534 else 493
-			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 493: if A >= 0x3 goto 534 else 494
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 494: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 495: if A == 0x0 goto 496 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 496: A = arg2.lo
-			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 497: if A >= 0x80000000 goto 534 else 535
-			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 498: if A == 0x19 goto 499 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 499: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 500: if A == 0x0 goto 501 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 501: A = arg0.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 502: if A >= 0x80000000 goto 534 else 503
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 503: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 504: if A == 0x0 goto 505 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 505: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 506: if A >= 0x4 goto 507 else 513
-			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 507: if A == 0x406 goto 535 else 508
-			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 508: if A == 0x4 goto 509 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 509: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 510: if A == 0x0 goto 511 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 511: A = arg2.lo
-			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 512: if A & 0xfff9f3ff goto 534 else 535
-			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 513: if A == 0x3 goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 514: if A >= 0xc goto 515 else 530
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 515: if A >= 0x13 goto 516 else 529
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 516: if A == 0x13 goto 517 else 525
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 517: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 518: if A == 0x0 goto 519 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 519: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 520: if A == 0x0 goto 521 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 521: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 522: if A == 0x0 goto 523 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 523: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 524: if A == 0x80800 goto 535 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 525: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 526: if A == 0x0 goto 527 else 534
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 527: A = arg0.lo
-			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 528: if A == 0x80000 goto 535 else 534
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 529: if A == 0xe goto 535 else 534
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 530: if A >= 0x8 goto 531 else 533
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 531: if A == 0x8 goto 535 else 532
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 532: if A == 0xb goto 535 else 534
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 533: if A == 0x5 goto 535 else 534
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 534: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 535: return 0x7fff0000
+			{Code: 0x35, JT: 102, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 368 else 266
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 266: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 267: if A == 0x0 goto 268 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 268: A = arg3.lo
+			{Code: 0x35, JT: 98, JF: 139, K: 0x6},         // 269: if A >= 0x6 goto 368 else 409
+			{Code: 0x15, JT: 0, JF: 97, K: 0x105},         // 270: if A == 0x105 goto 271 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 272: if A == 0x0 goto 273 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 93, K: 0x0},          // 274: if A == 0x0 goto 323 else 368
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 275: if A >= 0xd3 goto 276 else 294
+			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 276: if A >= 0xd8 goto 277 else 282
+			{Code: 0x15, JT: 0, JF: 90, K: 0xdc},          // 277: if A == 0xdc goto 278 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 279: if A == 0x0 goto 280 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x15, JT: 127, JF: 86, K: 0x50f00},     // 281: if A == 0x50f00 goto 409 else 368
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 282: if A == 0xd3 goto 283 else 293
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 283: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 284: if A == 0x0 goto 285 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 285: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 286: if A >= 0x80000000 goto 368 else 287
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 287: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 288: if A == 0x0 goto 289 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 289: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 290: if A >= 0x4001 goto 291 else 292
+			{Code: 0x15, JT: 117, JF: 76, K: 0x4040},      // 291: if A == 0x4040 goto 409 else 368
+			{Code: 0x15, JT: 116, JF: 75, K: 0x4000},      // 292: if A == 0x4000 goto 409 else 368
+			{Code: 0x15, JT: 115, JF: 74, K: 0xd7},        // 293: if A == 0xd7 goto 409 else 368
+			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 294: if A >= 0xb4 goto 295 else 305
+			{Code: 0x15, JT: 0, JF: 72, K: 0xcf},          // 295: if A == 0xcf goto 296 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 297: if A == 0x0 goto 298 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 299: if A >= 0x80000000 goto 368 else 300
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 300: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 301: if A == 0x0 goto 302 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 302: A = arg3.lo
+			{Code: 0x15, JT: 251, JF: 0, K: 0x0},          // 303: if A == 0x0 goto 555 else 304
+			{Code: 0x15, JT: 250, JF: 251, K: 0x40},       // 304: if A == 0x40 goto 555 else 556
+			{Code: 0x15, JT: 250, JF: 249, K: 0xad},       // 305: if A == 0xad goto 556 else 555
+			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 306: if A >= 0x82 goto 307 else 332
+			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 307: if A >= 0x8c goto 308 else 328
+			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 308: if A >= 0xa7 goto 309 else 327
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 309: if A == 0xa7 goto 310 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 311: if A == 0x0 goto 312 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 242, K: 0x53564d41},   // 313: if A == 0x53564d41 goto 314 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 314: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 315: if A == 0x0 goto 316 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 316: A = arg1.lo
+			{Code: 0x15, JT: 237, JF: 238, K: 0x0},        // 317: if A == 0x0 goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 237, K: 0xa8},         // 318: if A == 0xa8 goto 319 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 319: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 320: if A == 0x0 goto 321 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 321: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 322: if A == 0x0 goto 323 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 324: if A == 0x0 goto 325 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
+			{Code: 0x15, JT: 228, JF: 229, K: 0x0},        // 326: if A == 0x0 goto 555 else 556
+			{Code: 0x15, JT: 227, JF: 228, K: 0x9e},       // 327: if A == 0x9e goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 328: if A >= 0x86 goto 329 else 331
+			{Code: 0x15, JT: 225, JF: 0, K: 0x8b},         // 329: if A == 0x8b goto 555 else 330
+			{Code: 0x35, JT: 225, JF: 224, K: 0x88},       // 330: if A >= 0x88 goto 556 else 555
+			{Code: 0x15, JT: 223, JF: 224, K: 0x84},       // 331: if A == 0x84 goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 19, K: 0x71},          // 332: if A >= 0x71 goto 333 else 352
+			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 333: if A >= 0x7c goto 334 else 346
+			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 334: if A >= 0x80 goto 335 else 345
+			{Code: 0x15, JT: 219, JF: 0, K: 0x80},         // 335: if A == 0x80 goto 555 else 336
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 337: if A == 0x0 goto 338 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
+			{Code: 0x15, JT: 216, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 556 else 340
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 340: if A >= 0x80000000 goto 556 else 341
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 341: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 342: if A == 0x0 goto 343 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 343: A = arg1.lo
+			{Code: 0x15, JT: 210, JF: 211, K: 0x9},        // 344: if A == 0x9 goto 555 else 556
+			{Code: 0x15, JT: 209, JF: 210, K: 0x7c},       // 345: if A == 0x7c goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 4, K: 0x7b},           // 346: if A == 0x7b goto 347 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 348: if A == 0x0 goto 349 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
+			{Code: 0x15, JT: 204, JF: 205, K: 0x0},        // 350: if A == 0x0 goto 555 else 556
+			{Code: 0x35, JT: 204, JF: 203, K: 0x73},       // 351: if A >= 0x73 goto 556 else 555
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 352: if A >= 0x60 goto 353 else 354
+			{Code: 0x15, JT: 201, JF: 202, K: 0x65},       // 353: if A == 0x65 goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 18, K: 0x5f},          // 354: if A == 0x5f goto 355 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 356: if A == 0x0 goto 357 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 197, K: 0x1},          // 358: if A == 0x1 goto 359 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 359: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 360: if A == 0x0 goto 361 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 361: A = arg1.lo
+			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 362: if A == 0x0 goto 556 else 363
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 363: if A >= 0x80000000 goto 556 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 364: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 365: if A == 0x0 goto 366 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 366: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 188, K: 0x1000005},    // 367: if A == 0x1000005 goto 369 else 556
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 369: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 370: if A == 0x0 goto 371 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 371: A = arg4.lo
+			{Code: 0x15, JT: 182, JF: 183, K: 0x0},        // 372: if A == 0x0 goto 555 else 556
+			{Code: 0x35, JT: 181, JF: 182, K: 0x5d},       // 373: if A >= 0x5d goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 63, K: 0x2d},          // 374: if A >= 0x2d goto 375 else 438
+			{Code: 0x35, JT: 0, JF: 18, K: 0x41},          // 375: if A >= 0x41 goto 376 else 394
+			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 376: if A >= 0x50 goto 377 else 385
+			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 377: if A >= 0x54 goto 378 else 384
+			{Code: 0x15, JT: 176, JF: 0, K: 0x5a},         // 378: if A == 0x5a goto 555 else 379
+			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 379: if A == 0x58 goto 380 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 380: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 381: if A == 0x0 goto 382 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 382: A = arg0.lo
+			{Code: 0x35, JT: 172, JF: 84, K: 0x80000000},  // 383: if A >= 0x80000000 goto 556 else 468
+			{Code: 0x15, JT: 171, JF: 170, K: 0x51},       // 384: if A == 0x51 goto 556 else 555
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 385: if A >= 0x4a goto 386 else 387
+			{Code: 0x15, JT: 86, JF: 169, K: 0x4e},        // 386: if A == 0x4e goto 473 else 556
+			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 387: if A >= 0x45 goto 388 else 393
+			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 388: if A == 0x49 goto 389 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 389: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 390: if A == 0x0 goto 391 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 391: A = arg1.lo
+			{Code: 0x15, JT: 75, JF: 163, K: 0x1},         // 392: if A == 0x1 goto 468 else 556
+			{Code: 0x35, JT: 161, JF: 162, K: 0x43},       // 393: if A >= 0x43 goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 394: if A >= 0x37 goto 395 else 415
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 395: if A >= 0x3a goto 396 else 397
+			{Code: 0x35, JT: 158, JF: 159, K: 0x3d},       // 396: if A >= 0x3d goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 157, K: 0x38},         // 397: if A == 0x38 goto 398 else 555
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 399: if A == 0x0 goto 400 else 407
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 401: if A >= 0x80000000 goto 408 else 402
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 402: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 403: if A == 0x0 goto 404 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 404: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 405: if A & 0xffe3a2ff goto 406 else 555
+			{Code: 0x45, JT: 149, JF: 148, K: 0xffe3a0fc}, // 406: if A & 0xffe3a0fc goto 556 else 555
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 407: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 147, K: 0xffffff9c},   // 408: if A == 0xffffff9c goto 410 else 556
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 409: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 410: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 411: if A == 0x0 goto 412 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 412: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 135, K: 0x80001},      // 413: if A >= 0x80001 goto 414 else 549
+			{Code: 0x15, JT: 140, JF: 141, K: 0x284000},   // 414: if A == 0x284000 goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 21, K: 0x2f},          // 415: if A >= 0x2f goto 416 else 437
+			{Code: 0x35, JT: 0, JF: 11, K: 0x35},          // 416: if A >= 0x35 goto 417 else 428
+			{Code: 0x15, JT: 55, JF: 0, K: 0x35},          // 417: if A == 0x35 goto 473 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 419: if A == 0x0 goto 420 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 421: if A >= 0x80000000 goto 556 else 422
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 422: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 423: if A == 0x0 goto 424 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 424: A = arg4.lo
+			{Code: 0x15, JT: 129, JF: 1, K: 0x0},          // 425: if A == 0x0 goto 555 else 427
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 426: return 0x50001
+			{Code: 0x15, JT: 127, JF: 128, K: 0x100},      // 427: if A == 0x100 goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 127, K: 0x2f},         // 428: if A == 0x2f goto 429 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 430: if A == 0x0 goto 431 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 432: if A >= 0x80000000 goto 556 else 433
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 433: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 434: if A == 0x0 goto 435 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 435: A = arg1.lo
+			{Code: 0x45, JT: 119, JF: 118, K: 0xffffff80}, // 436: if A & 0xffffff80 goto 556 else 555
+			{Code: 0x15, JT: 118, JF: 117, K: 0x2d},       // 437: if A == 0x2d goto 556 else 555
+			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 438: if A >= 0x15 goto 439 else 535
+			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 439: if A >= 0x21 goto 440 else 486
+			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 440: if A >= 0x24 goto 441 else 460
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 441: if A >= 0x26 goto 442 else 443
+			{Code: 0x15, JT: 112, JF: 113, K: 0x2c},       // 442: if A == 0x2c goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 443: if A == 0x24 goto 444 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 444: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 445: if A == 0x0 goto 446 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 446: A = arg1.lo
+			{Code: 0x35, JT: 108, JF: 107, K: 0x80000000}, // 447: if A >= 0x80000000 goto 556 else 555
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 448: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 449: if A == 0x0 goto 450 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 450: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 451: if A >= 0x80000000 goto 556 else 452
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 452: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 453: if A == 0x0 goto 454 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 454: A = arg2.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 455: if A >= 0x80000000 goto 556 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 456: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 457: if A == 0x0 goto 458 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 458: A = arg4.lo
+			{Code: 0x15, JT: 95, JF: 96, K: 0x400},        // 459: if A == 0x400 goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 460: if A == 0x21 goto 461 else 472
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 462: if A == 0x0 goto 463 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
+			{Code: 0x35, JT: 91, JF: 0, K: 0x80000000},    // 464: if A >= 0x80000000 goto 556 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 465: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 466: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 88, K: 0x8000},        // 467: if A == 0x8000 goto 468 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 468: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 469: if A == 0x0 goto 470 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 470: A = arg3.lo
+			{Code: 0x15, JT: 83, JF: 84, K: 0x0},          // 471: if A == 0x0 goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 472: if A == 0x22 goto 473 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 474: if A == 0x0 goto 475 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 78, K: 0x80000000},   // 476: if A >= 0x80000000 goto 556 else 555
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 477: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 478: if A == 0x0 goto 479 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 479: A = arg0.lo
+			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 480: if A >= 0x80000000 goto 556 else 481
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 481: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 482: if A == 0x0 goto 483 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 483: A = arg2.lo
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 484: if A == 0x0 goto 555 else 485
+			{Code: 0x15, JT: 69, JF: 70, K: 0x200},        // 485: if A == 0x200 goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 486: if A >= 0x1a goto 487 else 505
+			{Code: 0x15, JT: 0, JF: 68, K: 0x1d},          // 487: if A == 0x1d goto 488 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 488: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 489: if A == 0x0 goto 490 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 490: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 491: if A >= 0x80000000 goto 556 else 492
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 492: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 493: if A == 0x0 goto 494 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 494: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 495: if A >= 0x5413 goto 496 else 500
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 496: if A >= 0x541c goto 497 else 498
+			{Code: 0x15, JT: 57, JF: 58, K: 0x5425},       // 497: if A == 0x5425 goto 555 else 556
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 498: if A == 0x541b goto 555 else 499
+			{Code: 0x35, JT: 56, JF: 55, K: 0x5415},       // 499: if A >= 0x5415 goto 556 else 555
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 500: if A >= 0x540c goto 501 else 502
+			{Code: 0x15, JT: 53, JF: 54, K: 0x5411},       // 501: if A == 0x5411 goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 502: if A >= 0x5405 goto 503 else 504
+			{Code: 0x35, JT: 51, JF: 52, K: 0x5409},       // 503: if A >= 0x5409 goto 555 else 556
+			{Code: 0x35, JT: 50, JF: 51, K: 0x5401},       // 504: if A >= 0x5401 goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 505: if A == 0x15 goto 506 else 519
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 506: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 507: if A == 0x0 goto 508 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 508: A = arg0.lo
+			{Code: 0x35, JT: 46, JF: 0, K: 0x80000000},    // 509: if A >= 0x80000000 goto 556 else 510
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 510: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 511: if A == 0x0 goto 512 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 512: A = arg1.lo
+			{Code: 0x15, JT: 42, JF: 0, K: 0x0},           // 513: if A == 0x0 goto 556 else 514
+			{Code: 0x35, JT: 41, JF: 0, K: 0x3},           // 514: if A >= 0x3 goto 556 else 515
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 515: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 516: if A == 0x0 goto 517 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 517: A = arg2.lo
+			{Code: 0x35, JT: 37, JF: 36, K: 0x80000000},   // 518: if A >= 0x80000000 goto 556 else 555
+			{Code: 0x15, JT: 0, JF: 36, K: 0x19},          // 519: if A == 0x19 goto 520 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 520: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 521: if A == 0x0 goto 522 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 522: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 523: if A >= 0x80000000 goto 556 else 524
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 524: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 525: if A == 0x0 goto 526 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 526: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 527: if A >= 0x4 goto 528 else 534
+			{Code: 0x15, JT: 26, JF: 0, K: 0x406},         // 528: if A == 0x406 goto 555 else 529
+			{Code: 0x15, JT: 0, JF: 26, K: 0x4},           // 529: if A == 0x4 goto 530 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 530: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 531: if A == 0x0 goto 532 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 532: A = arg2.lo
+			{Code: 0x45, JT: 22, JF: 21, K: 0xfff9f3ff},   // 533: if A & 0xfff9f3ff goto 556 else 555
+			{Code: 0x15, JT: 20, JF: 21, K: 0x3},          // 534: if A == 0x3 goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 535: if A >= 0xc goto 536 else 551
+			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 536: if A >= 0x13 goto 537 else 550
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 537: if A == 0x13 goto 538 else 546
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 538: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 539: if A == 0x0 goto 540 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 540: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 541: if A == 0x0 goto 542 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 542: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 543: if A == 0x0 goto 544 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 544: A = arg1.lo
+			{Code: 0x15, JT: 9, JF: 10, K: 0x80800},       // 545: if A == 0x80800 goto 555 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 546: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 547: if A == 0x0 goto 548 else 556
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 548: A = arg0.lo
+			{Code: 0x15, JT: 5, JF: 6, K: 0x80000},        // 549: if A == 0x80000 goto 555 else 556
+			{Code: 0x15, JT: 4, JF: 5, K: 0xe},            // 550: if A == 0xe goto 555 else 556
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 551: if A >= 0x8 goto 552 else 554
+			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 552: if A == 0x8 goto 555 else 553
+			{Code: 0x15, JT: 1, JF: 2, K: 0xb},            // 553: if A == 0xb goto 555 else 556
+			{Code: 0x15, JT: 0, JF: 1, K: 0x5},            // 554: if A == 0x5 goto 555 else 556
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 555: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 556: return 0x7fc00000
 		},
 	},
 }
