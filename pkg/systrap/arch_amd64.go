@@ -74,7 +74,7 @@ type frame struct {
 
 // theFrame is the same for all threads: the kernel puts it at the top of the
 // signal stack (arch/x86/kernel/signal.c, get_sigframe).
-var theFrame = sync.OnceValue(func() (f frame) {
+var theFrame = func() (f frame) {
 	fs := cpuid.Native()
 	f.fpSize = fs.XSaveSizeOf(fs.UserXFeatures())
 	f.fp = (stackSize - f.fpSize - fpMagic2Size) &^ (fpAlign - 1)
@@ -82,7 +82,7 @@ var theFrame = sync.OnceValue(func() (f frame) {
 	f.sc = f.sp + frameUC + ucContext
 	f.info = f.sp + frameInfo
 	return f
-})
+}()
 
 // hwcap2FSGSBase says in AT_HWCAP2 that the kernel lets us have RDFSBASE
 // (uapi/asm/hwcap2.h).
@@ -98,14 +98,14 @@ func checkCPU() error {
 	if fs.AuxHWCap().HWCap2&hwcap2FSGSBase == 0 {
 		return fmt.Errorf("no FSGSBASE: %w: needs Linux 5.9 or newer, a CPU of the last ten years, and no nofsgsbase on the kernel's command line", platform.ErrNotSupported)
 	}
-	if f := theFrame(); f.sp < slotSize/4 {
+	if f := &theFrame; f.sp < slotSize/4 {
 		return fmt.Errorf("a signal frame of %d bytes is too large: %w", stackSize-f.sp, platform.ErrNotSupported)
 	}
 	return nil
 }
 
 // frameAddr is the stack pointer at the handler's entry.
-func (t *thread) frameAddr() uint64 { return t.addr + uint64(theFrame().sp) }
+func (t *thread) frameAddr() uint64 { return t.addr + uint64(theFrame.sp) }
 
 // scRegisters are the registers in the order of struct sigcontext_64.
 func scRegisters(r *arch.Registers) [18]*uint64 {
@@ -136,40 +136,41 @@ const (
 
 // event reads the signal that the thread got, and its general registers. An error
 // says that the application has tampered with the slot.
-func (t *thread) event(c *threadContext, ac *arch.Context64) (*linux.SignalInfo, error) {
-	f := theFrame()
+func (t *thread) event(c *threadContext, ac *arch.Context64) (event, error) {
+	f := &theFrame
 	if sp := t.header(headerSP); sp != t.frameAddr() {
-		return nil, fmt.Errorf("stub process %d has a signal frame at %#x instead of %#x: %w", t.as.pid, sp, t.frameAddr(), unix.EPROTO)
+		return event{}, fmt.Errorf("stub process %d has a signal frame at %#x instead of %#x: %w", t.as.pid, sp, t.frameAddr(), unix.EPROTO)
 	}
 	// Everything is read once: it may change.
-	var b [linux.SignalInfoSize]byte
-	copy(b[:], t.slot[f.info:])
-	info := new(linux.SignalInfo)
-	info.UnmarshalBytes(b[:])
+	var e event
+	copy(e.info[:], t.slot[f.info:])
 	var sc [scSize]byte
 	copy(sc[:], t.slot[f.sc:])
 	le := binary.LittleEndian
-	regs := arch.Registers{
-		Cs: uint64(le.Uint16(sc[scCS:])), Ss: uint64(le.Uint16(sc[scSS:])), Orig_rax: noSyscall,
-		Fs_base: t.header(headerFS), Gs_base: t.header(headerGS),
-	}
-	for i, r := range scRegisters(&regs) {
+	e.signo, e.code = int32(le.Uint32(e.info[0:])), int32(le.Uint32(e.info[8:]))
+	e.fault = arch.FaultInfo{TrapNo: le.Uint64(sc[scTrapNo:]), ErrorCode: le.Uint64(sc[scErr:]), Addr: le.Uint64(sc[scCR2:])}
+	r := &ac.Regs
+	for i, r := range scRegisters(r) {
 		*r = le.Uint64(sc[scRegs+8*i:])
 	}
-	ac.Regs, c.known = regs, regs
-	if info.Code > 0 {
-		ac.Fault = arch.FaultInfo{TrapNo: le.Uint64(sc[scTrapNo:]), ErrorCode: le.Uint64(sc[scErr:]), Addr: le.Uint64(sc[scCR2:])}
-	}
-	return info, nil
+	r.Cs, r.Ss = uint64(le.Uint16(sc[scCS:])), uint64(le.Uint16(sc[scSS:]))
+	r.Ds, r.Es, r.Fs, r.Gs = 0, 0, 0, 0
+	r.Fs_base, r.Gs_base = t.header(headerFS), t.header(headerGS)
+	r.Orig_rax = noSyscall
+	c.known = *r
+	return e, nil
 }
 
+// Offsets in siginfo_t of SIGSYS (asm-generic/siginfo.h).
+const siArch = 28
+
 // syscall turns a SIGSYS into a system call.
-func (t *thread) syscall(c *threadContext, ac *arch.Context64, info *linux.SignalInfo) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (t *thread) syscall(ac *arch.Context64, e *event) (*linux.SignalInfo, hostarch.AccessType, error) {
 	ac.Fault = arch.FaultInfo{}
-	if info.Code != linux.SYS_SECCOMP && info.Code != sysUserDispatch {
-		return info, hostarch.NoAccess, platform.ErrContextSignal
+	if e.code != linux.SYS_SECCOMP && e.code != sysUserDispatch {
+		return e.signalInfo(), hostarch.NoAccess, platform.ErrContextSignal
 	}
-	if info.Arch() != auditArch {
+	if binary.LittleEndian.Uint32(e.info[siArch:]) != auditArch {
 		// int $0x80, sysenter or 32-bit code: what a kernel without these makes of
 		// the instruction.
 		const instruction = 2 // bytes
@@ -194,7 +195,8 @@ func protectionFault(ac *arch.Context64) *linux.SignalInfo {
 }
 
 // fault completes ac after an exception, and returns the kind of access.
-func (t *thread) fault(ac *arch.Context64, info *linux.SignalInfo) hostarch.AccessType {
+func (t *thread) fault(ac *arch.Context64, e *event) hostarch.AccessType {
+	ac.Fault = e.fault
 	f := &ac.Fault
 	if f.TrapNo != vectorPF {
 		f.Addr = 0
@@ -214,7 +216,7 @@ func (t *thread) putChangedRegs(known, regs *arch.Registers) {
 	if *known == *regs {
 		return
 	}
-	sc := t.slot[theFrame().sc:]
+	sc := t.slot[theFrame.sc:]
 	le := binary.LittleEndian
 	old := scRegisters(known)
 	for i, r := range scRegisters(regs) {
@@ -237,7 +239,7 @@ func (t *thread) putChangedRegs(known, regs *arch.Registers) {
 
 // putFrame writes a frame, but for the floating point state.
 func (t *thread) putFrame(regs *arch.Registers) {
-	f := theFrame()
+	f := &theFrame
 	le := binary.LittleEndian
 	b := t.slot[f.sp:][:frameSize]
 	clear(b[:frameInfo])
@@ -262,7 +264,7 @@ func (t *thread) putFP(fp arch.FPState) bool {
 	if fp.Validate() != nil {
 		return false
 	}
-	f := theFrame()
+	f := &theFrame
 	le := binary.LittleEndian
 	b := t.slot[f.fp:]
 	copy(b[:fpSoftware], fp)
@@ -279,7 +281,7 @@ func (t *thread) putFP(fp arch.FPState) bool {
 
 // getFP reads the floating point state.
 func (t *thread) getFP(fp arch.FPState) {
-	f := theFrame()
+	f := &theFrame
 	b := t.slot[f.fp:]
 	copy(fp[:fpSoftware], b)
 	clear(fp[fpSoftware:fpHeader])
@@ -290,7 +292,7 @@ func (t *thread) getFP(fp arch.FPState) {
 // checkFrame returns an error unless the frame that the kernel has written is as
 // we expect it.
 func (t *thread) checkFrame() error {
-	f := theFrame()
+	f := &theFrame
 	le := binary.LittleEndian
 	uc := t.slot[f.sp+frameUC:]
 	sw := t.slot[f.fp+fpSoftware:]

@@ -29,17 +29,17 @@ func checkCPU() error {
 
 func (t *thread) frameAddr() uint64 { return 0 }
 
-func (t *thread) event(*threadContext, *arch.Context64) (*linux.SignalInfo, error) {
-	return nil, platform.ErrNotSupported
+func (t *thread) event(*threadContext, *arch.Context64) (event, error) {
+	return event{}, platform.ErrNotSupported
 }
 
-func (t *thread) syscall(*threadContext, *arch.Context64, *linux.SignalInfo) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (t *thread) syscall(*arch.Context64, *event) (*linux.SignalInfo, hostarch.AccessType, error) {
 	return nil, hostarch.NoAccess, platform.ErrNotSupported
 }
 
 func protectionFault(*arch.Context64) *linux.SignalInfo { return nil }
 
-func (t *thread) fault(*arch.Context64, *linux.SignalInfo) hostarch.AccessType {
+func (t *thread) fault(*arch.Context64, *event) hostarch.AccessType {
 	return hostarch.NoAccess
 }
 

@@ -123,13 +123,13 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(err)
 		}
-		info, err := t.event(c, ac)
+		e, err := t.event(c, ac)
 		if err != nil {
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(t.as.fail(err))
 		}
 		c.inFrame = true
-		if info.Code <= 0 {
+		if e.code <= 0 {
 			// Somebody sent it, if only to interrupt; SIGSYS and the others come from
 			// the kernel.
 			if c.sent.Swap(false) {
@@ -137,16 +137,31 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 			}
 			continue
 		}
-		switch unix.Signal(info.Signo) {
+		switch unix.Signal(e.signo) {
 		case unix.SIGSYS:
-			return t.syscall(c, ac, info)
+			return t.syscall(ac, &e)
 		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP:
-			at := t.fault(ac, info)
-			return info, at, platform.ErrContextSignal
+			at := t.fault(ac, &e)
+			return e.signalInfo(), at, platform.ErrContextSignal
 		}
-		err = fmt.Errorf("stub process %d says it got signal %d with code %d: %w", t.as.pid, info.Signo, info.Code, unix.EPROTO)
+		err = fmt.Errorf("stub process %d says it got signal %d with code %d: %w", t.as.pid, e.signo, e.code, unix.EPROTO)
 		return nil, hostarch.NoAccess, contextError(t.as.fail(err))
 	}
+}
+
+// event is a signal as a thread has got it. The application may have forged all
+// of it.
+type event struct {
+	signo, code int32
+	fault       arch.FaultInfo
+	info        [linux.SignalInfoSize]byte
+}
+
+// signalInfo returns e's siginfo.
+func (e *event) signalInfo() *linux.SignalInfo {
+	info := new(linux.SignalInfo)
+	info.UnmarshalBytes(e.info[:])
+	return info
 }
 
 // load gives the thread the state ac. It returns false if no thread can have it.
