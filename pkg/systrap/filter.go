@@ -6,15 +6,6 @@ import (
 	"github.com/ringfence/ringfence/pkg/bpf"
 )
 
-// Offsets in struct seccomp_data (linux/seccomp.h).
-const (
-	dataNr     = 0
-	dataArch   = 4
-	dataIPLow  = 8
-	dataIPHigh = 12
-	dataArgs   = 16
-)
-
 // rule allows a system call. If first is not nil, its first argument must be
 // *first; if ops is not nil, the low half of the second one must be among them.
 type rule struct {
@@ -55,14 +46,14 @@ func buildFilter(rules []rule, auditArch uint32, text, textEnd uint64) (bpf.Prog
 	load := func(off uint32) { b.Stmt(bpf.Ld|bpf.W|bpf.Abs, off) }
 	equal := func(v uint32, jt, jf bpf.Label) { b.JumpIf(bpf.Jmp|bpf.Jeq|bpf.K, v, jt, jf) }
 
-	load(dataIPHigh)
+	load(bpf.OffHigh(bpf.OffIP))
 	equal(uint32(text>>32), bpf.Next, trap)
-	load(dataIPLow)
+	load(bpf.OffLow(bpf.OffIP))
 	b.JumpIf(bpf.Jmp|bpf.Jge|bpf.K, uint32(text), bpf.Next, trap)
 	b.JumpIf(bpf.Jmp|bpf.Jge|bpf.K, uint32(textEnd), trap, bpf.Next)
-	load(dataArch)
+	load(bpf.OffArch)
 	equal(auditArch, bpf.Next, trap)
-	load(dataNr)
+	load(bpf.OffNr)
 	for _, r := range rules {
 		if r.first == nil && r.ops == nil {
 			equal(r.nr, allow, bpf.Next)
@@ -71,12 +62,12 @@ func buildFilter(rules []rule, auditArch uint32, text, textEnd uint64) (bpf.Prog
 		other := b.NewLabel("other")
 		equal(r.nr, bpf.Next, other)
 		if r.first != nil {
-			load(dataArgs)
+			load(bpf.OffLow(bpf.OffArg(0)))
 			equal(uint32(*r.first), bpf.Next, trap)
-			load(dataArgs + 4)
+			load(bpf.OffHigh(bpf.OffArg(0)))
 			equal(uint32(*r.first>>32), allow, trap)
 		} else {
-			load(dataArgs + 8)
+			load(bpf.OffLow(bpf.OffArg(1)))
 			for _, op := range r.ops {
 				equal(op, allow, bpf.Next)
 			}

@@ -98,7 +98,7 @@ func (t *thread) setHeader(off int, v uint64) {
 // patience is how many times in a row pollPeriod may pass after an interrupt was
 // sent, and nothing come of it, until the thread is taken for one that has blocked
 // the signal.
-const patience = 100
+var patience = 100
 
 // resume lets the thread run, and waits until it has an event.
 func (t *thread) resume(c *threadContext) error {

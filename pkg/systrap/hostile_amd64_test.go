@@ -1,0 +1,313 @@
+package systrap
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/bpf"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/platform"
+)
+
+// bounded is Switch that is interrupted all the time. It fails the test if Switch
+// returns what it must not.
+func bounded(t *testing.T, c *threadContext, m *manager, ac *arch.Context64) error {
+	t.Helper()
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				c.Interrupt()
+			}
+		}
+	}()
+	_, _, err := c.Switch(context.Background(), m, ac, -1)
+	close(stop)
+	<-done
+	if ce := new(platform.ContextError); err != nil && err != platform.ErrContextInterrupt && err != platform.ErrContextSignal && !errors.As(err, &ce) {
+		t.Fatalf("Switch: %v", err)
+	}
+	return err
+}
+
+func isContextError(err error) bool { return errors.As(err, new(*platform.ContextError)) }
+
+// witness is a Context in an AddressSpace of its own that must go on.
+func witness(t *testing.T) (check func()) {
+	m := newManager(t, syscallLoop)
+	c, ac := &threadContext{}, arch.New()
+	ac.SetIP(codeAddr)
+	t.Cleanup(c.Release)
+	return func() {
+		t.Helper()
+		for range 10 {
+			_, _, err := c.Switch(context.Background(), m, ac, -1)
+			if err == nil {
+				return
+			}
+			if err != platform.ErrContextInterrupt {
+				t.Fatalf("the witness gets %v", err)
+			}
+		}
+		t.Fatal("the witness gets nothing but interrupts")
+	}
+}
+
+// The application jumps to every byte of our text, with random registers and with
+// some that make sense there. It gets signals, or ends itself.
+func TestJumpIntoText(t *testing.T) {
+	shorten(t)
+	check := witness(t)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var m *manager
+	died := 0
+	for round := range 3 {
+		for off := 0; ; off++ {
+			if m == nil {
+				m = newManager(t, syscallLoop)
+			}
+			ip := m.as.at.text + uintptr(off)
+			if ip >= m.as.at.textEnd {
+				break
+			}
+			c, ac := &threadContext{}, arch.New()
+			for _, r := range scRegisters(&ac.Regs) {
+				switch rnd.IntN(4) {
+				case 0:
+					*r = rnd.Uint64()
+				case 1:
+					*r = uint64(m.as.at.slots) + rnd.Uint64N(chunkSize)&^7
+				case 2:
+					*r = uint64(rnd.UintN(512))
+				case 3:
+					*r = m.as.ro(int(rnd.UintN(roSize)))
+				}
+			}
+			ac.Regs.Eflags = 0x202
+			if round > 0 {
+				// As in the middle of a request.
+				ac.Regs.R13, ac.Regs.Rax = uint64(m.as.at.ro), []uint64{unix.SYS_MUNMAP, unix.SYS_MMAP, unix.SYS_CLONE}[rnd.IntN(3)]
+			}
+			if round > 1 {
+				ac.Regs.Rbx = uint64(m.as.at.slots) + slotSize - headerSize
+				ac.Regs.Rsp = uint64(m.as.at.slots) + uint64(theFrame.sp)
+			}
+			ac.SetIP(ip)
+			var err error
+			for range 3 {
+				if err = bounded(t, c, m, ac); isContextError(err) {
+					break
+				}
+			}
+			c.Release()
+			if isContextError(err) {
+				m.as.Release()
+				m = nil
+				died++
+			}
+			check()
+		}
+	}
+	t.Logf("%d stubs died", died)
+}
+
+// shorten makes the time short after which a thread that blocks the interrupt is
+// given up.
+func shorten(t *testing.T) {
+	old := patience
+	patience = 2
+	t.Cleanup(func() { patience = old })
+}
+
+// scribbler is code that writes RAX, which it counts up, to every 8 bytes from RDI
+// to RSI, again and again.
+var scribbler = []byte{
+	0x48, 0x89, 0xf9, // mov %rdi, %rcx
+	0x48, 0x89, 0x01, // mov %rax, (%rcx)
+	0x48, 0xff, 0xc0, // inc %rax
+	0x48, 0x83, 0xe0, 0x07, // and $7, %rax
+	0x48, 0x83, 0xc1, 0x08, // add $8, %rcx
+	0x48, 0x39, 0xf1, // cmp %rsi, %rcx
+	0x72, 0xed, // jb mov
+	0xeb, 0xe8, // jmp
+}
+
+// One thread overwrites the slots, or only the headers or the hint page, while
+// others make system calls and the Sentry maps and unmaps.
+func TestScribble(t *testing.T) {
+	shorten(t)
+	check := witness(t)
+	for _, test := range []struct {
+		name       string
+		start, end func(at layout) uintptr
+	}{
+		{"a header", func(at layout) uintptr { return at.slots + stackSize }, func(at layout) uintptr { return at.slots + slotSize }},
+		{"a frame", func(at layout) uintptr { return at.slots + uintptr(theFrame.sp) }, func(at layout) uintptr { return at.slots + stackSize }},
+		{"the hint page", func(at layout) uintptr { return at.hint }, func(at layout) uintptr { return at.hint + 8 }},
+		{"all slots", func(at layout) uintptr { return at.slots }, func(at layout) uintptr { return at.slots + 2*slotSize }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			died := 0
+			for range 8 {
+				m := newManager(t, append(append([]byte{}, syscallLoop...), scribbler...))
+				f := newMemFile(t, hostarch.PageSize)
+				stop, done := make(chan struct{}), make(chan struct{})
+				victim := &threadContext{}
+				if err := victim.bind(m.as); err != nil { // the first slot
+					t.Fatal(err)
+				}
+				go func() {
+					defer close(done)
+					c, ac := &threadContext{}, arch.New()
+					defer c.Release()
+					ac.SetIP(codeAddr + uintptr(len(syscallLoop)))
+					ac.Regs.Rdi, ac.Regs.Rsi = uint64(test.start(m.as.at)), uint64(test.end(m.as.at))
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if isContextError(bounded(t, c, m, ac)) {
+							return
+						}
+					}
+				}()
+				ac := arch.New()
+				ac.SetIP(codeAddr)
+				deadline := time.Now().Add(50 * time.Millisecond)
+				for time.Now().Before(deadline) {
+					if isContextError(bounded(t, victim, m, ac)) {
+						died++
+						break
+					}
+					if m.as.MapFile(0x10000000, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.ReadWrite, false) == nil {
+						m.as.Unmap(0x10000000, hostarch.PageSize)
+					}
+					ac = arch.New()
+					ac.SetIP(codeAddr)
+					check()
+				}
+				close(stop)
+				<-done
+				victim.Release()
+				m.as.Release()
+			}
+			t.Logf("%d of 8 stubs died", died)
+		})
+	}
+}
+
+// A thread that returns from a signal of its own making, with all signals blocked,
+// cannot be interrupted: its stub is given up after a time.
+func TestInterruptBlocked(t *testing.T) {
+	shorten(t)
+	// rt_sigreturn is let through from our text only: the frame is on the
+	// application's stack, and says that all signals are blocked.
+	m := newManager(t, []byte{0xeb, 0xfe}) // jmp .
+	f := newMemFile(t, hostarch.PageSize)
+	const stack = 0x20000000
+	if err := m.as.MapFile(stack, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.ReadWrite, false); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1024)
+	le := binary.LittleEndian
+	uc := b
+	sc := uc[ucContext:]
+	var regs arch.Registers
+	regs.Rip, regs.Rsp, regs.Eflags = codeAddr, stack+2048, 0x202
+	for i, r := range scRegisters(&regs) {
+		le.PutUint64(sc[8*i:], *r)
+	}
+	le.PutUint16(sc[scCS:], userCS)
+	le.PutUint16(sc[scSS:], userDS)
+	le.PutUint64(uc[ucMask:], ^uint64(0))
+	le.PutUint64(uc[ucFlags:], 6)
+	if _, err := unix.Pwrite(f.FD(), b, 0); err != nil {
+		t.Fatal(err)
+	}
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.Regs.Rax, ac.Regs.Rsp = unix.SYS_RT_SIGRETURN, stack
+	ac.SetIP(m.as.at.text + sigreturnOffset(t))
+	start := time.Now()
+	var err error
+	for range 20 {
+		if err = bounded(t, c, m, ac); isContextError(err) {
+			break
+		}
+	}
+	if !errors.Is(err, unix.ETIMEDOUT) {
+		t.Fatalf("after %v: %v", time.Since(start), err)
+	}
+}
+
+// sigreturnOffset is where the text makes its last system call.
+func sigreturnOffset(t *testing.T) uintptr {
+	text, err := textOf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := len(text.text) - 2; i >= 0; i-- {
+		if text.text[i] == 0x0f && text.text[i+1] == 0x05 {
+			return uintptr(i)
+		}
+	}
+	t.Fatal("no system call in the text")
+	return 0
+}
+
+// The filters let through what they must, from the text alone.
+func TestFilters(t *testing.T) {
+	const text, end = 0x7fff_fff0_0000, 0x7fff_fff0_0200
+	app, err := buildFilter(applicationRules(), auditArch, text, end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller, err := buildFilter(syscallThreadRules(), auditArch, text, end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for nr := range uint32(600) {
+		for _, ip := range []uint64{text - 1, text, end - 1, end, text + 1<<32, 0x400000} {
+			for _, a := range []uint32{auditArch, unix.AUDIT_ARCH_I386} {
+				for _, args := range [][6]uint64{{}, {0, 1}, {0, 2}, {0, 128}, {cloneThread}, {cloneThread | 1<<32}, {unix.PR_SET_SYSCALL_USER_DISPATCH}} {
+					inside := ip >= text && ip < end && a == auditArch
+					wantApp := inside && (nr == unix.SYS_RT_SIGRETURN || nr == unix.SYS_FUTEX && args[1] <= 1)
+					wantCaller := wantApp
+					switch nr {
+					case unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_LSEEK, unix.SYS_SIGALTSTACK, unix.SYS_SECCOMP, unix.SYS_EXIT_GROUP:
+						wantCaller = inside
+					case unix.SYS_CLONE:
+						wantCaller = inside && args[0] == cloneThread
+					case unix.SYS_PRCTL:
+						wantCaller = inside && args[0] == unix.PR_SET_SYSCALL_USER_DISPATCH
+					}
+					d := &bpf.Data{Nr: nr, Arch: a, IP: ip, Args: args}
+					for i, want := range []bool{wantApp, wantCaller} {
+						r, err := []bpf.Program{app, caller}[i].Run(d)
+						if err != nil {
+							t.Fatal(err)
+						}
+						got := r.Action
+						if (got == unix.SECCOMP_RET_ALLOW) != want || got != unix.SECCOMP_RET_ALLOW && got != unix.SECCOMP_RET_TRAP {
+							t.Errorf("program %d gives %#x for %+v", i, got, d)
+						}
+					}
+				}
+			}
+		}
+	}
+}
