@@ -600,7 +600,12 @@ func TestRootConfinement(t *testing.T) {
 // the directory that it names, or a new one.
 func goBuild(name string) (string, error) {
 	if dir := os.Getenv("RINGFENCE_TESTDATA"); dir != "" {
-		return filepath.Abs(filepath.Join(dir, name))
+		prog, err := filepath.Abs(filepath.Join(dir, name))
+		if err != nil {
+			return "", err
+		}
+		// A build system's link may lead to what a sandbox does not see.
+		return filepath.EvalSymlinks(prog)
 	}
 	out := filepath.Join(tools, name)
 	cmd := exec.Command("go", "build", "-o", out, "./testdata/"+name)
