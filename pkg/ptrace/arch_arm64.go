@@ -69,6 +69,7 @@ func setSyscallNo(tid int, nr int32) error {
 // mergeRegs sets every register that is the same in regs and known to what it is
 // in fresh.
 func mergeRegs(regs, known, fresh *arch.Registers) {
+	fresh.Pstate = fresh.Pstate&^pstateSS | regs.Pstate&pstateSS
 	mergeWords(regs.PRStatus(), known.PRStatus(), fresh.PRStatus())
 	if regs.TPIDR == known.TPIDR {
 		regs.TPIDR = fresh.TPIDR

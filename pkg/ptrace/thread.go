@@ -3,6 +3,7 @@ package ptrace
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,11 +37,12 @@ const seizeOptions = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD
 // attach attaches to the thread tid, tells remember before anything else can go
 // wrong, and stops it.
 func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, error) {
-	if err := ptraceCall(unix.PTRACE_SEIZE, tid, 0, seizeOptions); err != nil {
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSYS) {
-			return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w: allow ptrace(2) in the seccomp filter or security module, and set sysctl kernel.yama.ptrace_scope to 0 or 1, and let no debugger follow our children (strace -f)", tid, err)
+	if err := seize(tid); err != nil {
+		err = fmt.Errorf("ptrace(PTRACE_SEIZE) of thread %d of stub process %d: %w", tid, as.pid, err)
+		if errors.Is(err, unix.ESRCH) {
+			return nil, as.fail(err)
 		}
-		return nil, fmt.Errorf("ptrace(PTRACE_SEIZE) of stub process %d: %w", tid, err)
+		return nil, fmt.Errorf("%w: allow ptrace(2) in the seccomp filter or security module, set sysctl kernel.yama.ptrace_scope to 0 or 1, and let no debugger follow our children (strace -f)", err)
 	}
 	t := &thread{as: as, tid: tid, pair: pair{tracer: unix.Gettid(), tracee: tid}}
 	t.pair.cpu.Store(free)
@@ -64,6 +66,18 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 		return nil, t.fail("sigaltstack", err)
 	}
 	return t, nil
+}
+
+// seize makes the calling OS thread the tracer of tid.
+func seize(tid int) error {
+	for try := 0; ; try++ {
+		err := ptraceCall(unix.PTRACE_SEIZE, tid, 0, seizeOptions)
+		if err != unix.EPERM || try == 3 {
+			return err
+		}
+		// A thread that is just ending gives this as well, and soon ESRCH.
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // setSignalMask says which signals the thread blocks: bit n-1 is signal n.

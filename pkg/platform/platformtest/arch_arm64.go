@@ -121,11 +121,14 @@ func atSyscall(ac, got *arch.Context64) {
 }
 
 // setVector0 sets the first vector register: V0 in user_fpsimd_state.
-func setVector0(ac *arch.Context64, v [16]byte) { copy(ac.FloatingPointData(), v[:]) }
+func setVector0(ac *arch.Context64, v [16]byte) { copy(ac.FloatingPointData()[vector0Offset:], v[:]) }
+
+// vector0Offset is where V0, or the low end of Z0, is in arch.FPState.
+const vector0Offset = 16
 
 // vector0 returns the first vector register.
 func vector0(ac *arch.Context64) (v [16]byte) {
-	copy(v[:], ac.FloatingPointData())
+	copy(v[:], ac.FloatingPointData()[vector0Offset:])
 	return v
 }
 
