@@ -12,9 +12,20 @@ import (
 	"github.com/ringfence/ringfence/pkg/cpuid"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
 const auditArch = unix.AUDIT_ARCH_X86_64
+
+// The states of a slot, for the assembler.
+const (
+	//lint:ignore U1000 text_amd64.s uses it
+	stateSentry = sysmsg.Sentry
+	//lint:ignore U1000 text_amd64.s uses it
+	stateSentryStubWaits = sysmsg.SentryStubWaits
+	//lint:ignore U1000 text_amd64.s uses it
+	stateStubSentryWaits = sysmsg.StubSentryWaits
+)
 
 // textSymbols returns where this program's linker has put the stubs' text.
 func textSymbols() (start, handler, end uintptr)
@@ -102,6 +113,14 @@ func checkCPU() error {
 		return fmt.Errorf("a signal frame of %d bytes is too large: %w", stackSize-f.sp, platform.ErrNotSupported)
 	}
 	return nil
+}
+
+// header returns a word of the header.
+func (t *thread) header(off int) uint64 { return binary.LittleEndian.Uint64(t.slot[stackSize+off:]) }
+
+// setHeader writes a word of the header.
+func (t *thread) setHeader(off int, v uint64) {
+	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
 }
 
 // frameAddr is the stack pointer at the handler's entry.

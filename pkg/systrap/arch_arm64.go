@@ -39,7 +39,8 @@ func (t *thread) syscall(*arch.Context64, *event) (*linux.SignalInfo, hostarch.A
 
 func protectionFault(*arch.Context64) *linux.SignalInfo { return nil }
 
-func (t *thread) fault(*arch.Context64, *event) hostarch.AccessType {
+func (t *thread) fault(ac *arch.Context64, e *event) hostarch.AccessType {
+	ac.Fault = e.fault
 	return hostarch.NoAccess
 }
 

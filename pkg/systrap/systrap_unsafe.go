@@ -1,7 +1,6 @@
 package systrap
 
 import (
-	"bytes"
 	"sync/atomic"
 	"unsafe"
 
@@ -11,13 +10,6 @@ import (
 // word32 returns the word at off of shared memory. off is a multiple of 4.
 func word32(b []byte, off int) *atomic.Uint32 {
 	return (*atomic.Uint32)(unsafe.Pointer(&b[off : off+4][0]))
-}
-
-// readText copies this program's instructions from start to end.
-func readText(start, end uintptr) []byte {
-	// The address is that of a symbol, which never moves.
-	p := *(*unsafe.Pointer)(unsafe.Pointer(&start))
-	return bytes.Clone(unsafe.Slice((*byte)(p), end-start))
 }
 
 // waitInfo is as much of siginfo_t as waitid(2) fills in.

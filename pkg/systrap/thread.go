@@ -12,13 +12,6 @@ import (
 	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
-// The states of a slot, for the assembler.
-const (
-	stateSentry          = sysmsg.Sentry
-	stateSentryStubWaits = sysmsg.SentryStubWaits
-	stateStubSentryWaits = sysmsg.StubSentryWaits
-)
-
 // thread is a thread of a stub process. At any time one Context has it, or none.
 type thread struct {
 	as  *addressSpace
@@ -85,14 +78,6 @@ func (as *addressSpace) newThread(n int) (*thread, error) {
 		return nil, fmt.Errorf("clone: %w", err)
 	}
 	return t, nil
-}
-
-// header returns a word of the header.
-func (t *thread) header(off int) uint64 { return binary.LittleEndian.Uint64(t.slot[stackSize+off:]) }
-
-// setHeader writes a word of the header.
-func (t *thread) setHeader(off int, v uint64) {
-	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
 }
 
 // patience is how many times in a row pollPeriod may pass after an interrupt was
