@@ -2,32 +2,30 @@ package pagetables
 
 // Bits of entries (Intel SDM vol. 3, 4.5; AMD APM vol. 2, 5.4).
 const (
-	entryP  = 1 << 0
-	entryW  = 1 << 1
-	entryU  = 1 << 2
-	entryA  = 1 << 5
-	entryD  = 1 << 6
-	entryPS = 1 << 7
-	entryNX = 1 << 63
+	entryPresent = 1 << 0
+	entryW       = 1 << 1
+	entryU       = 1 << 2
+	entryA       = 1 << 5
+	entryD       = 1 << 6
+	entryPS      = 1 << 7
+	entryNX      = 1 << 63
 
 	// maxPhys is the end of the addresses that an entry can hold.
 	maxPhys  = 1 << 52
 	physMask = maxPhys - 1<<12
 )
 
-func isPresent(e uint64) bool { return e&entryP != 0 }
-
-// isLeaf reports whether a present entry of a table at level maps memory.
+// isLeaf reports whether an entry that is used, of a table at level, maps memory.
 func isLeaf(e uint64, level int) bool { return level == 0 || e&entryPS != 0 }
 
 func entryPhys(e uint64) uint64 { return e & physMask }
 
-func tableEntry(phys uint64) uint64 { return phys | entryP | entryW | entryU | entryA }
+func tableEntry(phys uint64) uint64 { return phys | entryPresent | entryW | entryU | entryA }
 
 // leafEntry has A and D set already: nobody reads them, and a CPU that has to
 // set them takes longer, or faults where page tables are shadowed.
 func leafEntry(phys uint64, opts MapOpts) uint64 {
-	e := phys | entryP | entryA | entryD
+	e := phys | entryPresent | entryA | entryD
 	if opts.Access.Write {
 		e |= entryW
 	}

@@ -1,6 +1,12 @@
 // Package pagetables builds the page tables that a guest's CPU walks: 4 KiB
 // pages and 2 MiB blocks, in tables of 512 entries, 4 or 5 levels deep.
 //
+// The lower half of the addresses is an application's. The upper half is the
+// kernel's, and can be shared by many page tables.
+//
+// A page can be hidden: the CPU faults on it, and the tables still know it. That
+// is for memory whose backing is gone for the moment.
+//
 // It depends on hostarch alone. It makes no host calls and flushes no TLB: it
 // says when a flush is due, and keeps what the CPU may still see until it is
 // told that one was done.
@@ -52,9 +58,17 @@ type MapOpts struct {
 //
 // Non-leaf entries allow everything: permissions are those of the leaf alone.
 type PageTables struct {
+	// Count, unless nil, is told of memory that becomes mapped (delta is 1) or no
+	// longer is (delta is -1), hidden pages included. It is told of the same page as
+	// often as that is mapped.
+	Count func(phys, length uint64, delta int)
+
 	alloc  Allocator
 	root   uint64
 	levels int
+
+	// shared says that the tables of the upper half are another's.
+	shared bool
 
 	// limbo holds tables that are unlinked but may still be cached by a CPU.
 	limbo []uint64
@@ -70,6 +84,19 @@ func New(alloc Allocator, levels int) (*PageTables, error) {
 		return nil, fmt.Errorf("allocate the root page table: %w", err)
 	}
 	return &PageTables{alloc: alloc, root: root, levels: levels}, nil
+}
+
+// NewSharing returns page tables with an empty lower half, whose upper half is
+// that of p for ever: what p maps there must be mapped already as far as the top
+// table is concerned. p must be released last.
+func (p *PageTables) NewSharing() (*PageTables, error) {
+	n, err := New(p.alloc, p.levels)
+	if err != nil {
+		return nil, err
+	}
+	n.shared = true
+	copy(n.alloc.Lookup(n.root)[entriesPerTable/2:], p.alloc.Lookup(p.root)[entriesPerTable/2:])
+	return n, nil
 }
 
 // Root returns the guest-physical address of the top table.
@@ -97,6 +124,9 @@ func (p *PageTables) check(addr hostarch.Addr, length uint64) (hostarch.AddrRang
 	ar := hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)}
 	if length == 0 || !ar.IsPageAligned() || ar.End-1 < ar.Start || !p.canonical(ar) {
 		return ar, fmt.Errorf("page table range %v of %#x bytes: must be page-aligned, not empty and canonical", addr, length)
+	}
+	if p.shared && int64(ar.Start) < 0 {
+		return ar, fmt.Errorf("page table range %v: the upper half is shared", ar)
 	}
 	return ar, nil
 }
@@ -147,8 +177,9 @@ func (p *PageTables) Unmap(addr hostarch.Addr, length uint64) (flush bool, err e
 	return w.flush, err
 }
 
-// Protect changes how the pages that are mapped in the range may be used. flush
-// is as for Map; it is false if access was only added.
+// Protect changes how the pages that are mapped in the range may be used; those
+// that are hidden are so still. flush is as for Map; it is false if access was only
+// added.
 func (p *PageTables) Protect(addr hostarch.Addr, length uint64, opts MapOpts) (flush bool, err error) {
 	ar, err := p.check(addr, length)
 	if err != nil {
@@ -158,13 +189,39 @@ func (p *PageTables) Protect(addr hostarch.Addr, length uint64, opts MapOpts) (f
 		return false, fmt.Errorf("protect %v with no access: unmap it", ar)
 	}
 	w := walk{p: p, visit: func(level int, _ hostarch.Addr, old uint64) (uint64, action) {
-		switch {
-		case !isPresent(old):
-			return 0, replace
-		case level == 0:
-			return leafEntry(entryPhys(old), opts), replace
-		case isLeaf(old, level):
-			return blockEntry(entryPhys(old), opts), replace
+		if !isLeaf(old, level) {
+			return 0, descend
+		}
+		return keepHidden(old, newLeaf(level, entryPhys(old), opts)), replace
+	}}
+	err = w.run(ar)
+	return w.flush, err
+}
+
+// Hide hides those pages of the range for which gone, given the guest-physical
+// address, returns true. flush is as for Map. It looks at every page by itself, and
+// splits blocks that are gone in part.
+func (p *PageTables) Hide(addr hostarch.Addr, length uint64, gone func(phys uint64) bool) (flush bool, err error) {
+	ar, err := p.check(addr, length)
+	if err != nil {
+		return false, err
+	}
+	w := walk{p: p, visit: func(level int, _ hostarch.Addr, old uint64) (uint64, action) {
+		if !isLeaf(old, level) {
+			return 0, descend
+		}
+		n := 0
+		pages := 1 << (level * entryBits)
+		for i := range pages {
+			if gone(entryPhys(old) + uint64(i)*hostarch.PageSize) {
+				n++
+			}
+		}
+		switch n {
+		case 0:
+			return old, replace
+		case pages:
+			return hide(old), replace
 		}
 		return 0, descend
 	}}
@@ -172,25 +229,49 @@ func (p *PageTables) Protect(addr hostarch.Addr, length uint64, opts MapOpts) (f
 	return w.flush, err
 }
 
+// Hidden returns the guest-physical address that addr stands for if it is hidden.
+func (p *PageTables) Hidden(addr hostarch.Addr) (phys uint64, ok bool) {
+	e, level := p.leaf(addr)
+	if e == nil || isPresent(*e) {
+		return 0, false
+	}
+	return entryPhys(*e) + uint64(addr)&(1<<shift(level)-1), true
+}
+
+// Unhide undoes Hide for the page or block at addr.
+func (p *PageTables) Unhide(addr hostarch.Addr) {
+	if e, _ := p.leaf(addr); e != nil {
+		atomic.StoreUint64(e, unhide(*e))
+	}
+}
+
 // Lookup translates addr. size is that of the page or block, and phys the
-// guest-physical address that addr itself stands for.
+// guest-physical address that addr itself stands for. A hidden page is not there.
 func (p *PageTables) Lookup(addr hostarch.Addr) (phys uint64, size uint64, opts MapOpts, ok bool) {
-	if !p.canonical(hostarch.AddrRange{Start: addr, End: addr + 1}) {
+	e, level := p.leaf(addr)
+	if e == nil || !isPresent(*e) {
 		return 0, 0, MapOpts{}, false
 	}
-	t := p.alloc.Lookup(p.root)
-	for level := p.levels - 1; level >= 0; level-- {
-		e := t[index(addr, level)]
-		if !isPresent(e) {
-			return 0, 0, MapOpts{}, false
-		}
-		if isLeaf(e, level) {
-			size = 1 << shift(level)
-			return entryPhys(e) + uint64(addr)&(size-1), size, entryOpts(e), true
-		}
-		t = p.alloc.Lookup(entryPhys(e))
+	size = 1 << shift(level)
+	return entryPhys(*e) + uint64(addr)&(size-1), size, entryOpts(*e), true
+}
+
+// leaf returns the leaf that is used for addr, and its level, or nil.
+func (p *PageTables) leaf(addr hostarch.Addr) (*uint64, int) {
+	if !p.canonical(hostarch.AddrRange{Start: addr, End: addr + 1}) {
+		return nil, 0
 	}
-	return 0, 0, MapOpts{}, false
+	t := p.alloc.Lookup(p.root)
+	for level := p.levels - 1; ; level-- {
+		e := &t[index(addr, level)]
+		if !isUsed(*e) {
+			return nil, 0
+		}
+		if isLeaf(*e, level) {
+			return e, level
+		}
+		t = p.alloc.Lookup(entryPhys(*e))
+	}
 }
 
 // NeedsFlush reports whether tables wait to be freed.
@@ -208,20 +289,57 @@ func (p *PageTables) Flushed() {
 // Release frees all tables. No CPU may use them any more.
 func (p *PageTables) Release() {
 	p.Flushed()
+	if p.shared {
+		clear(p.alloc.Lookup(p.root)[entriesPerTable/2:])
+	}
 	p.freeTree(p.root, p.levels-1, p.alloc.Free)
 	p.root = 0
 }
 
 // freeTree calls free for the table at phys and all below it.
 func (p *PageTables) freeTree(phys uint64, level int, free func(uint64)) {
-	if level > 0 {
-		for _, e := range p.alloc.Lookup(phys) {
-			if isPresent(e) && !isLeaf(e, level) {
-				p.freeTree(entryPhys(e), level-1, free)
-			}
+	for _, e := range p.alloc.Lookup(phys) {
+		switch {
+		case !isUsed(e):
+		case isLeaf(e, level):
+			p.count(e, level, -1)
+		default:
+			p.freeTree(entryPhys(e), level-1, free)
 		}
 	}
 	free(phys)
+}
+
+// count tells Count of the leaf e at level.
+func (p *PageTables) count(e uint64, level, delta int) {
+	if p.Count != nil {
+		p.Count(entryPhys(e), 1<<shift(level), delta)
+	}
+}
+
+// isUsed reports whether an entry says anything: it is a table, a page, or hidden.
+func isUsed(e uint64) bool { return e != 0 }
+
+// hide and unhide change a leaf.
+func hide(e uint64) uint64   { return e &^ entryPresent }
+func unhide(e uint64) uint64 { return e | entryPresent }
+
+// keepHidden hides new if old is hidden.
+func keepHidden(old, new uint64) uint64 {
+	if !isPresent(old) {
+		return hide(new)
+	}
+	return new
+}
+
+func isPresent(e uint64) bool { return e&entryPresent != 0 }
+
+// newLeaf returns a leaf of a table at level.
+func newLeaf(level int, phys uint64, opts MapOpts) uint64 {
+	if level == 0 {
+		return leafEntry(phys, opts)
+	}
+	return blockEntry(phys, opts)
 }
 
 // action is what a walk does with an entry.
@@ -267,14 +385,14 @@ func (w *walk) table(t *Table, level int, ar hostarch.AddrRange) error {
 // entry handles one entry, of which part is in the range.
 func (w *walk) entry(e *uint64, level int, base hostarch.Addr, part hostarch.AddrRange) error {
 	old := *e
-	if !isPresent(old) && !w.create {
+	if !isUsed(old) && !w.create {
 		return nil
 	}
 	covered := part.Length() == 1<<shift(level)
 	act := descend
 	if covered {
 		var new uint64
-		if new, act = w.visit(level, base, old); act == replace || (act == remove && !isPresent(old)) {
+		if new, act = w.visit(level, base, old); act == replace {
 			w.set(e, level, new)
 			return nil
 		}
@@ -285,14 +403,14 @@ func (w *walk) entry(e *uint64, level int, base hostarch.Addr, part hostarch.Add
 		w.unlink(below, level-1)
 		return nil
 	}
-	if isLeaf(old, level) {
+	if isUsed(old) && isLeaf(old, level) {
 		if err := w.split(e, level); err != nil {
 			if !w.create { // an unmap or downgrade must not be left undone
 				w.set(e, level, 0)
 			}
 			return err
 		}
-	} else if !isPresent(old) {
+	} else if !isUsed(old) {
 		phys, _, err := w.p.alloc.New()
 		if err != nil {
 			return fmt.Errorf("allocate a page table for %v: %w", part, err)
@@ -318,17 +436,24 @@ func (w *walk) set(e *uint64, level int, new uint64) {
 		return
 	}
 	atomic.StoreUint64(e, new)
-	if !isPresent(old) {
+	newLeaf := isUsed(new) && isLeaf(new, level)
+	if newLeaf {
+		w.p.count(new, level, 1)
+	}
+	if !isUsed(old) {
 		return
 	}
 	if !isLeaf(old, level) {
 		w.flush = true
-		if isPresent(new) { // a block in place of a table
+		if newLeaf { // a block in place of a table
 			w.unlink(entryPhys(old), level-1)
 		}
 		return
 	}
-	if !isPresent(new) || !isLeaf(new, level) || !isUpgrade(old, new) {
+	if newLeaf || !isUsed(new) { // otherwise it was split
+		w.p.count(old, level, -1)
+	}
+	if isPresent(old) && !(newLeaf && isPresent(new) && isUpgrade(old, new)) {
 		w.flush = true
 	}
 }
@@ -347,12 +472,7 @@ func (w *walk) split(e *uint64, level int) error {
 	}
 	base, opts := entryPhys(*e), entryOpts(*e)
 	for i := range t {
-		pa := base + uint64(i)<<shift(level-1)
-		if level == 1 {
-			t[i] = leafEntry(pa, opts)
-		} else {
-			t[i] = blockEntry(pa, opts)
-		}
+		t[i] = keepHidden(*e, newLeaf(level-1, base+uint64(i)<<shift(level-1), opts))
 	}
 	w.set(e, level, tableEntry(phys))
 	return nil

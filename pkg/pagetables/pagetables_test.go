@@ -2,6 +2,7 @@ package pagetables
 
 import (
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"testing"
 
@@ -233,6 +234,164 @@ func TestLimbo(t *testing.T) {
 	pt.Flushed()
 	if len(p.tables) != 1 || pt.NeedsFlush() {
 		t.Errorf("%d tables after the flush, want the root alone", len(p.tables))
+	}
+}
+
+// A hidden page or block faults and is still known: it comes back as it was, can be
+// replaced and unmapped, and needs a flush when it goes but not when it comes.
+func TestHide(t *testing.T) {
+	p := newPool(t, 100)
+	pt := newTables(t, p, 4)
+	hide := func(addr hostarch.Addr, length uint64, from uint64) func() (bool, error) {
+		return func() (bool, error) { return pt.Hide(addr, length, func(phys uint64) bool { return phys >= from }) }
+	}
+	check := func(addr hostarch.Addr, phys uint64, present, hidden bool) {
+		t.Helper()
+		got, _, _, ok := pt.Lookup(addr)
+		if ok != present || ok && got != phys {
+			t.Errorf("%v: %#x, present %v; want %#x, %v", addr, got, ok, phys, present)
+		}
+		got, ok = pt.Hidden(addr)
+		if ok != hidden || ok && got != phys {
+			t.Errorf("%v: %#x, hidden %v; want %#x, %v", addr, got, ok, phys, hidden)
+		}
+	}
+	const a, block = 0x1000, 0x400000
+	mustFlush(t, false)(pt.Map(a, 4*page, rw, 0x10000))
+	mustFlush(t, false)(hide(a, 4*page, 0x20000)())
+	mustFlush(t, true)(hide(a, 4*page, 0x12000)())
+	mustFlush(t, false)(hide(a, 4*page, 0x12000)())
+	check(a+page, 0x11000, true, false)
+	check(a+2*page+8, 0x12008, false, true)
+	check(a+3*page, 0x13000, false, true)
+	check(a+4*page, 0, false, false)
+	// Without its backing, a page is changed without a flush.
+	mustFlush(t, false)(pt.Protect(a+2*page, page, ro))
+	check(a+2*page, 0x12000, false, true)
+	pt.Unhide(a + 2*page)
+	check(a+2*page, 0x12000, true, false)
+	if _, _, opts, _ := pt.Lookup(a + 2*page); opts != ro {
+		t.Errorf("after Unhide: %+v, want %+v", opts, ro)
+	}
+	mustFlush(t, false)(pt.Map(a+3*page, page, rw, 0x50000))
+	check(a+3*page, 0x50000, true, false)
+	mustFlush(t, true)(hide(a, 4*page, 0)())
+	mustFlush(t, false)(pt.Unmap(a, page)) // its neighbours stay
+	check(a, 0, false, false)
+	check(a+page, 0x11000, false, true)
+
+	// A block that is gone in part is split, and one that is gone is hidden whole.
+	mustFlush(t, false)(pt.Map(block, blockSize, rx, 0x800000))
+	mustFlush(t, true)(hide(block, blockSize, 0x800000+5*page)())
+	check(block+4*page, 0x804000, true, false)
+	check(block+5*page, 0x805000, false, true)
+	pt.Flushed()
+	mustFlush(t, true)(pt.Map(block, blockSize, rx, 0x800000))
+	mustFlush(t, true)(hide(block, blockSize, 0)())
+	check(block+7*page+1, 0x807001, false, true)
+	mustFlush(t, false)(pt.Unmap(block, page)) // a split
+	check(block, 0, false, false)
+	check(block+7*page, 0x807000, false, true)
+	pt.Unhide(block + 7*page)
+	check(block+7*page, 0x807000, true, false)
+	check(block+8*page, 0x808000, false, true)
+	pt.Release()
+	if len(p.tables) != 0 {
+		t.Errorf("%d tables leaked", len(p.tables))
+	}
+}
+
+// Count knows at any time how often every page is mapped.
+func TestCount(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(2, 2))
+	pt := newTables(t, newPool(t, 1<<20), 4)
+	counted := make(map[uint64]int)
+	pt.Count = func(phys, length uint64, delta int) {
+		for p := phys; p < phys+length; p += page {
+			if counted[p] += delta; counted[p] == 0 {
+				delete(counted, p)
+			}
+		}
+	}
+	const base, pages = 0x40000000 - 2*blockSize, 4 * entriesPerTable
+	for op := range 600 {
+		off := rnd.Uint64N(pages)
+		n := 1 + rnd.Uint64N(pages-off)
+		phys := rnd.Uint64N(4*entriesPerTable) * page
+		if rnd.IntN(2) == 0 {
+			off, phys = off/entriesPerTable*entriesPerTable, phys/blockSize*blockSize
+		}
+		addr := hostarch.Addr(base + off*page)
+		var err error
+		switch rnd.IntN(4) {
+		case 0, 1:
+			_, err = pt.Map(addr, n*page, rw, phys)
+		case 2:
+			_, err = pt.Unmap(addr, n*page)
+		case 3:
+			if _, err = pt.Protect(addr, n*page, ro); err == nil {
+				_, err = pt.Hide(addr, n*page, func(phys uint64) bool { return phys%(7*page) == 0 })
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make(map[uint64]int)
+		for i := range hostarch.Addr(pages) {
+			phys, _, _, ok := pt.Lookup(base + i*page)
+			if !ok {
+				phys, ok = pt.Hidden(base + i*page)
+			}
+			if ok {
+				want[phys]++
+			}
+		}
+		if !maps.Equal(counted, want) {
+			t.Fatalf("op %d: counted %d pages, want %d", op, len(counted), len(want))
+		}
+	}
+	pt.Release()
+	if len(counted) != 0 {
+		t.Errorf("%d pages are counted after Release", len(counted))
+	}
+}
+
+// The upper half is another's.
+func TestSharing(t *testing.T) {
+	p := newPool(t, 100)
+	upper := newTables(t, p, 4)
+	const kernel = 0xffff_ff80_0000_0000
+	mustFlush(t, false)(upper.Map(kernel, page, krx, 0x5000))
+	a, err := upper.NewSharing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Count = func(uint64, uint64, int) { t.Error("the upper half is counted") }
+	// What is added below the top table is seen at once.
+	mustFlush(t, false)(upper.Map(kernel+page, page, krx, 0x6000))
+	for i := range uint64(2) {
+		if phys, _, opts, ok := a.Lookup(hostarch.Addr(kernel + i*page)); phys != 0x5000+i*page || opts != krx || !ok {
+			t.Errorf("page %d of the upper half: %#x %+v %v", i, phys, opts, ok)
+		}
+	}
+	if _, err := a.Map(kernel, page, krx, 0x7000); err == nil {
+		t.Error("the shared half can be changed")
+	}
+	a.Count = nil
+	mustFlush(t, false)(a.Map(0x1000, page, rw, 0x9000))
+	if _, _, _, ok := upper.Lookup(0x1000); ok {
+		t.Error("the lower half is shared")
+	}
+	a.Release()
+	if phys, _, _, ok := upper.Lookup(kernel); phys != 0x5000 || !ok {
+		t.Errorf("after the Release of one that shares: %#x %v", phys, ok)
+	}
+	upper.Release()
+	if len(p.tables) != 0 {
+		t.Errorf("%d tables leaked", len(p.tables))
+	}
+	if _, err := newTables(t, newPool(t, 1), 4).NewSharing(); !errors.Is(err, errFull) {
+		t.Errorf("without memory: %v", err)
 	}
 }
 
