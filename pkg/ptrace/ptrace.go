@@ -10,10 +10,22 @@
 // mmap(2), are injected: the tracer sets all registers so that the thread makes
 // just that call, from text that the application cannot change.
 //
+// Contexts whose caller promises to stay on one OS thread (platform.ThreadBinder)
+// leave their registers in the stub's thread after a system call, and are twice as
+// fast. While tracer and thread alternate quickly they are pinned to one CPU.
+//
 // When an OS thread ends, the kernel kills what it traced: the Go runtime ends
 // the thread of a goroutine that returns without UnlockOSThread. If such a
-// goroutine has called Switch, all Contexts of the AddressSpace get a
-// ContextError.
+// goroutine has called Switch, or changed a mapping, all Contexts of the
+// AddressSpace get a ContextError.
+//
+// What is particular on amd64: system calls by int $0x80, sysenter and in 32-bit
+// code give a SIGSEGV, as on a kernel without CONFIG_IA32_EMULATION. A call of the
+// vsyscall page is the system call that it stands for, with IP at its caller; such
+// a call cannot be restarted.
+//
+// New changes the process's disposition of SIGCHLD: children that stop no longer
+// send it (SA_NOCLDSTOP, sigaction(2)), those that end still do.
 //
 // It depends on package stub, and must never know of another backend or of the
 // Sentry.

@@ -41,11 +41,6 @@ func setRegSet(tid int, set uintptr, buf []byte) error {
 	return ptraceMemory(unix.PTRACE_SETREGSET, tid, set, unsafe.Pointer(&iov))
 }
 
-// ptraceRegs is PTRACE_GETREGS or PTRACE_SETREGS.
-func ptraceRegs(req, tid int, buf []byte) error {
-	return ptraceMemory(req, tid, 0, unsafe.Pointer(unsafe.SliceData(buf)))
-}
-
 // getSigInfo reads the siginfo of a signal stop.
 func getSigInfo(tid int, info *linux.SignalInfo) error {
 	return ptraceMemory(unix.PTRACE_GETSIGINFO, tid, 0, unsafe.Pointer(info))

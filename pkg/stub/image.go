@@ -28,29 +28,25 @@ const (
 
 // The info page. The text's assembler knows these names.
 const (
-	infoName        = 0   // the process's name, at most 15 bytes
-	infoEnd         = 16  // the end of the image
-	infoTaskEnd     = 24  // the end of the process's addresses
-	infoReply       = 32  // two words
-	infoRequest     = 48  // two words
-	infoMsg         = 64  // struct msghdr
-	infoIovec       = 120 // struct iovec
-	infoControl     = 136 // controlSize bytes
-	infoSignals     = 160 // signal numbers, 32 bits each, then 0
-	infoAction      = 192 // struct sigaction of all of them
-	infoMask        = 224 // an empty signal mask
-	infoFilter      = 232 // struct sock_fprog
-	infoFilterFlags = 248 // 32 bits
-	infoFullMask    = 256 // a signal mask with all signals
-	infoProgram     = 264 // the filter's instructions
+	infoName        = 0                         // the process's name, at most 15 bytes
+	infoEnd         = 16                        // the end of the image
+	infoTaskEnd     = 24                        // the end of the process's addresses
+	infoReply       = 32                        // two words
+	infoRequest     = 48                        // two words
+	infoMsg         = 64                        // struct msghdr
+	infoIovec       = 120                       // struct iovec
+	infoControl     = 136                       // controlSize bytes
+	infoSignals     = infoControl + controlSize // signal numbers, 32 bits each, then 0
+	infoAction      = 192                       // struct sigaction of all of them
+	infoMask        = 224                       // an empty signal mask
+	infoFilter      = 232                       // struct sock_fprog
+	infoFilterFlags = 248                       // 32 bits
+	infoFullMask    = 256                       // a signal mask with all signals
+	infoProgram     = 264                       // the filter's instructions
 )
 
 const (
 	controlSize = 24 // CMSG_SPACE(sizeof(int))
-
-	// maxInherited bounds the descriptors that are closed one by one on kernels
-	// without close_range(2).
-	maxInherited = 4096
 
 	stubName = "ringfence-stub"
 )

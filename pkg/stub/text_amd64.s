@@ -43,6 +43,9 @@
 #define EINTR 4
 #define EBADF 9
 
+// How many descriptors are closed one by one on kernels without close_range(2).
+#define MAX_INHERITED 4096
+
 // The entry point of the image.
 TEXT ·zygoteEntry(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	LEAQ ·zygoteEntry(SB), R12
@@ -61,7 +64,7 @@ TEXT ·zygoteEntry(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	SYSCALL
 	TESTQ AX, AX
 	JEQ closed
-	MOVL $const_maxInherited, BX // before Linux 5.9
+	MOVL $MAX_INHERITED, BX // before Linux 5.9
 closeNext:
 	MOVL BX, DI
 	MOVL $SYS_close, AX

@@ -38,6 +38,9 @@
 #define EINTR 4
 #define EBADF 9
 
+// How many descriptors are closed one by one on kernels without close_range(2).
+#define MAX_INHERITED 4096
+
 // The start of the text, from an instruction in it.
 #define TEXT_START(label, reg) \
 label: \
@@ -107,7 +110,7 @@ TEXT ·zygoteEntry(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVD $SYS_close_range, R8
 	SVC
 	CBZ R0, closed
-	MOVD $const_maxInherited, R22 // before Linux 5.9
+	MOVD $MAX_INHERITED, R22 // before Linux 5.9
 closeNext:
 	MOVD R22, R0
 	MOVD $SYS_close, R8
