@@ -274,7 +274,8 @@ func (as *addressSpace) call(nr uint64, args ...uint64) (int, error) {
 				return 0, err
 			}
 			if result, done, err := as.result(); done || err != nil {
-				// The application has undone what the thread wrote.
+				// The thread is slow, or the application has undone what it wrote.
+				hint.Store(as.seq)
 				return result, err
 			}
 		}
