@@ -1,0 +1,11 @@
+package kvm
+
+import (
+	"fmt"
+
+	"github.com/ringfence/ringfence/pkg/platform"
+)
+
+func newPlatform(device, vcpus int) (platform.Platform, error) {
+	return nil, fmt.Errorf("not there on arm64 yet: use another platform: %w", platform.ErrNotSupported)
+}

@@ -1,0 +1,345 @@
+package kvm
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/platform"
+)
+
+const page = hostarch.PageSize
+
+// newTestPlatform returns a platform of its own.
+func newTestPlatform(t *testing.T, vcpus int) *kvm {
+	t.Helper()
+	c := constructor{vcpus: vcpus}
+	dev, err := c.OpenDevice("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.New(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.(*kvm).m.close)
+	return p.(*kvm)
+}
+
+// testFile is a memmap.File.
+type testFile struct{ *os.File }
+
+func (testFile) IncRef(memmap.FileRange) {}
+func (testFile) DecRef(memmap.FileRange) {}
+func (testFile) MapInternal(memmap.FileRange, hostarch.AccessType) ([][]byte, error) {
+	return nil, unix.ENOSYS
+}
+func (f testFile) FD() int { return int(f.Fd()) }
+
+// newTestFile returns a file whose words at the beginning of pages are their numbers
+// plus tag.
+func newTestFile(t *testing.T, pages int64, tag uint64) testFile {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(pages * page); err != nil {
+		t.Fatal(err)
+	}
+	for i := range pages {
+		if _, err := f.WriteAt(binary.LittleEndian.AppendUint64(nil, tag+uint64(i)), i*page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return testFile{f}
+}
+
+// guest is a thread that loads words.
+type guest struct {
+	t  *testing.T
+	as *addressSpace
+	c  platform.Context
+	ac *arch.Context64
+}
+
+const codeAddr = 0x40_0000
+
+// newGuest returns a guest with its code in an AddressSpace of its own.
+func newGuest(t *testing.T, p *kvm) *guest {
+	t.Helper()
+	as, _, err := p.NewAddressSpace(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := newTestFile(t, 1, 0)
+	// mov (%rdi), %rsi; syscall; jmp to the start
+	if _, err := code.WriteAt([]byte{0x48, 0x8b, 0x37, 0x0f, 0x05, 0xeb, 0xf9}, 0); err != nil {
+		t.Fatal(err)
+	}
+	g := &guest{t: t, as: as.(*addressSpace), c: p.NewContext(context.Background()), ac: arch.New()}
+	g.mapPages(codeAddr, code, 0, 1, hostarch.ReadExec)
+	t.Cleanup(g.c.Release)
+	t.Cleanup(g.as.Release)
+	return g
+}
+
+func (g *guest) mapPages(addr hostarch.Addr, f memmap.File, first, n uint64, at hostarch.AccessType) {
+	g.t.Helper()
+	if err := g.as.MapFile(addr, f, memmap.FileRange{Start: first * page, End: (first + n) * page}, at, false); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// load returns the word at addr, or false if the thread faults.
+func (g *guest) load(addr hostarch.Addr) (uint64, bool) {
+	g.t.Helper()
+	g.ac.SetIP(codeAddr)
+	g.ac.Regs.Rdi = uint64(addr)
+	info, _, err := g.c.Switch(context.Background(), probeMemory{as: g.as}, g.ac, -1)
+	switch err {
+	case nil:
+		return g.ac.Regs.Rsi, true
+	case platform.ErrContextSignal:
+		if info.Addr() != uint64(addr) {
+			g.t.Fatalf("load from %v: %v", addr, info)
+		}
+		return 0, false
+	}
+	g.t.Fatalf("load from %v: %v", addr, err)
+	return 0, false
+}
+
+// A page table is used for another part of memory once what it was for is unmapped:
+// a vCPU that has walked it before must not find the new pages at the old place.
+func TestTableReuse(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	f := newTestFile(t, 2, 100)
+	for i := range hostarch.Addr(50) {
+		// Each in tables of its own.
+		old, new := 0x100_0000_0000+i<<39, 0x100_4000_0000+i<<39
+		g.mapPages(old, f, 0, 1, hostarch.Read)
+		if v, ok := g.load(old); v != 100 || !ok {
+			t.Fatalf("round %d: %d, %v", i, v, ok)
+		}
+		g.as.Unmap(old, page)
+		g.mapPages(new, f, 1, 1, hostarch.Read)
+		if v, ok := g.load(old); ok {
+			t.Fatalf("round %d: after it was unmapped, %v holds %d", i, old, v)
+		}
+		if v, ok := g.load(new); v != 101 || !ok {
+			t.Fatalf("round %d: %d, %v", i, v, ok)
+		}
+		g.as.Unmap(new, page)
+	}
+}
+
+// The root of an AddressSpace that is gone becomes that of the next one.
+func TestRootReuse(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	f := newTestFile(t, 50, 0)
+	const addr = 0x1000_0000
+	for i := range uint64(50) {
+		g := newGuest(t, p)
+		if v, ok := g.load(addr); ok {
+			t.Fatalf("round %d: a new AddressSpace has %d", i, v)
+		}
+		g.mapPages(addr, f, i, 1, hostarch.Read)
+		if v, ok := g.load(addr); v != i || !ok {
+			t.Fatalf("round %d: %d, %v", i, v, ok)
+		}
+		g.c.Release()
+		g.as.Release()
+	}
+}
+
+// Slots and the host's mappings of files go with the last page that is mapped, and
+// their places are used again.
+func TestRegions(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	a, b := newGuest(t, p), newGuest(t, p)
+	f := newTestFile(t, 4, 200)
+	before := len(p.m.regions.byKey)
+	count := func(want int) {
+		t.Helper()
+		if got := len(p.m.regions.byKey) - before; got != want {
+			t.Errorf("%d regions, want %d", got, want)
+		}
+	}
+	const addr = 0x1000_0000
+	for range 100 {
+		a.mapPages(addr, f, 0, 4, hostarch.Read)
+		a.mapPages(addr+page, f, 0, 1, hostarch.Read) // replaces, and is mapped twice
+		b.mapPages(addr, f, 3, 1, hostarch.Read)
+		count(1)
+		a.as.Unmap(addr, 3*page)
+		a.as.Unmap(addr+3*page, page)
+		count(1)
+		if v, ok := b.load(addr); v != 203 || !ok {
+			t.Fatalf("%d, %v", v, ok)
+		}
+		b.as.Unmap(addr, page)
+		count(0)
+	}
+	if n := len(p.m.regions.byPart); n > before+2 {
+		t.Errorf("%d places for regions were used for %d", n, before+1)
+	}
+	if n := p.m.slots.next; n > 16 {
+		t.Errorf("%d slots were used", n)
+	}
+	a.mapPages(addr, f, 0, 4, hostarch.Read)
+	a.c.Release()
+	a.as.Release()
+	count(-1) // its code went as well
+}
+
+// A file that is not open for writing can be mapped for reading.
+func TestReadOnlyFile(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	ro, err := os.Open(newTestFile(t, 2, 300).Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ro.Close()
+	f := testFile{ro}
+	const addr = 0x1000_0000
+	fr := memmap.FileRange{End: page}
+	for range 2 {
+		if err := g.as.MapFile(addr, f, fr, hostarch.ReadWrite, false); !errors.Is(err, unix.EACCES) {
+			t.Errorf("mapped for writing: %v, want EACCES", err)
+		}
+		g.mapPages(addr, f, 0, 1, hostarch.Read)
+	}
+	if v, ok := g.load(addr); v != 300 || !ok {
+		t.Errorf("%d, %v", v, ok)
+	}
+}
+
+// Without slots for more files, mapping is an error, and the rest goes on.
+func TestNoSlots(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	const addr = 0x1000_0000
+	f := newTestFile(t, 1, 400)
+	p.m.slots.max = p.m.slots.next
+	err := g.as.MapFile(addr, f, memmap.FileRange{End: page}, hostarch.Read, false)
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("MapFile without slots: %v, want ENOSPC", err)
+	}
+	if _, ok := g.load(addr); ok {
+		t.Error("it is mapped")
+	}
+	p.m.slots.max++
+	g.mapPages(addr, f, 0, 1, hostarch.Read)
+	if v, ok := g.load(addr); v != 400 || !ok {
+		t.Errorf("%d, %v", v, ok)
+	}
+}
+
+// When the flush fails nothing is reused, and the AddressSpace is given up.
+func TestFlushFails(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	const addr = 0x1000_0000
+	g.mapPages(addr, newTestFile(t, 1, 500), 0, 1, hostarch.Read)
+	g.load(addr)
+	regions, slot := len(p.m.regions.byKey), p.m.dummySlot
+	p.m.dummySlot = ^uint32(0)
+	g.as.Unmap(addr, page)
+	if got := len(p.m.regions.byKey); got != regions {
+		t.Errorf("%d regions after a failed flush, want %d still", got, regions)
+	}
+	_, _, err := g.c.Switch(context.Background(), probeMemory{as: g.as}, g.ac, -1)
+	var ce *platform.ContextError
+	if !errors.As(err, &ce) || ce.Errno == 0 {
+		t.Errorf("Switch gives %v, want a ContextError", err)
+	}
+	if err := g.as.MapFile(addr, newTestFile(t, 1, 0), memmap.FileRange{End: page}, hostarch.Read, false); err == nil {
+		t.Error("MapFile succeeds")
+	}
+	p.m.dummySlot = slot
+	other := newGuest(t, p)
+	if _, ok := other.load(addr); ok {
+		t.Error("mapped in another AddressSpace")
+	}
+}
+
+// What the CPU and the emulator refuse is the Context's error, and the vCPU is fit
+// for others afterwards.
+func TestFailure(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	v := p.m.pool.all[0]
+	good := v.sregs
+	for _, spoil := range []func(s *sregs){
+		func(s *sregs) { s.idt.limit = 0 },      // no exception can be delivered
+		func(s *sregs) { s.tr.base = 0x123000 }, // no stack
+		func(s *sregs) { s.cr4 = ^uint64(0) },   // no such state
+	} {
+		spoil(&v.sregs)
+		_, _, err := g.c.Switch(context.Background(), probeMemory{as: g.as}, g.ac, -1)
+		var ce *platform.ContextError
+		if !errors.As(err, &ce) || ce.Errno == 0 {
+			t.Errorf("Switch gives %v, want a ContextError", err)
+		}
+		t.Log(err)
+		v.sregs = good
+		if _, ok := newGuest(t, p).load(codeAddr); !ok {
+			t.Error("a new Context faults")
+		}
+	}
+}
+
+// A kick that comes just before KVM_RUN is not lost.
+func TestKickBeforeRun(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	code := newTestFile(t, 1, 0)
+	if _, err := code.WriteAt([]byte{0xeb, 0xfe}, 0); err != nil { // jmp .
+		t.Fatal(err)
+	}
+	g.mapPages(codeAddr, code, 0, 1, hostarch.ReadExec)
+	g.ac.SetIP(codeAddr)
+	c := g.c.(*vcpuContext)
+	done := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		v, _, err := c.take(g.ac)
+		if err != nil {
+			t.Error(err)
+			done <- false
+			return
+		}
+		defer c.give(v)
+		v.load(&g.ac.Regs, g.as.root)
+		v.kick()
+		interrupted, err := v.exit(g.as)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- interrupted
+	}()
+	select {
+	case interrupted := <-done:
+		if !interrupted {
+			t.Error("not interrupted")
+		}
+	case <-time.After(20 * time.Second):
+		p.m.pool.all[0].kick()
+		<-done
+		t.Fatal("the kick was lost")
+	}
+}

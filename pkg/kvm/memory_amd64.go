@@ -1,0 +1,289 @@
+package kvm
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/pagetables"
+)
+
+// Guest-physical memory.
+const (
+	// tablesBase is where page tables and the kernel window are, in chunks.
+	tablesBase     = 4 << 30
+	tablesPerChunk = 1024
+	chunkSize      = tablesPerChunk * hostarch.PageSize
+	maxChunks      = 1024
+
+	// dummyBase is where the slot is whose moves flush (see machine.flush).
+	dummyBase = 12 << 30
+
+	// regionsBase is where files are, in regions.
+	regionsBase = 64 << 30
+	regionSize  = 64 << 20
+)
+
+// slots hands out the numbers of memory slots.
+type slots struct {
+	mu   sync.Mutex
+	free []uint32
+	next uint32
+	max  uint32
+}
+
+// add makes a slot.
+func (m *machine) addSlot(gpa uint64, mem []byte) (uint32, error) {
+	s := &m.slots
+	s.mu.Lock()
+	var n uint32
+	switch {
+	case len(s.free) > 0:
+		n, s.free = s.free[len(s.free)-1], s.free[:len(s.free)-1]
+	case s.next < s.max:
+		n = s.next
+		s.next++
+	default:
+		s.mu.Unlock()
+		return 0, fmt.Errorf("all %d memory slots of the VM are used: map fewer files: %w", s.max, unix.ENOSPC)
+	}
+	s.mu.Unlock()
+	if err := m.setSlot(n, gpa, uint64(len(mem)), hostAddress(mem)); err != nil {
+		m.freeSlot(n)
+		return 0, err
+	}
+	return n, nil
+}
+
+func (m *machine) freeSlot(n uint32) {
+	m.slots.mu.Lock()
+	m.slots.free = append(m.slots.free, n)
+	m.slots.mu.Unlock()
+}
+
+// removeSlot undoes addSlot. KVM forgets all that vCPUs know of the VM's memory.
+func (m *machine) removeSlot(n uint32, gpa uint64) error {
+	if err := m.setSlot(n, gpa, 0, 0); err != nil {
+		return err
+	}
+	m.freeSlot(n)
+	return nil
+}
+
+// setSlot makes, moves or (with size 0) deletes a slot.
+func (m *machine) setSlot(n uint32, gpa, size, hva uint64) error {
+	mr := memoryRegion{slot: n, gpa: gpa, size: size, hva: hva}
+	for {
+		errno := ioctlStruct(m.vm, kvmSetUserMemoryRegion, &mr)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		}
+		return fmt.Errorf("ioctl(KVM_SET_USER_MEMORY_REGION) of %#x bytes at guest-physical %#x: %w", size, gpa, errno)
+	}
+}
+
+// flush makes all vCPUs forget what they know of page tables, and returns when
+// none uses it any more. Stores into page tables come before it, whatever may be
+// reused after it.
+//
+// Where KVM shadows page tables it does not see our stores, and no instruction of
+// the guest makes it look (it takes pages that the guest has not written for
+// unchanged). Moving a memory slot makes it drop the shadow of the whole VM; that
+// is right, though slow, where the hardware walks the tables too.
+func (m *machine) flush() error {
+	m.flushMu.Lock()
+	defer m.flushMu.Unlock()
+	next := m.dummyGPA ^ hostarch.PageSize
+	if err := m.setSlot(m.dummySlot, next, hostarch.PageSize, hostAddress(m.dummy)); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	m.dummyGPA = next
+	return nil
+}
+
+// tableMemory implements pagetables.Allocator. It is safe for concurrent use.
+type tableMemory struct {
+	m *machine
+
+	mu     sync.Mutex
+	free   []uint64
+	used   int // chunks
+	mapped [][]byte
+	chunks [maxChunks]atomic.Pointer[[tablesPerChunk]pagetables.Table]
+}
+
+// New implements pagetables.Allocator.New.
+func (t *tableMemory) New() (uint64, *pagetables.Table, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.free) == 0 {
+		if err := t.grow(); err != nil {
+			return 0, nil, err
+		}
+	}
+	phys := t.free[len(t.free)-1]
+	t.free = t.free[:len(t.free)-1]
+	table := t.Lookup(phys)
+	clear(table[:])
+	return phys, table, nil
+}
+
+// grow adds a chunk.
+func (t *tableMemory) grow() error {
+	if t.used == maxChunks {
+		return fmt.Errorf("page tables: %d MiB are used: %w", maxChunks*chunkSize>>20, unix.ENOMEM)
+	}
+	mem, err := unix.Mmap(-1, 0, chunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return fmt.Errorf("mmap of memory for page tables: %w", err)
+	}
+	base := uint64(tablesBase + t.used*chunkSize)
+	if _, err := t.m.addSlot(base, mem); err != nil {
+		unix.Munmap(mem)
+		return err
+	}
+	t.mapped = append(t.mapped, mem)
+	t.chunks[t.used].Store(tablesOf(mem))
+	t.used++
+	for i := tablesPerChunk - 1; i >= 0; i-- {
+		t.free = append(t.free, base+uint64(i)*hostarch.PageSize)
+	}
+	return nil
+}
+
+// Lookup implements pagetables.Allocator.Lookup.
+func (t *tableMemory) Lookup(phys uint64) *pagetables.Table {
+	i := (phys - tablesBase) / hostarch.PageSize
+	return &t.chunks[i/tablesPerChunk].Load()[i%tablesPerChunk]
+}
+
+// Free implements pagetables.Allocator.Free.
+func (t *tableMemory) Free(phys uint64) {
+	t.mu.Lock()
+	t.free = append(t.free, phys)
+	t.mu.Unlock()
+}
+
+// region is a part of a file that is guest-physical memory.
+type region struct {
+	key  regionKey
+	gpa  uint64
+	slot uint32
+	mem  []byte
+	// readOnly says that the file is not open for writing.
+	readOnly bool
+	// refs is the number of pages of it that are mapped, as often as they are.
+	refs int
+}
+
+// regionKey is a file and the number of the part.
+type regionKey struct {
+	file memmap.File
+	part uint64
+}
+
+// regions are all regions.
+type regions struct {
+	m *machine
+
+	mu     sync.Mutex
+	byKey  map[regionKey]*region
+	byPart []*region // by guest-physical address
+	free   []int
+	max    int
+}
+
+// get returns the region for part of f, and adds refs to it.
+func (rs *regions) get(f memmap.File, part uint64, write bool, refs int) (*region, error) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	key := regionKey{f, part}
+	r := rs.byKey[key]
+	if r == nil {
+		var err error
+		if r, err = rs.add(key); err != nil {
+			return nil, err
+		}
+	}
+	if write && r.readOnly {
+		rs.dropLocked(r, 0)
+		return nil, fmt.Errorf("descriptor %d is not open for writing: %w", f.FD(), unix.EACCES)
+	}
+	r.refs += refs
+	return r, nil
+}
+
+func (rs *regions) add(key regionKey) (*region, error) {
+	if len(rs.free) == 0 && len(rs.byPart) == rs.max {
+		return nil, fmt.Errorf("the VM's %d GiB of memory are used: %w", rs.max*regionSize>>30, unix.ENOSPC)
+	}
+	r := &region{key: key}
+	fd, off := key.file.FD(), int64(key.part*regionSize)
+	const flags = unix.MAP_SHARED | unix.MAP_NORESERVE
+	mem, err := unix.Mmap(fd, off, regionSize, unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err == unix.EACCES {
+		r.readOnly = true
+		mem, err = unix.Mmap(fd, off, regionSize, unix.PROT_READ, flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mmap of descriptor %d at offset %#x: %w", fd, off, err)
+	}
+	r.mem = mem
+	var i int
+	if n := len(rs.free); n > 0 {
+		i, rs.free = rs.free[n-1], rs.free[:n-1]
+	} else {
+		i = len(rs.byPart)
+		rs.byPart = append(rs.byPart, nil)
+	}
+	r.gpa = regionsBase + uint64(i)*regionSize
+	if r.slot, err = rs.m.addSlot(r.gpa, mem); err != nil {
+		rs.free = append(rs.free, i)
+		unix.Munmap(mem)
+		return nil, err
+	}
+	rs.byPart[i] = r
+	rs.byKey[key] = r
+	return r, nil
+}
+
+// drop takes refs off r, and frees it when nothing of it is mapped any more and no
+// vCPU can reach it.
+func (rs *regions) drop(r *region, refs int) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.dropLocked(r, refs)
+}
+
+func (rs *regions) dropLocked(r *region, refs int) {
+	if r.refs -= refs; r.refs > 0 {
+		return
+	}
+	delete(rs.byKey, r.key)
+	// That it cannot be deleted is the host's: we are left with a part that is
+	// never used again.
+	if rs.m.removeSlot(r.slot, r.gpa) == nil {
+		i := int((r.gpa - regionsBase) / regionSize)
+		rs.byPart[i] = nil
+		rs.free = append(rs.free, i)
+	}
+	unix.Munmap(r.mem)
+}
+
+// at returns the region of a guest-physical address, or nil. The caller holds a
+// reference on it.
+func (rs *regions) at(phys uint64) *region {
+	if phys < regionsBase {
+		return nil
+	}
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return rs.byPart[(phys-regionsBase)/regionSize]
+}

@@ -1,0 +1,85 @@
+package kvm
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/seccomp"
+	"github.com/ringfence/ringfence/pkg/seccomp/precompiled"
+	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
+)
+
+// vmVariable is the name of the variable for the VM's file descriptor.
+const vmVariable = "kvm_vm_fd"
+
+// Requests of ioctl(2) that are made once the platform is ready
+// (include/uapi/linux/kvm.h).
+const (
+	kvmSetUserMemoryRegion = 0x4020ae46
+	kvmRun                 = 0xae80
+	kvmGetXSave            = 0x9000aea4
+	kvmSetXSave            = 0x5000aea5
+	kvmGetXSave2           = 0x9000aecf
+)
+
+// seccompInfo implements platform.ArchSeccompInfo.
+type seccompInfo struct {
+	arch sysno.Arch
+	vm   uint32
+}
+
+// Variables implements platform.SeccompInfo.Variables.
+func (s seccompInfo) Variables() precompiled.Values { return precompiled.Values{vmVariable: s.vm} }
+
+// ConfigKey implements platform.SeccompInfo.ConfigKey.
+func (seccompInfo) ConfigKey() string { return Name }
+
+// ForArch implements platform.ArchSeccompInfo.ForArch.
+func (s seccompInfo) ForArch(a sysno.Arch) (platform.SeccompInfo, bool) {
+	return seccompInfo{arch: a}, true
+}
+
+// HottestSyscalls implements platform.SeccompInfo.HottestSyscalls.
+func (s seccompInfo) HottestSyscalls() []uintptr {
+	return []uintptr{sysno.Ioctl.On(s.arch), sysno.Tgkill.On(s.arch)}
+}
+
+// SyscallFilters implements platform.SeccompInfo.SyscallFilters. There are many
+// vCPUs, so that only the VM's descriptor is named: the requests to vCPUs mean
+// nothing to any other file.
+func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRules {
+	var any seccomp.AnyValue
+	thread := seccomp.AllOf{seccomp.GreaterThan(0), seccomp.NonNegativeFD}
+	zero := seccomp.EqualTo(0)
+	const mapFlags = unix.MAP_SHARED | unix.MAP_NORESERVE
+	return seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{
+		sysno.Ioctl.On(s.arch): seccomp.Or{
+			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmRun), zero},
+			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmGetXSave)},
+			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmGetXSave2)},
+			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmSetXSave)},
+			seccomp.PerArg{seccomp.EqualTo(vars[vmVariable]), seccomp.EqualTo(kvmSetUserMemoryRegion)},
+		},
+		// Files that applications map, and page tables.
+		sysno.Mmap.On(s.arch): seccomp.Or{
+			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_READ | unix.PROT_WRITE), seccomp.EqualTo(mapFlags), seccomp.NonNegativeFD},
+			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_READ), seccomp.EqualTo(mapFlags), seccomp.NonNegativeFD},
+			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_READ | unix.PROT_WRITE), seccomp.EqualTo(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE)},
+		},
+		sysno.Munmap.On(s.arch): seccomp.MatchAll{},
+		sysno.Madvise.On(s.arch): seccomp.PerArg{any, any, seccomp.AnyOf{
+			seccomp.EqualTo(unix.MADV_POPULATE_READ), seccomp.EqualTo(unix.MADV_POPULATE_WRITE),
+		}},
+		// The size of a file, when a page of it is missing.
+		sysno.Fstat.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},
+		// Context.Interrupt, and what else gets a vCPU out.
+		sysno.Tgkill.On(s.arch): seccomp.PerArg{thread, thread, seccomp.EqualTo(linux.Signal(platform.SignalInterrupt))},
+		// GlobalMemoryBarrier.
+		sysno.Membarrier.On(s.arch): seccomp.PerArg{seccomp.AnyOf{
+			seccomp.EqualTo(linux.MEMBARRIER_CMD_QUERY),
+			seccomp.EqualTo(linux.MEMBARRIER_CMD_PRIVATE_EXPEDITED),
+			seccomp.EqualTo(linux.MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED),
+		}, zero},
+	})
+}
