@@ -32,8 +32,9 @@ type addressSpace struct {
 	dropFile func()
 
 	// reqMu is held for a request to the system call thread.
-	reqMu sync.Mutex
-	seq   uint32
+	reqMu   sync.Mutex
+	seq     uint32
+	spinner sysmsg.Spinner
 
 	// growMu is held while a thread is made. chunks is how many chunks of slots the
 	// stub has mapped.
@@ -143,18 +144,13 @@ func (as *addressSpace) ro(off int) uint64 { return uint64(as.at.ro) + uint64(of
 
 // start completes a new stub.
 func (as *addressSpace) start(num int) error {
-	if _, err := as.call(unix.SYS_MMAP, uint64(as.at.hint), pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED, uint64(num), hintOffset); err != nil {
-		return fmt.Errorf("mmap: %w", err)
-	}
+	calls := []call{{unix.SYS_MMAP, [6]uint64{uint64(as.at.hint), pageSize, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_FIXED, uint64(num), hintOffset}}}
 	for _, sig := range handledSignals {
-		if _, err := as.call(unix.SYS_RT_SIGACTION, uint64(sig), as.ro(constantAction), 0, 8); err != nil {
-			return fmt.Errorf("rt_sigaction(%v): %w", sig, err)
-		}
+		calls = append(calls, call{unix.SYS_RT_SIGACTION, [6]uint64{uint64(sig), as.ro(constantAction), 0, 8}})
 	}
-	if _, err := as.call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, as.ro(constantProgs+16*progSyscallThread)); err != nil {
-		return fmt.Errorf("seccomp(SECCOMP_SET_MODE_FILTER): %w", err)
-	}
-	return nil
+	calls = append(calls, call{unix.SYS_SECCOMP, [6]uint64{unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, as.ro(constantProgs + 16*progSyscallThread)}})
+	_, err := as.do(calls...)
+	return err
 }
 
 // handledSignals are those of system calls, of exceptions, and of Interrupt.
@@ -235,29 +231,65 @@ func (as *addressSpace) hintWord() *atomic.Uint32 { return word32(as.mem.region,
 // maxSeq bounds the numbers of requests: the position of a file is an int64.
 const maxSeq = 1<<30 - 1
 
-// call makes a system call of the host in the stub and returns the low 31 bits of
-// its result. The error is an Errno when the call failed; otherwise the
-// AddressSpace was given up.
-func (as *addressSpace) call(nr uint64, args ...uint64) (int, error) {
+// call is a system call to be made in the stub.
+type call struct {
+	nr   uint64
+	args [6]uint64
+}
+
+// callError says which of several calls failed.
+type callError struct {
+	call
+	errno unix.Errno
+}
+
+func (e *callError) Error() string { return fmt.Sprintf("system call %d: %v", e.nr, e.errno) }
+func (e *callError) Unwrap() error { return e.errno }
+
+// do makes system calls of the host in the stub, until one fails, and returns the
+// low 31 bits of the last one's result. The error is a callError when a call
+// failed; otherwise the AddressSpace was given up.
+func (as *addressSpace) do(calls ...call) (int, error) {
 	as.reqMu.Lock()
 	defer as.reqMu.Unlock()
 	m, hint := as.mem, as.hintWord()
-	m.put64(requestNr, nr)
-	for i := range 6 {
-		v := uint64(0)
-		if i < len(args) {
-			v = args[i]
+	for i, c := range calls {
+		off := requestCalls + i*callSize
+		m.put64(off, c.nr)
+		for j, v := range c.args {
+			m.put64(off+8+8*j, v)
 		}
-		m.put64(requestArgs+8*i, v)
 	}
+	word32(m.region, requestCount).Store(uint32(len(calls)))
 	before := as.seq
 	as.seq = as.seq%maxSeq + 1
-	spins := spinLimit()
+	spins := as.spinner.Next(spinLimit())
 	word32(m.region, requestSpin).Store(spins)
 	request := word32(m.region, requestSeq)
 	request.Store(as.seq)
 	sysmsg.FutexWake(request)
-	sysmsg.SpinWhile(hint, before, spins)
+	outcome := sysmsg.Spun
+	if sysmsg.SpinWhile(hint, before, spins) == before {
+		outcome = sysmsg.Slept
+	}
+	as.spinner.Report(outcome)
+	r, err := as.await(before)
+	if err != nil || r >= 0 {
+		return int(r), err
+	}
+	left := int(-r >> resultLeftShift)
+	if left < 1 || left > len(calls) {
+		return 0, as.fail(fmt.Errorf("stub process %d: result %#x of %d system calls: %w", as.pid, r, len(calls), unix.EPROTO))
+	}
+	return 0, &callError{calls[len(calls)-left], unix.Errno(-r & (1<<resultLeftShift - 1))}
+}
+
+// await waits for the result of the last request; before is the number of the one
+// before it.
+//
+// Preconditions: as.reqMu is held.
+func (as *addressSpace) await(before uint32) (int32, error) {
+	hint := as.hintWord()
 	for {
 		v := hint.Load()
 		if v == as.seq {
@@ -270,13 +302,13 @@ func (as *addressSpace) call(nr uint64, args ...uint64) (int, error) {
 			return 0, as.check()
 		}
 		if !sysmsg.FutexWait(hint, before, pollPeriod) {
-			if err := as.check(); err != nil {
-				return 0, err
-			}
 			if result, done, err := as.result(); done || err != nil {
 				// The thread is slow, or the application has undone what it wrote.
 				hint.Store(as.seq)
 				return result, err
+			}
+			if err := as.check(); err != nil {
+				return 0, err
 			}
 		}
 	}
@@ -288,7 +320,7 @@ func (as *addressSpace) call(nr uint64, args ...uint64) (int, error) {
 }
 
 // result returns what came of the request, if it is done.
-func (as *addressSpace) result() (result int, done bool, err error) {
+func (as *addressSpace) result() (result int32, done bool, err error) {
 	pos, err := unix.Seek(as.mem.fd, 0, unix.SEEK_CUR)
 	if err != nil {
 		return 0, false, as.fail(fmt.Errorf("lseek of the memory of stub process %d: %w", as.pid, err))
@@ -296,10 +328,7 @@ func (as *addressSpace) result() (result int, done bool, err error) {
 	if uint32(pos>>32) != as.seq {
 		return 0, false, nil
 	}
-	if r := int32(pos); r < 0 {
-		return 0, true, unix.Errno(-r)
-	}
-	return int(int32(pos)), true, nil
+	return int32(pos), true, nil
 }
 
 // forged gives the AddressSpace up because the application has written to the hint
@@ -368,7 +397,7 @@ func (as *addressSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.Fil
 		flags |= unix.MAP_POPULATE
 	}
 	err := as.zygote.WithFile(f, func(num int) error {
-		_, err := as.call(unix.SYS_MMAP, uint64(addr), fr.Length(), uint64(at.Prot()), flags, uint64(num), fr.Start)
+		_, err := as.do(call{unix.SYS_MMAP, [6]uint64{uint64(addr), fr.Length(), uint64(at.Prot()), flags, uint64(num), fr.Start}})
 		return err
 	})
 	if err == nil {
@@ -385,7 +414,7 @@ func (as *addressSpace) Unmap(addr hostarch.Addr, length uint64) {
 	defer as.leave()
 	err := as.checkRange(addr, length)
 	if err == nil {
-		_, err = as.call(unix.SYS_MUNMAP, uint64(addr), length)
+		_, err = as.do(call{unix.SYS_MUNMAP, [6]uint64{uint64(addr), length}})
 	}
 	if err != nil {
 		as.fail(fmt.Errorf("munmap of %#x bytes at %v in stub process %d: %w", length, addr, as.pid, err))

@@ -41,10 +41,15 @@ const (
 	requestSpin  = 4  // how often the thread looks at requestSeq before it sleeps
 	requestFD    = 8  // the number of the memory file
 	requestHint  = 16 // the address of the hint page
-	requestNr    = 24 // the system call
-	requestArgs  = 32 // its six arguments
-	requestStack = 80 // for a new thread: its stack_t,
-	requestProg  = 88 // and its filter
+	requestCount = 24 // how many system calls there are: the first that fails is the last
+	requestCalls = 64 // each its number and six arguments
+
+	callSize = 64
+	maxCalls = (pageSize - requestCalls) / callSize
+
+	// The low 32 bits of a result that is negative are an errno and, above it, the
+	// number of calls that were not made, the one that failed included.
+	resultLeftShift = 12
 
 	constantAction = pageSize       // struct sigaction
 	constantText   = pageSize + 32  // address and size of our text

@@ -68,30 +68,39 @@ sleep:
 	JMP look
 request:
 	MOVL AX, R14
-	MOVQ (const_requestArgs+0)(R13), DI
-	MOVQ (const_requestArgs+8)(R13), SI
-	MOVQ (const_requestArgs+16)(R13), DX
-	MOVQ (const_requestArgs+24)(R13), R10
-	MOVQ (const_requestArgs+32)(R13), R8
-	MOVQ (const_requestArgs+40)(R13), R9
-	MOVQ const_requestStack(R13), R12
-	MOVQ const_requestProg(R13), BX
-	MOVQ const_requestNr(R13), AX
-	MOVQ AX, R15
+	LEAQ const_requestCalls(R13), R12
+	MOVL const_requestCount(R13), BX
+call:
+	MOVQ 0(R12), R15
+	MOVQ 8(R12), DI
+	MOVQ 16(R12), SI
+	MOVQ 24(R12), DX
+	MOVQ 32(R12), R10
+	MOVQ 40(R12), R8
+	MOVQ 48(R12), R9
+	MOVQ R15, AX
 	SYSCALL
 	TESTQ AX, AX
-	JNE done
+	JNE parent
 	CMPQ R15, $SYS_clone
 	JEQ child
+parent:
+	CMPQ AX, $-4095
+	JCC failed
+	ADDQ $const_callSize, R12
+	DECL BX
+	JNE call
+	ANDL $0x7fffffff, AX
+	JMP done
+failed:
+	// The errno negated, and above it how many calls are left.
+	SHLQ $const_resultLeftShift, BX
+	SUBQ BX, AX
+	MOVL AX, AX
 done:
 	// The result is the position of the memory file: nobody else in the stub can
 	// set that. Without it an application could make the Sentry believe that
 	// memory is unmapped, and use it again, when it is not.
-	CMPQ AX, $-4095
-	JCC failed
-	ANDL $0x7fffffff, AX
-failed:
-	MOVL AX, AX
 	MOVQ R14, SI
 	SHLQ $32, SI
 	ORQ AX, SI
@@ -108,10 +117,11 @@ failed:
 	SYSCALL
 	JMP next
 
-// A new thread, on its slot's signal stack: R12 is the stack_t, RBX the filter.
-// It waits in its slot, as after a signal.
+// A new thread, on its slot's signal stack: R8 is the stack_t, R9 the filter,
+// which clone(2) does not use. It waits in its slot, as after a signal.
 child:
-	MOVQ R12, DI
+	MOVQ R9, BX
+	MOVQ R8, DI
 	XORL SI, SI
 	MOVL $SYS_sigaltstack, AX
 	SYSCALL

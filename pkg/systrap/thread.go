@@ -53,12 +53,10 @@ func (as *addressSpace) newThread(n int) (*thread, error) {
 		return nil, err
 	}
 	fd := binary.LittleEndian.Uint64(as.mem.region[requestFD:])
+	var calls []call
 	if chunk == as.chunks {
 		off := uint64(chunk) * chunkSize
-		if _, err := as.call(unix.SYS_MMAP, uint64(as.at.slots)+off, chunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED, fd, slotsOffset+off); err != nil {
-			return nil, fmt.Errorf("mmap of slots: %w", err)
-		}
-		as.chunks++
+		calls = append(calls, call{unix.SYS_MMAP, [6]uint64{uint64(as.at.slots) + off, chunkSize, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_FIXED, fd, slotsOffset + off}})
 	}
 	t := &thread{as: as, addr: uint64(as.at.slots) + uint64(n)*slotSize, slot: b[index*slotSize:][:slotSize:slotSize]}
 	t.word = sysmsg.NewWord(word32(t.slot, stackSize+headerState), pollPeriod)
@@ -69,14 +67,12 @@ func (as *addressSpace) newThread(n int) (*thread, error) {
 	as.mem.put64(stack, t.addr)       // ss_sp
 	as.mem.put64(stack+8, 0)          // ss_flags
 	as.mem.put64(stack+16, stackSize) // ss_size
-	as.reqMu.Lock()
-	as.mem.put64(requestStack, as.ro(stack))
-	as.mem.put64(requestProg, as.ro(constantProgs+16*progApplication))
-	as.reqMu.Unlock()
-	t.tid, err = as.call(unix.SYS_CLONE, cloneThread, t.frameAddr())
-	if err != nil {
-		return nil, fmt.Errorf("clone: %w", err)
+	// The last two are for the new thread itself.
+	calls = append(calls, call{unix.SYS_CLONE, [6]uint64{cloneThread, t.frameAddr(), 0, 0, as.ro(stack), as.ro(constantProgs + 16*progApplication)}})
+	if t.tid, err = as.do(calls...); err != nil {
+		return nil, err
 	}
+	as.chunks = chunk + 1
 	return t, nil
 }
 
