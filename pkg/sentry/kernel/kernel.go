@@ -162,8 +162,12 @@ func (k *Kernel) Hostname() string { return k.cfg.Hostname }
 // CPUs returns the CPUs that tasks may run on.
 func (k *Kernel) CPUs() unix.CPUSet { return k.cpus }
 
+// maxUnknown bounds the numbers that unknownSyscall counts: there are 2^64 that
+// are none.
+const maxUnknown = 1024
+
 // UnknownSyscalls returns how often each system call was made that is not in
-// the table.
+// the table, of the first maxUnknown numbers that were used.
 func (k *Kernel) UnknownSyscalls() map[uintptr]uint64 {
 	k.unknownMu.Lock()
 	defer k.unknownMu.Unlock()
@@ -177,7 +181,9 @@ func (k *Kernel) UnknownSyscalls() map[uintptr]uint64 {
 // unknownSyscall counts a call that is not in the table.
 func (k *Kernel) unknownSyscall(t *Task, nr uintptr) error {
 	k.unknownMu.Lock()
-	k.unknown[nr]++
+	if _, counted := k.unknown[nr]; counted || len(k.unknown) < maxUnknown {
+		k.unknown[nr]++
+	}
 	k.unknownMu.Unlock()
 	if k.cfg.Strict {
 		k.Abort(fmt.Errorf("process %d (%s) made system call %d, which is not supported: run without --strict to let it see ENOSYS", t.TGID(), t.Name(), nr))

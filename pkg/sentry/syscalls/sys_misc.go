@@ -246,7 +246,7 @@ func sysSchedGetaffinity(t *kernel.Task, args arch.SyscallArguments) (uintptr, *
 		buf = binary.LittleEndian.AppendUint64(buf, uint64(w))
 	}
 	cpus := t.Kernel().CPUs()
-	size := int(args[1].SizeT())
+	size := int(args[1].Uint())
 	if size%8 != 0 || size*8 < highestCPU(&cpus) {
 		return 0, nil, unix.EINVAL
 	}
@@ -271,7 +271,7 @@ func sysSchedSetaffinity(t *kernel.Task, args arch.SyscallArguments) (uintptr, *
 	}
 	cpus := t.Kernel().CPUs()
 	buf := make([]byte, len(cpus)*8)
-	if err := t.CopyIn(args[2].Pointer(), buf[:min(int(args[1].SizeT()), len(buf))]); err != nil {
+	if err := t.CopyIn(args[2].Pointer(), buf[:min(int(args[1].Uint()), len(buf))]); err != nil {
 		return 0, nil, err
 	}
 	for cpu := range len(buf) * 8 {
