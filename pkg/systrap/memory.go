@@ -27,8 +27,13 @@ type memory struct {
 	chunks [][]byte
 }
 
+const memoryName = "ringfence-systrap"
+
 func newMemory() (*memory, error) {
-	fd, err := unix.MemfdCreate("ringfence-systrap", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(memoryName, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if err == unix.EINVAL { // before Linux 6.3
+		fd, err = unix.MemfdCreate(memoryName, unix.MFD_CLOEXEC)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create for the slots of a stub: %w%s", err, hint(err))
 	}

@@ -48,8 +48,10 @@ func (s seccompInfo) SyscallFilters(precompiled.Values) seccomp.SyscallRules {
 		// Whether a stub has ended, or was stopped.
 		sysno.Waitid.On(s.arch): seccomp.Or{wait(unix.WEXITED), wait(unix.WSTOPPED)},
 		// The memory of new stubs.
-		sysno.MemfdCreate.On(s.arch): seccomp.PerArg{any, seccomp.EqualTo(unix.MFD_CLOEXEC)},
-		sysno.Ftruncate.On(s.arch):   seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(fileSize)},
+		sysno.MemfdCreate.On(s.arch): seccomp.PerArg{any, seccomp.AnyOf{
+			seccomp.EqualTo(unix.MFD_CLOEXEC), seccomp.EqualTo(unix.MFD_CLOEXEC | unix.MFD_NOEXEC_SEAL),
+		}},
+		sysno.Ftruncate.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(fileSize)},
 		sysno.Mmap.On(s.arch): seccomp.PerArg{
 			zero, any, seccomp.EqualTo(unix.PROT_READ | unix.PROT_WRITE), seccomp.EqualTo(unix.MAP_SHARED), seccomp.NonNegativeFD,
 		},
