@@ -4,4 +4,7 @@
 // It must hold nothing but imports.
 package platforms
 
-import _ "github.com/ringfence/ringfence/pkg/ptrace"
+import (
+	_ "github.com/ringfence/ringfence/pkg/ptrace"
+	_ "github.com/ringfence/ringfence/pkg/systrap"
+)

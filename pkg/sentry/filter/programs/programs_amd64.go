@@ -1577,4 +1577,1262 @@ var Programs = precompiled.Set{
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 561: return 0x7fc00000
 		},
 	},
+	{
+		Key: "systrap,read-only",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{301}},
+			{Name: "sentry_pid", Uses: []uint16{15}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 3: if A == 0xca goto 4 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
+			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
+			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 189 else 11
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 11: if A == 0xea goto 12 else 31
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
+			{Code: 0x35, JT: 161, JF: 169, K: 0x41},       // 19: if A >= 0x41 goto 181 else 189
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
+			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
+			{Code: 0x15, JT: 157, JF: 0, K: 0x5},          // 31: if A == 0x5 goto 189 else 32
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 32: if A == 0x119 goto 33 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
+			{Code: 0x35, JT: 144, JF: 158, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 195
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
+			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
+			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 46: if A == 0x106 goto 47 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
+			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
+			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
+			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 56: if A == 0x9 goto 57 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
+			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
+			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
+			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
+			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
+			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
+			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
+			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
+			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
+			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 93: if A == 0x1c goto 94 else 103
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
+			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
+			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
+			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
+			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 160, K: 0x83},         // 103: if A >= 0x83 goto 104 else 264
+			{Code: 0x35, JT: 0, JF: 125, K: 0xe4},         // 104: if A >= 0xe4 goto 105 else 230
+			{Code: 0x35, JT: 0, JF: 63, K: 0x10f},         // 105: if A >= 0x10f goto 106 else 169
+			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
+			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 121: if A >= 0x140 goto 122 else 127
+			{Code: 0x15, JT: 0, JF: 58, K: 0x144},         // 122: if A == 0x144 goto 123 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x35, JT: 54, JF: 130, K: 0x2},         // 126: if A >= 0x2 goto 181 else 257
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 129: if A == 0x0 goto 130 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
+			{Code: 0x45, JT: 251, JF: 252, K: 0xfffffffe}, // 131: if A & 0xfffffffe goto 383 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
+			{Code: 0x15, JT: 247, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 384 else 139
+			{Code: 0x15, JT: 245, JF: 246, K: 0x0},        // 137: if A == 0x0 goto 383 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 243, K: 0x2},        // 139: if A & 0x2 goto 319 else 383
+			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 140: if A >= 0x122 goto 141 else 155
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 141: if A == 0x122 goto 142 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 143: if A == 0x0 goto 144 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 145: if A == 0x0 goto 146 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 146: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 147: if A == 0x0 goto 148 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 148: A = arg1.lo
+			{Code: 0x15, JT: 234, JF: 233, K: 0x80800},    // 149: if A == 0x80800 goto 384 else 383
+			{Code: 0x15, JT: 0, JF: 232, K: 0x123},        // 150: if A == 0x123 goto 151 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 152: if A == 0x0 goto 153 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
+			{Code: 0x15, JT: 229, JF: 228, K: 0x80000},    // 154: if A == 0x80000 goto 384 else 383
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 155: if A == 0x10f goto 156 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 157: if A == 0x0 goto 158 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
+			{Code: 0x15, JT: 155, JF: 223, K: 0x1},        // 159: if A == 0x1 goto 315 else 383
+			{Code: 0x15, JT: 0, JF: 222, K: 0x11d},        // 160: if A == 0x11d goto 161 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 161: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 162: if A == 0x0 goto 163 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 163: A = arg0.lo
+			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 164: if A >= 0x80000000 goto 383 else 165
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 165: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 166: if A == 0x0 goto 167 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 167: A = arg1.lo
+			{Code: 0x45, JT: 214, JF: 215, K: 0xffffff80}, // 168: if A & 0xffffff80 goto 383 else 384
+			{Code: 0x35, JT: 0, JF: 44, K: 0xf7},          // 169: if A >= 0xf7 goto 170 else 214
+			{Code: 0x35, JT: 0, JF: 5, K: 0x102},          // 170: if A >= 0x102 goto 171 else 176
+			{Code: 0x15, JT: 0, JF: 211, K: 0x10b},        // 171: if A == 0x10b goto 172 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 173: if A == 0x0 goto 174 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 207, JF: 208, K: 0x80000000}, // 175: if A >= 0x80000000 goto 383 else 384
+			{Code: 0x15, JT: 0, JF: 22, K: 0xf7},          // 176: if A == 0xf7 goto 177 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 177: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 178: if A == 0x0 goto 179 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 179: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 202, K: 0x1},          // 180: if A == 0x1 goto 182 else 383
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 183: if A == 0x0 goto 184 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
+			{Code: 0x15, JT: 197, JF: 0, K: 0x0},          // 185: if A == 0x0 goto 383 else 186
+			{Code: 0x35, JT: 196, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 383 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 187: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 194, K: 0x0},          // 188: if A == 0x0 goto 190 else 383
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 191: if A >= 0x41000003 goto 192 else 194
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 192: if A == 0x41000003 goto 195 else 193
+			{Code: 0x15, JT: 1, JF: 189, K: 0x41000005},   // 193: if A == 0x41000005 goto 195 else 383
+			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 194: if A == 0x1000005 goto 195 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 195: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 196: if A == 0x0 goto 197 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 197: A = arg4.lo
+			{Code: 0x15, JT: 185, JF: 184, K: 0x0},        // 198: if A == 0x0 goto 384 else 383
+			{Code: 0x15, JT: 0, JF: 183, K: 0x101},        // 199: if A == 0x101 goto 200 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 201: if A == 0x0 goto 202 else 208
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 203: if A >= 0x80000000 goto 209 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 204: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 205: if A == 0x0 goto 206 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 206: A = arg2.lo
+			{Code: 0x45, JT: 175, JF: 176, K: 0xffe2e2ff}, // 207: if A & 0xffe2e2ff goto 383 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 173, K: 0xffffff9c},   // 209: if A == 0xffffff9c goto 210 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 210: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 211: if A == 0x0 goto 212 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 212: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 213: if A == 0x80000 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 214: if A >= 0xe8 goto 215 else 229
+			{Code: 0x15, JT: 0, JF: 167, K: 0xe9},         // 215: if A == 0xe9 goto 216 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 217: if A == 0x0 goto 218 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 219: if A >= 0x80000000 goto 383 else 220
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 220: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 221: if A == 0x0 goto 222 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 222: A = arg1.lo
+			{Code: 0x15, JT: 159, JF: 0, K: 0x0},          // 223: if A == 0x0 goto 383 else 224
+			{Code: 0x35, JT: 158, JF: 0, K: 0x3},          // 224: if A >= 0x3 goto 383 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 225: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 226: if A == 0x0 goto 227 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 227: A = arg2.lo
+			{Code: 0x35, JT: 154, JF: 155, K: 0x80000000}, // 228: if A >= 0x80000000 goto 383 else 384
+			{Code: 0x15, JT: 153, JF: 154, K: 0xe6},       // 229: if A == 0xe6 goto 383 else 384
+			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 230: if A >= 0xbf goto 231 else 251
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 231: if A >= 0xd9 goto 232 else 243
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 232: if A >= 0xdc goto 233 else 242
+			{Code: 0x15, JT: 0, JF: 149, K: 0xdd},         // 233: if A == 0xdd goto 234 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 235: if A == 0x0 goto 236 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
+			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 237: if A >= 0x80000000 goto 383 else 238
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 238: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 239: if A == 0x0 goto 240 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 240: A = arg3.lo
+			{Code: 0x35, JT: 141, JF: 142, K: 0x6},        // 241: if A >= 0x6 goto 383 else 384
+			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 242: if A == 0xda goto 383 else 384
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 243: if A >= 0xc3 goto 244 else 249
+			{Code: 0x15, JT: 0, JF: 138, K: 0xcc},         // 244: if A == 0xcc goto 245 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 246: if A == 0x0 goto 247 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 247: A = arg0.lo
+			{Code: 0x15, JT: 135, JF: 134, K: 0x0},        // 248: if A == 0x0 goto 384 else 383
+			{Code: 0x15, JT: 134, JF: 0, K: 0xbf},         // 249: if A == 0xbf goto 384 else 250
+			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 250: if A == 0xc2 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 10, K: 0x9d},          // 251: if A >= 0x9d goto 252 else 262
+			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 252: if A == 0x9d goto 253 else 261
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 254: if A == 0x0 goto 255 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 126, K: 0x53564d41},   // 256: if A == 0x53564d41 goto 257 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 257: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 258: if A == 0x0 goto 259 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 259: A = arg1.lo
+			{Code: 0x15, JT: 123, JF: 122, K: 0x0},        // 260: if A == 0x0 goto 384 else 383
+			{Code: 0x15, JT: 122, JF: 121, K: 0xba},       // 261: if A == 0xba goto 384 else 383
+			{Code: 0x15, JT: 121, JF: 0, K: 0x83},         // 262: if A == 0x83 goto 384 else 263
+			{Code: 0x15, JT: 120, JF: 119, K: 0x8a},       // 263: if A == 0x8a goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 64, K: 0x3c},          // 264: if A >= 0x3c goto 265 else 329
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 265: if A >= 0x62 goto 266 else 275
+			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 266: if A >= 0x69 goto 267 else 272
+			{Code: 0x35, JT: 0, JF: 1, K: 0x74},           // 267: if A >= 0x74 goto 268 else 269
+			{Code: 0x15, JT: 115, JF: 114, K: 0x7d},       // 268: if A == 0x7d goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 269: if A >= 0x6d goto 270 else 271
+			{Code: 0x15, JT: 113, JF: 112, K: 0x73},       // 270: if A == 0x73 goto 384 else 383
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 271: if A >= 0x6b goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 272: if A >= 0x66 goto 273 else 274
+			{Code: 0x15, JT: 109, JF: 110, K: 0x67},       // 273: if A == 0x67 goto 383 else 384
+			{Code: 0x15, JT: 109, JF: 108, K: 0x63},       // 274: if A == 0x63 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 275: if A >= 0x4a goto 276 else 279
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 276: if A >= 0x4e goto 277 else 278
+			{Code: 0x15, JT: 106, JF: 105, K: 0x61},       // 277: if A == 0x61 goto 384 else 383
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 278: if A == 0x4c goto 383 else 384
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 279: if A >= 0x3f goto 280 else 296
+			{Code: 0x15, JT: 0, JF: 102, K: 0x48},         // 280: if A == 0x48 goto 281 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 282: if A == 0x0 goto 283 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
+			{Code: 0x35, JT: 98, JF: 0, K: 0x80000000},    // 284: if A >= 0x80000000 goto 383 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 285: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 286: if A == 0x0 goto 287 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 287: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 288: if A >= 0x4 goto 289 else 295
+			{Code: 0x15, JT: 94, JF: 0, K: 0x406},         // 289: if A == 0x406 goto 384 else 290
+			{Code: 0x15, JT: 0, JF: 92, K: 0x4},           // 290: if A == 0x4 goto 291 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 291: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 292: if A == 0x0 goto 293 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 293: A = arg2.lo
+			{Code: 0x45, JT: 88, JF: 89, K: 0xfffb73ff},   // 294: if A & 0xfffb73ff goto 383 else 384
+			{Code: 0x15, JT: 88, JF: 87, K: 0x3},          // 295: if A == 0x3 goto 384 else 383
+			{Code: 0x15, JT: 87, JF: 0, K: 0x3c},          // 296: if A == 0x3c goto 384 else 297
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 297: if A == 0x3d goto 298 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 299: if A == 0x0 goto 300 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 301: if A == monitor_pid goto 302 else 309
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 303: if A == 0x0 goto 304 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 305: if A == 0x0 goto 315 else 306
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 306: A = arg0.lo
+			{Code: 0x15, JT: 75, JF: 0, K: 0x0},           // 307: if A == 0x0 goto 383 else 308
+			{Code: 0x35, JT: 74, JF: 4, K: 0x80000000},    // 308: if A >= 0x80000000 goto 383 else 313
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 309: if A == 0x0 goto 383 else 310
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 310: if A >= 0x80000000 goto 383 else 311
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 311: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 312: if A == 0x0 goto 313 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 313: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 68, K: 0x40000000},    // 314: if A == 0x40000000 goto 315 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 315: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 316: if A == 0x0 goto 317 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 317: A = arg3.lo
+			{Code: 0x15, JT: 65, JF: 64, K: 0x0},          // 318: if A == 0x0 goto 384 else 383
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 321: if A == 0x0 goto 322 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
+			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 323: if A == 0x0 goto 383 else 324
+			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 324: if A >= 0x80000000 goto 383 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 326: if A == 0x0 goto 327 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x15, JT: 55, JF: 54, K: 0x9},          // 328: if A == 0x9 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 29, K: 0x23},          // 329: if A >= 0x23 goto 330 else 359
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 330: if A >= 0x2d goto 331 else 357
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 331: if A >= 0x2f goto 332 else 337
+			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 332: if A == 0x38 goto 333 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 334: if A == 0x0 goto 335 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
+			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 336: if A == 0xd0f00 goto 384 else 383
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 337: if A == 0x2d goto 338 else 347
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 339: if A == 0x0 goto 340 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 341: if A >= 0x80000000 goto 383 else 342
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 342: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 343: if A == 0x0 goto 344 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 344: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 345: if A == 0x0 goto 384 else 346
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 346: if A == 0x40 goto 384 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 348: if A == 0x0 goto 349 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 350: if A >= 0x80000000 goto 383 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 351: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 352: if A == 0x0 goto 353 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 353: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 354: if A >= 0x4001 goto 355 else 356
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 355: if A == 0x4040 goto 384 else 383
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 356: if A == 0x4000 goto 384 else 383
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 357: if A == 0x23 goto 384 else 358
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 358: if A == 0x27 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 359: if A >= 0xd goto 360 else 380
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 360: if A >= 0x13 goto 361 else 362
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 361: if A == 0x18 goto 384 else 383
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 362: if A == 0x10 goto 363 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 364: if A == 0x0 goto 365 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 366: if A >= 0x80000000 goto 383 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 367: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 368: if A == 0x0 goto 369 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 370: if A >= 0x5413 goto 371 else 375
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 371: if A >= 0x541c goto 372 else 373
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 372: if A == 0x5425 goto 384 else 383
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 373: if A == 0x541b goto 384 else 374
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 374: if A >= 0x5415 goto 383 else 384
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 375: if A >= 0x540c goto 376 else 377
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 376: if A == 0x5411 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 377: if A >= 0x5405 goto 378 else 379
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 378: if A >= 0x5409 goto 384 else 383
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 379: if A >= 0x5401 goto 384 else 383
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 380: if A >= 0x4 goto 381 else 382
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 381: if A == 0xb goto 384 else 383
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 382: if A == 0x2 goto 383 else 384
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 383: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 384: return 0x7fff0000
+		},
+	},
+	{
+		Key: "systrap,redirected",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{304}},
+			{Name: "sentry_pid", Uses: []uint16{15}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 3: if A == 0xca goto 4 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
+			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
+			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 189 else 11
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 11: if A == 0xea goto 12 else 31
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
+			{Code: 0x35, JT: 161, JF: 169, K: 0x41},       // 19: if A >= 0x41 goto 181 else 189
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
+			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
+			{Code: 0x15, JT: 157, JF: 0, K: 0x5},          // 31: if A == 0x5 goto 189 else 32
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 32: if A == 0x119 goto 33 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
+			{Code: 0x35, JT: 144, JF: 158, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 195
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
+			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
+			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 46: if A == 0x106 goto 47 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
+			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
+			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
+			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 56: if A == 0x9 goto 57 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
+			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
+			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
+			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
+			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
+			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
+			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
+			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
+			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
+			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 93: if A == 0x1c goto 94 else 103
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
+			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
+			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
+			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
+			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 163, K: 0x83},         // 103: if A >= 0x83 goto 104 else 267
+			{Code: 0x35, JT: 0, JF: 128, K: 0xe4},         // 104: if A >= 0xe4 goto 105 else 233
+			{Code: 0x35, JT: 0, JF: 63, K: 0x10f},         // 105: if A >= 0x10f goto 106 else 169
+			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
+			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 121: if A >= 0x140 goto 122 else 127
+			{Code: 0x15, JT: 0, JF: 58, K: 0x144},         // 122: if A == 0x144 goto 123 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x35, JT: 54, JF: 133, K: 0x2},         // 126: if A >= 0x2 goto 181 else 260
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
+			{Code: 0x45, JT: 254, JF: 255, K: 0xfffffffe}, // 131: if A & 0xfffffffe goto 386 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
+			{Code: 0x15, JT: 250, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 387 else 139
+			{Code: 0x15, JT: 248, JF: 249, K: 0x0},        // 137: if A == 0x0 goto 386 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 246, K: 0x2},        // 139: if A & 0x2 goto 320 else 386
+			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 140: if A >= 0x122 goto 141 else 155
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 141: if A == 0x122 goto 142 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 143: if A == 0x0 goto 144 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 145: if A == 0x0 goto 146 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 146: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 147: if A == 0x0 goto 148 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 148: A = arg1.lo
+			{Code: 0x15, JT: 237, JF: 236, K: 0x80800},    // 149: if A == 0x80800 goto 387 else 386
+			{Code: 0x15, JT: 0, JF: 235, K: 0x123},        // 150: if A == 0x123 goto 151 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 152: if A == 0x0 goto 153 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
+			{Code: 0x15, JT: 232, JF: 231, K: 0x80000},    // 154: if A == 0x80000 goto 387 else 386
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 155: if A == 0x10f goto 156 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 157: if A == 0x0 goto 158 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
+			{Code: 0x15, JT: 158, JF: 226, K: 0x1},        // 159: if A == 0x1 goto 318 else 386
+			{Code: 0x15, JT: 0, JF: 225, K: 0x11d},        // 160: if A == 0x11d goto 161 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 161: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 162: if A == 0x0 goto 163 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 163: A = arg0.lo
+			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 164: if A >= 0x80000000 goto 386 else 165
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 165: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 166: if A == 0x0 goto 167 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 167: A = arg1.lo
+			{Code: 0x45, JT: 217, JF: 218, K: 0xffffff80}, // 168: if A & 0xffffff80 goto 386 else 387
+			{Code: 0x35, JT: 0, JF: 47, K: 0xf7},          // 169: if A >= 0xf7 goto 170 else 217
+			{Code: 0x35, JT: 0, JF: 5, K: 0x102},          // 170: if A >= 0x102 goto 171 else 176
+			{Code: 0x15, JT: 0, JF: 214, K: 0x10b},        // 171: if A == 0x10b goto 172 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 173: if A == 0x0 goto 174 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 210, JF: 211, K: 0x80000000}, // 175: if A >= 0x80000000 goto 386 else 387
+			{Code: 0x15, JT: 0, JF: 22, K: 0xf7},          // 176: if A == 0xf7 goto 177 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 177: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 178: if A == 0x0 goto 179 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 179: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 205, K: 0x1},          // 180: if A == 0x1 goto 182 else 386
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 183: if A == 0x0 goto 184 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
+			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 185: if A == 0x0 goto 386 else 186
+			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 386 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 187: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 197, K: 0x0},          // 188: if A == 0x0 goto 190 else 386
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 191: if A >= 0x41000003 goto 192 else 194
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 192: if A == 0x41000003 goto 195 else 193
+			{Code: 0x15, JT: 1, JF: 192, K: 0x41000005},   // 193: if A == 0x41000005 goto 195 else 386
+			{Code: 0x15, JT: 0, JF: 191, K: 0x1000005},    // 194: if A == 0x1000005 goto 195 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 195: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 196: if A == 0x0 goto 197 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 197: A = arg4.lo
+			{Code: 0x15, JT: 188, JF: 187, K: 0x0},        // 198: if A == 0x0 goto 387 else 386
+			{Code: 0x15, JT: 0, JF: 186, K: 0x101},        // 199: if A == 0x101 goto 200 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 201: if A == 0x0 goto 202 else 209
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 203: if A >= 0x80000000 goto 210 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 204: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 205: if A == 0x0 goto 206 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 206: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 179, K: 0xffe2e2ff},   // 207: if A & 0xffe2e2ff goto 208 else 387
+			{Code: 0x45, JT: 177, JF: 178, K: 0xffe2e0fc}, // 208: if A & 0xffe2e0fc goto 386 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 209: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 175, K: 0xffffff9c},   // 210: if A == 0xffffff9c goto 211 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 211: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 212: if A == 0x0 goto 213 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 213: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 214: if A >= 0x80001 goto 215 else 216
+			{Code: 0x15, JT: 171, JF: 170, K: 0x290000},   // 215: if A == 0x290000 goto 387 else 386
+			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 216: if A == 0x80000 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 217: if A >= 0xe8 goto 218 else 232
+			{Code: 0x15, JT: 0, JF: 167, K: 0xe9},         // 218: if A == 0xe9 goto 219 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 220: if A == 0x0 goto 221 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 222: if A >= 0x80000000 goto 386 else 223
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 223: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 224: if A == 0x0 goto 225 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 225: A = arg1.lo
+			{Code: 0x15, JT: 159, JF: 0, K: 0x0},          // 226: if A == 0x0 goto 386 else 227
+			{Code: 0x35, JT: 158, JF: 0, K: 0x3},          // 227: if A >= 0x3 goto 386 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 228: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 229: if A == 0x0 goto 230 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 230: A = arg2.lo
+			{Code: 0x35, JT: 154, JF: 155, K: 0x80000000}, // 231: if A >= 0x80000000 goto 386 else 387
+			{Code: 0x15, JT: 153, JF: 154, K: 0xe6},       // 232: if A == 0xe6 goto 386 else 387
+			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 233: if A >= 0xbf goto 234 else 254
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 234: if A >= 0xd9 goto 235 else 246
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 235: if A >= 0xdc goto 236 else 245
+			{Code: 0x15, JT: 0, JF: 149, K: 0xdd},         // 236: if A == 0xdd goto 237 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 238: if A == 0x0 goto 239 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 240: if A >= 0x80000000 goto 386 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 241: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 242: if A == 0x0 goto 243 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 243: A = arg3.lo
+			{Code: 0x35, JT: 141, JF: 142, K: 0x6},        // 244: if A >= 0x6 goto 386 else 387
+			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 245: if A == 0xda goto 386 else 387
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 246: if A >= 0xc3 goto 247 else 252
+			{Code: 0x15, JT: 0, JF: 138, K: 0xcc},         // 247: if A == 0xcc goto 248 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 249: if A == 0x0 goto 250 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
+			{Code: 0x15, JT: 135, JF: 134, K: 0x0},        // 251: if A == 0x0 goto 387 else 386
+			{Code: 0x15, JT: 134, JF: 0, K: 0xbf},         // 252: if A == 0xbf goto 387 else 253
+			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 253: if A == 0xc2 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 10, K: 0x9d},          // 254: if A >= 0x9d goto 255 else 265
+			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 255: if A == 0x9d goto 256 else 264
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 256: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 257: if A == 0x0 goto 258 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 258: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 126, K: 0x53564d41},   // 259: if A == 0x53564d41 goto 260 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 260: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 261: if A == 0x0 goto 262 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 262: A = arg1.lo
+			{Code: 0x15, JT: 123, JF: 122, K: 0x0},        // 263: if A == 0x0 goto 387 else 386
+			{Code: 0x15, JT: 122, JF: 121, K: 0xba},       // 264: if A == 0xba goto 387 else 386
+			{Code: 0x15, JT: 121, JF: 0, K: 0x83},         // 265: if A == 0x83 goto 387 else 266
+			{Code: 0x15, JT: 120, JF: 119, K: 0x8a},       // 266: if A == 0x8a goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 64, K: 0x3c},          // 267: if A >= 0x3c goto 268 else 332
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 268: if A >= 0x62 goto 269 else 278
+			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 269: if A >= 0x69 goto 270 else 275
+			{Code: 0x35, JT: 0, JF: 1, K: 0x74},           // 270: if A >= 0x74 goto 271 else 272
+			{Code: 0x15, JT: 115, JF: 114, K: 0x7d},       // 271: if A == 0x7d goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 272: if A >= 0x6d goto 273 else 274
+			{Code: 0x15, JT: 113, JF: 112, K: 0x73},       // 273: if A == 0x73 goto 387 else 386
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 274: if A >= 0x6b goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 275: if A >= 0x66 goto 276 else 277
+			{Code: 0x15, JT: 109, JF: 110, K: 0x67},       // 276: if A == 0x67 goto 386 else 387
+			{Code: 0x15, JT: 109, JF: 108, K: 0x63},       // 277: if A == 0x63 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 278: if A >= 0x4a goto 279 else 282
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 279: if A >= 0x4e goto 280 else 281
+			{Code: 0x15, JT: 106, JF: 105, K: 0x61},       // 280: if A == 0x61 goto 387 else 386
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 281: if A == 0x4c goto 386 else 387
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 282: if A >= 0x3f goto 283 else 299
+			{Code: 0x15, JT: 0, JF: 102, K: 0x48},         // 283: if A == 0x48 goto 284 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 284: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 285: if A == 0x0 goto 286 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 286: A = arg0.lo
+			{Code: 0x35, JT: 98, JF: 0, K: 0x80000000},    // 287: if A >= 0x80000000 goto 386 else 288
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 289: if A == 0x0 goto 290 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 291: if A >= 0x4 goto 292 else 298
+			{Code: 0x15, JT: 94, JF: 0, K: 0x406},         // 292: if A == 0x406 goto 387 else 293
+			{Code: 0x15, JT: 0, JF: 92, K: 0x4},           // 293: if A == 0x4 goto 294 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 294: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 295: if A == 0x0 goto 296 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 296: A = arg2.lo
+			{Code: 0x45, JT: 88, JF: 89, K: 0xfffb73ff},   // 297: if A & 0xfffb73ff goto 386 else 387
+			{Code: 0x15, JT: 88, JF: 87, K: 0x3},          // 298: if A == 0x3 goto 387 else 386
+			{Code: 0x15, JT: 87, JF: 0, K: 0x3c},          // 299: if A == 0x3c goto 387 else 300
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 300: if A == 0x3d goto 301 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 302: if A == 0x0 goto 303 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 304: if A == monitor_pid goto 305 else 312
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 305: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 306: if A == 0x0 goto 307 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 307: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 308: if A == 0x0 goto 318 else 309
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
+			{Code: 0x15, JT: 75, JF: 0, K: 0x0},           // 310: if A == 0x0 goto 386 else 311
+			{Code: 0x35, JT: 74, JF: 4, K: 0x80000000},    // 311: if A >= 0x80000000 goto 386 else 316
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 312: if A == 0x0 goto 386 else 313
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 313: if A >= 0x80000000 goto 386 else 314
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 314: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 315: if A == 0x0 goto 316 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 316: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 68, K: 0x40000000},    // 317: if A == 0x40000000 goto 318 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 318: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 66, K: 0x0},           // 319: if A == 0x0 goto 321 else 386
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 321: A = arg3.lo
+			{Code: 0x15, JT: 64, JF: 63, K: 0x0},          // 322: if A == 0x0 goto 387 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 323: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 324: if A == 0x0 goto 325 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
+			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 326: if A == 0x0 goto 386 else 327
+			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 327: if A >= 0x80000000 goto 386 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 329: if A == 0x0 goto 330 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
+			{Code: 0x15, JT: 55, JF: 54, K: 0x9},          // 331: if A == 0x9 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 29, K: 0x23},          // 332: if A >= 0x23 goto 333 else 362
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 333: if A >= 0x2d goto 334 else 360
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 334: if A >= 0x2f goto 335 else 340
+			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 335: if A == 0x38 goto 336 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 337: if A == 0x0 goto 338 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
+			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 339: if A == 0xd0f00 goto 387 else 386
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 340: if A == 0x2d goto 341 else 350
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 342: if A == 0x0 goto 343 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 344: if A >= 0x80000000 goto 386 else 345
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 345: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 346: if A == 0x0 goto 347 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 347: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 348: if A == 0x0 goto 387 else 349
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 349: if A == 0x40 goto 387 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 350: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 351: if A == 0x0 goto 352 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 352: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 353: if A >= 0x80000000 goto 386 else 354
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 354: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 355: if A == 0x0 goto 356 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 356: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 357: if A >= 0x4001 goto 358 else 359
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 358: if A == 0x4040 goto 387 else 386
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 359: if A == 0x4000 goto 387 else 386
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 360: if A == 0x23 goto 387 else 361
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 361: if A == 0x27 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 362: if A >= 0xd goto 363 else 383
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 363: if A >= 0x13 goto 364 else 365
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 364: if A == 0x18 goto 387 else 386
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 365: if A == 0x10 goto 366 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 367: if A == 0x0 goto 368 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 369: if A >= 0x80000000 goto 386 else 370
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 370: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 371: if A == 0x0 goto 372 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 372: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 373: if A >= 0x5413 goto 374 else 378
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 374: if A >= 0x541c goto 375 else 376
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 375: if A == 0x5425 goto 387 else 386
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 376: if A == 0x541b goto 387 else 377
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 377: if A >= 0x5415 goto 386 else 387
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 378: if A >= 0x540c goto 379 else 380
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 379: if A == 0x5411 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 380: if A >= 0x5405 goto 381 else 382
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 381: if A >= 0x5409 goto 387 else 386
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 382: if A >= 0x5401 goto 387 else 386
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 383: if A >= 0x4 goto 384 else 385
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 384: if A == 0xb goto 387 else 386
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 385: if A == 0x2 goto 386 else 387
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 386: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
+		},
+	},
+	{
+		Key: "systrap,write",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{376}},
+			{Name: "sentry_pid", Uses: []uint16{15}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 3: if A == 0xca goto 4 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
+			{Code: 0x35, JT: 173, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 182 else 188
+			{Code: 0x35, JT: 172, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 182 else 188
+			{Code: 0x15, JT: 177, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 188 else 11
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 11: if A == 0xea goto 12 else 31
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 13: if A == 0x0 goto 14 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 17: if A == 0x0 goto 18 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
+			{Code: 0x35, JT: 162, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 182 else 188
+			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 182 else 21
+			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 182 else 22
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 182 else 26
+			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 182 else 27
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
+			{Code: 0x15, JT: 157, JF: 151, K: 0x11},       // 30: if A == 0x11 goto 188 else 182
+			{Code: 0x15, JT: 156, JF: 0, K: 0x5},          // 31: if A == 0x5 goto 188 else 32
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 32: if A == 0x119 goto 33 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
+			{Code: 0x35, JT: 145, JF: 243, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 280
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 182 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 43: if A == 0x0 goto 44 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
+			{Code: 0x15, JT: 142, JF: 136, K: 0x18},       // 45: if A == 0x18 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 46: if A == 0x106 goto 47 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 48: if A == 0x0 goto 49 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 182 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 52: if A == 0x0 goto 53 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
+			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 188 else 55
+			{Code: 0x15, JT: 132, JF: 126, K: 0x900},      // 55: if A == 0x900 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 56: if A == 0x9 goto 57 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 58: if A == 0x0 goto 59 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
+			{Code: 0x15, JT: 122, JF: 116, K: 0x32},       // 65: if A == 0x32 goto 188 else 182
+			{Code: 0x15, JT: 121, JF: 115, K: 0x22},       // 66: if A == 0x22 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
+			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 188 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
+			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 188 else 87
+			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 188 else 80
+			{Code: 0x35, JT: 101, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 182 else 88
+			{Code: 0x35, JT: 100, JF: 0, K: 0x2},          // 81: if A >= 0x2 goto 182 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 83: if A == 0x0 goto 84 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 94, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 182
+			{Code: 0x15, JT: 93, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 182 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 90: if A == 0x0 goto 91 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
+			{Code: 0x35, JT: 89, JF: 95, K: 0x80000000},   // 92: if A >= 0x80000000 goto 182 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 93: if A == 0x1c goto 94 else 103
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
+			{Code: 0x15, JT: 88, JF: 82, K: 0x19},         // 99: if A == 0x19 goto 188 else 182
+			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
+			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
+			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
+			{Code: 0x35, JT: 0, JF: 219, K: 0xbb},         // 103: if A >= 0xbb goto 104 else 323
+			{Code: 0x35, JT: 0, JF: 132, K: 0x103},        // 104: if A >= 0x103 goto 105 else 237
+			{Code: 0x35, JT: 0, JF: 77, K: 0x118},         // 105: if A >= 0x118 goto 106 else 183
+			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
+			{Code: 0x15, JT: 0, JF: 73, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 110: if A == 0x0 goto 111 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 182 else 113
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
+			{Code: 0x35, JT: 65, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 182 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 118: if A == 0x0 goto 119 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x15, JT: 67, JF: 61, K: 0x200},        // 120: if A == 0x200 goto 188 else 182
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 121: if A >= 0x140 goto 122 else 127
+			{Code: 0x15, JT: 0, JF: 59, K: 0x144},         // 122: if A == 0x144 goto 123 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
+			{Code: 0x35, JT: 55, JF: 206, K: 0x2},         // 126: if A >= 0x2 goto 182 else 333
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
+			{Code: 0x45, JT: 50, JF: 56, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 182 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
+			{Code: 0x15, JT: 51, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 188 else 139
+			{Code: 0x15, JT: 44, JF: 50, K: 0x0},          // 137: if A == 0x0 goto 182 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 319 else 182
+			{Code: 0x35, JT: 0, JF: 27, K: 0x122},         // 140: if A >= 0x122 goto 141 else 168
+			{Code: 0x35, JT: 0, JF: 13, K: 0x124},         // 141: if A >= 0x124 goto 142 else 155
+			{Code: 0x15, JT: 0, JF: 39, K: 0x13c},         // 142: if A == 0x13c goto 143 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 144: if A == 0x0 goto 145 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 146: if A >= 0x80000000 goto 182 else 147
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 148: if A == 0x0 goto 149 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 150: if A >= 0x80000000 goto 182 else 151
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 151: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 152: if A == 0x0 goto 153 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 153: A = arg4.lo
+			{Code: 0x45, JT: 27, JF: 33, K: 0xfffffff8},   // 154: if A & 0xfffffff8 goto 182 else 188
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 155: if A == 0x122 goto 156 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 159: if A == 0x0 goto 160 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 160: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 162: A = arg1.lo
+			{Code: 0x15, JT: 24, JF: 18, K: 0x80800},      // 163: if A == 0x80800 goto 188 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 164: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 165: if A == 0x0 goto 166 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 166: A = arg0.lo
+			{Code: 0x15, JT: 20, JF: 14, K: 0x80000},      // 167: if A == 0x80000 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 168: if A == 0x118 goto 169 else 173
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
+			{Code: 0x35, JT: 9, JF: 217, K: 0x80000000},   // 172: if A >= 0x80000000 goto 182 else 390
+			{Code: 0x15, JT: 0, JF: 8, K: 0x11d},          // 173: if A == 0x11d goto 174 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 174: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 175: if A == 0x0 goto 176 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 176: A = arg0.lo
+			{Code: 0x35, JT: 4, JF: 0, K: 0x80000000},     // 177: if A >= 0x80000000 goto 182 else 178
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 178: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 180: A = arg1.lo
+			{Code: 0x45, JT: 0, JF: 6, K: 0xffffff80},     // 181: if A & 0xffffff80 goto 182 else 188
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 25, K: 0x109},         // 183: if A >= 0x109 goto 184 else 209
+			{Code: 0x35, JT: 0, JF: 6, K: 0x10d},          // 184: if A >= 0x10d goto 185 else 191
+			{Code: 0x15, JT: 0, JF: 179, K: 0x10f},        // 185: if A == 0x10f goto 186 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 186: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 177, K: 0x0},          // 187: if A == 0x0 goto 189 else 365
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
+			{Code: 0x15, JT: 199, JF: 174, K: 0x1},        // 190: if A == 0x1 goto 390 else 365
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 191: if A == 0x109 goto 192 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 192: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 193: if A == 0x0 goto 194 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 194: A = arg0.lo
+			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 195: if A >= 0x80000000 goto 365 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 196: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 197: if A == 0x0 goto 198 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 198: A = arg2.lo
+			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 365 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 201: if A == 0x0 goto 202 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
+			{Code: 0x15, JT: 253, JF: 252, K: 0x400},      // 203: if A == 0x400 goto 457 else 456
+			{Code: 0x15, JT: 0, JF: 54, K: 0x10a},         // 204: if A == 0x10a goto 205 else 259
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 206: if A == 0x0 goto 207 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
+			{Code: 0x35, JT: 247, JF: 248, K: 0x80000000}, // 208: if A >= 0x80000000 goto 456 else 457
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 209: if A >= 0x105 goto 210 else 220
+			{Code: 0x15, JT: 0, JF: 245, K: 0x107},        // 210: if A == 0x107 goto 211 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 212: if A == 0x0 goto 213 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 456 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 216: if A == 0x0 goto 217 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
+			{Code: 0x15, JT: 238, JF: 0, K: 0x0},          // 218: if A == 0x0 goto 457 else 219
+			{Code: 0x15, JT: 237, JF: 236, K: 0x200},      // 219: if A == 0x200 goto 457 else 456
+			{Code: 0x15, JT: 0, JF: 7, K: 0x103},          // 220: if A == 0x103 goto 221 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 222: if A == 0x0 goto 223 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 231, JF: 0, K: 0x80000000},   // 224: if A >= 0x80000000 goto 456 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 225: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 226: A &= 0xf000
+			{Code: 0x15, JT: 162, JF: 228, K: 0x8000},     // 227: if A == 0x8000 goto 390 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 229: if A == 0x0 goto 230 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
+			{Code: 0x35, JT: 224, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 456 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 232: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 233: if A == 0x0 goto 234 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 234: A = arg4.lo
+			{Code: 0x15, JT: 221, JF: 0, K: 0x0},          // 235: if A == 0x0 goto 457 else 236
+			{Code: 0x15, JT: 220, JF: 219, K: 0x100},      // 236: if A == 0x100 goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 71, K: 0xdc},          // 237: if A >= 0xdc goto 238 else 309
+			{Code: 0x35, JT: 0, JF: 59, K: 0xe8},          // 238: if A >= 0xe8 goto 239 else 298
+			{Code: 0x35, JT: 0, JF: 44, K: 0xf7},          // 239: if A >= 0xf7 goto 240 else 284
+			{Code: 0x35, JT: 0, JF: 22, K: 0x101},         // 240: if A >= 0x101 goto 241 else 263
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 241: if A == 0x101 goto 242 else 259
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 243: if A == 0x0 goto 244 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 245: if A >= 0x80000000 goto 252 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 246: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 247: if A == 0x0 goto 248 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 248: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 207, K: 0xffe2e2ff},   // 249: if A & 0xffe2e2ff goto 250 else 457
+			{Code: 0x45, JT: 205, JF: 206, K: 0xffe2e0fc}, // 250: if A & 0xffe2e0fc goto 456 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 203, K: 0xffffff9c},   // 252: if A == 0xffffff9c goto 253 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 254: if A == 0x0 goto 255 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 256: if A >= 0x80001 goto 257 else 258
+			{Code: 0x15, JT: 199, JF: 198, K: 0x290000},   // 257: if A == 0x290000 goto 457 else 456
+			{Code: 0x15, JT: 198, JF: 197, K: 0x80000},    // 258: if A == 0x80000 goto 457 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 260: if A == 0x0 goto 261 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
+			{Code: 0x35, JT: 193, JF: 194, K: 0x80000000}, // 262: if A >= 0x80000000 goto 456 else 457
+			{Code: 0x15, JT: 0, JF: 192, K: 0xf7},         // 263: if A == 0xf7 goto 264 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 265: if A == 0x0 goto 266 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 188, K: 0x1},          // 267: if A == 0x1 goto 268 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 269: if A == 0x0 goto 270 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
+			{Code: 0x15, JT: 184, JF: 0, K: 0x0},          // 271: if A == 0x0 goto 456 else 272
+			{Code: 0x35, JT: 183, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 456 else 273
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 273: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 274: if A == 0x0 goto 275 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 275: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 276: if A >= 0x41000003 goto 277 else 279
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 277: if A == 0x41000003 goto 280 else 278
+			{Code: 0x15, JT: 1, JF: 177, K: 0x41000005},   // 278: if A == 0x41000005 goto 280 else 456
+			{Code: 0x15, JT: 0, JF: 176, K: 0x1000005},    // 279: if A == 0x1000005 goto 280 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 280: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 281: if A == 0x0 goto 282 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 282: A = arg4.lo
+			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 283: if A == 0x0 goto 457 else 456
+			{Code: 0x15, JT: 0, JF: 171, K: 0xe9},         // 284: if A == 0xe9 goto 285 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 286: if A == 0x0 goto 287 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 288: if A >= 0x80000000 goto 456 else 289
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 289: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 290: if A == 0x0 goto 291 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 291: A = arg1.lo
+			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 292: if A == 0x0 goto 456 else 293
+			{Code: 0x35, JT: 162, JF: 0, K: 0x3},          // 293: if A >= 0x3 goto 456 else 294
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 294: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 295: if A == 0x0 goto 296 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 296: A = arg2.lo
+			{Code: 0x35, JT: 158, JF: 159, K: 0x80000000}, // 297: if A >= 0x80000000 goto 456 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 298: if A >= 0xe4 goto 299 else 300
+			{Code: 0x15, JT: 156, JF: 157, K: 0xe6},       // 299: if A == 0xe6 goto 456 else 457
+			{Code: 0x15, JT: 0, JF: 155, K: 0xdd},         // 300: if A == 0xdd goto 301 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 302: if A == 0x0 goto 303 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
+			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 304: if A >= 0x80000000 goto 456 else 305
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 305: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 306: if A == 0x0 goto 307 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 307: A = arg3.lo
+			{Code: 0x35, JT: 147, JF: 148, K: 0x6},        // 308: if A >= 0x6 goto 456 else 457
+			{Code: 0x35, JT: 0, JF: 8, K: 0xc5},           // 309: if A >= 0xc5 goto 310 else 318
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 310: if A >= 0xd9 goto 311 else 312
+			{Code: 0x15, JT: 144, JF: 145, K: 0xda},       // 311: if A == 0xda goto 456 else 457
+			{Code: 0x15, JT: 144, JF: 0, K: 0xc5},         // 312: if A == 0xc5 goto 457 else 313
+			{Code: 0x15, JT: 0, JF: 142, K: 0xcc},         // 313: if A == 0xcc goto 314 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 315: if A == 0x0 goto 316 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
+			{Code: 0x15, JT: 139, JF: 138, K: 0x0},        // 317: if A == 0x0 goto 457 else 456
+			{Code: 0x35, JT: 1, JF: 3, K: 0xbf},           // 318: if A >= 0xbf goto 320 else 322
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
+			{Code: 0x15, JT: 136, JF: 0, K: 0xbf},         // 320: if A == 0xbf goto 457 else 321
+			{Code: 0x15, JT: 135, JF: 134, K: 0xc2},       // 321: if A == 0xc2 goto 457 else 456
+			{Code: 0x15, JT: 134, JF: 133, K: 0xbc},       // 322: if A == 0xbc goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 27, K: 0x4a},          // 323: if A >= 0x4a goto 324 else 351
+			{Code: 0x35, JT: 0, JF: 19, K: 0x68},          // 324: if A >= 0x68 goto 325 else 344
+			{Code: 0x35, JT: 0, JF: 13, K: 0x7e},          // 325: if A >= 0x7e goto 326 else 339
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8b},          // 326: if A >= 0x8b goto 327 else 337
+			{Code: 0x15, JT: 129, JF: 0, K: 0xba},         // 327: if A == 0xba goto 457 else 328
+			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 328: if A == 0x9d goto 329 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 329: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 330: if A == 0x0 goto 331 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 331: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 332: if A == 0x53564d41 goto 333 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 333: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 334: if A == 0x0 goto 335 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 335: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 336: if A == 0x0 goto 457 else 456
+			{Code: 0x15, JT: 119, JF: 0, K: 0x8a},         // 337: if A == 0x8a goto 457 else 338
+			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 338: if A == 0x83 goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 339: if A >= 0x6d goto 340 else 342
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 340: if A == 0x7d goto 457 else 341
+			{Code: 0x15, JT: 115, JF: 114, K: 0x73},       // 341: if A == 0x73 goto 457 else 456
+			{Code: 0x15, JT: 114, JF: 0, K: 0x68},         // 342: if A == 0x68 goto 457 else 343
+			{Code: 0x35, JT: 113, JF: 112, K: 0x6b},       // 343: if A >= 0x6b goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 344: if A >= 0x61 goto 345 else 348
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 345: if A >= 0x64 goto 346 else 347
+			{Code: 0x15, JT: 110, JF: 109, K: 0x66},       // 346: if A == 0x66 goto 457 else 456
+			{Code: 0x15, JT: 108, JF: 109, K: 0x62},       // 347: if A == 0x62 goto 456 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 348: if A >= 0x4e goto 349 else 350
+			{Code: 0x15, JT: 107, JF: 106, K: 0x5d},       // 349: if A == 0x5d goto 457 else 456
+			{Code: 0x15, JT: 105, JF: 106, K: 0x4c},       // 350: if A == 0x4c goto 456 else 457
+			{Code: 0x35, JT: 0, JF: 80, K: 0x23},          // 351: if A >= 0x23 goto 352 else 432
+			{Code: 0x35, JT: 0, JF: 50, K: 0x3c},          // 352: if A >= 0x3c goto 353 else 403
+			{Code: 0x35, JT: 0, JF: 17, K: 0x3f},          // 353: if A >= 0x3f goto 354 else 371
+			{Code: 0x15, JT: 0, JF: 101, K: 0x48},         // 354: if A == 0x48 goto 355 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 356: if A == 0x0 goto 357 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 358: if A >= 0x80000000 goto 456 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 359: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 360: if A == 0x0 goto 361 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 361: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x4},            // 362: if A >= 0x4 goto 363 else 370
+			{Code: 0x15, JT: 93, JF: 0, K: 0x406},         // 363: if A == 0x406 goto 457 else 364
+			{Code: 0x15, JT: 1, JF: 91, K: 0x4},           // 364: if A == 0x4 goto 366 else 456
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 365: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 366: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 367: if A == 0x0 goto 368 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 368: A = arg2.lo
+			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 369: if A & 0xfffb73ff goto 456 else 457
+			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 370: if A == 0x3 goto 457 else 456
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 371: if A == 0x3c goto 457 else 372
+			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 372: if A == 0x3d goto 373 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 374: if A == 0x0 goto 375 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 376: if A == monitor_pid goto 377 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 377: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 378: if A == 0x0 goto 379 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 379: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 380: if A == 0x0 goto 390 else 381
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 382: if A == 0x0 goto 456 else 383
+			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 383: if A >= 0x80000000 goto 456 else 388
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 384: if A == 0x0 goto 456 else 385
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 385: if A >= 0x80000000 goto 456 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 387: if A == 0x0 goto 388 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 389: if A == 0x40000000 goto 390 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 390: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 391: if A == 0x0 goto 392 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 392: A = arg3.lo
+			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 393: if A == 0x0 goto 457 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 394: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 395: if A == 0x0 goto 396 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 396: A = arg0.lo
+			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 397: if A == 0x0 goto 456 else 398
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 398: if A >= 0x80000000 goto 456 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 399: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 400: if A == 0x0 goto 401 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 401: A = arg1.lo
+			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 402: if A == 0x9 goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 403: if A >= 0x2d goto 404 else 430
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 404: if A >= 0x2f goto 405 else 410
+			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 405: if A == 0x38 goto 406 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 407: if A == 0x0 goto 408 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
+			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 409: if A == 0xd0f00 goto 457 else 456
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 410: if A == 0x2d goto 411 else 420
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 411: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 412: if A == 0x0 goto 413 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 413: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 414: if A >= 0x80000000 goto 456 else 415
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 415: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 416: if A == 0x0 goto 417 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 417: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 418: if A == 0x0 goto 457 else 419
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 419: if A == 0x40 goto 457 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 420: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 421: if A == 0x0 goto 422 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 422: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 423: if A >= 0x80000000 goto 456 else 424
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 424: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 425: if A == 0x0 goto 426 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 426: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 427: if A >= 0x4001 goto 428 else 429
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 428: if A == 0x4040 goto 457 else 456
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 429: if A == 0x4000 goto 457 else 456
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 430: if A == 0x23 goto 457 else 431
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 431: if A == 0x27 goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 432: if A >= 0xd goto 433 else 453
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 433: if A >= 0x13 goto 434 else 435
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 434: if A == 0x18 goto 457 else 456
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 435: if A == 0x10 goto 436 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 437: if A == 0x0 goto 438 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 456 else 440
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 441: if A == 0x0 goto 442 else 456
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 443: if A >= 0x5413 goto 444 else 448
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 444: if A >= 0x541c goto 445 else 446
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 445: if A == 0x5425 goto 457 else 456
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 446: if A == 0x541b goto 457 else 447
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 447: if A >= 0x5415 goto 456 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 448: if A >= 0x540c goto 449 else 450
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 449: if A == 0x5411 goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 450: if A >= 0x5405 goto 451 else 452
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 451: if A >= 0x5409 goto 457 else 456
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 452: if A >= 0x5401 goto 457 else 456
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 453: if A >= 0x4 goto 454 else 455
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 454: if A == 0xb goto 457 else 456
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 455: if A == 0x2 goto 456 else 457
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 456: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 457: return 0x7fff0000
+		},
+	},
 }
