@@ -16,6 +16,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 	"github.com/ringfence/ringfence/pkg/stub"
 	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
@@ -243,7 +244,9 @@ type callError struct {
 	errno unix.Errno
 }
 
-func (e *callError) Error() string { return fmt.Sprintf("system call %d: %v", e.nr, e.errno) }
+func (e *callError) Error() string {
+	return fmt.Sprintf("%s: %v", sysno.Native.Name(uintptr(e.nr)), e.errno)
+}
 func (e *callError) Unwrap() error { return e.errno }
 
 // do makes system calls of the host in the stub, until one fails, and returns the
