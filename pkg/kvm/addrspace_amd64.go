@@ -35,6 +35,10 @@ type addressSpace struct {
 	dropped map[*region]int
 	added   int
 
+	// stale are the single pages that need a flush: runs of guest-physical memory.
+	stale      []run
+	stalePages int
+
 	runMu sync.Mutex
 	// running are the Contexts that are in Switch.
 	running map[*vcpuContext]struct{}
@@ -42,6 +46,15 @@ type addressSpace struct {
 	// dead is why nothing runs here any more, if so.
 	dead error
 }
+
+// run is a run of pages, by guest-physical addresses.
+type run struct{ start, end uint64 }
+
+// Beyond these a flush of everything is cheaper than one of single pages.
+const (
+	maxStalePages = 64
+	maxStaleRuns  = 4
+)
 
 // minUserAddr returns the lowest address that an application can map.
 func minUserAddr() hostarch.Addr {
@@ -59,7 +72,7 @@ func (m *machine) newAddressSpace() (*addressSpace, error) {
 		pt.Release()
 		return nil, err
 	}
-	pt.Count = as.count
+	pt.Count, pt.Stale, pt.KeepEmpty = as.count, as.addStale, true
 	return as, nil
 }
 
@@ -71,6 +84,40 @@ func (as *addressSpace) count(phys, length uint64, delta int) {
 	} else if r := as.m.regions.at(phys); r != nil {
 		as.dropped[r] += pages
 	}
+}
+
+// addStale implements pagetables.PageTables.Stale.
+func (as *addressSpace) addStale(phys uint64) {
+	as.stalePages++
+	if n := len(as.stale); n > 0 && as.stale[n-1].end == phys {
+		as.stale[n-1].end += hostarch.PageSize
+	} else if n <= maxStaleRuns {
+		as.stale = append(as.stale, run{phys, phys + hostarch.PageSize})
+	}
+}
+
+// flushPages flushes the stale pages alone if that can be, and is better.
+//
+// The host forgets them in our mapping of the file, which loses nothing of a shared
+// one, and so KVM makes every vCPU forget them. That is enough when nothing runs in
+// the AddressSpace: a vCPU that is handling a fault may have read the page table
+// before our stores, and would enter the page after the host's flush.
+func (as *addressSpace) flushPages() bool {
+	if as.pt.NeedsFlush() || as.stalePages > maxStalePages || len(as.stale) > maxStaleRuns {
+		return false
+	}
+	as.runMu.Lock()
+	defer as.runMu.Unlock()
+	if len(as.running) > 0 {
+		return false
+	}
+	for _, s := range as.stale {
+		r := as.m.regions.at(s.start)
+		if r == nil || s.end > r.gpa+regionSize || unix.Madvise(r.mem[s.start-r.gpa:s.end-r.gpa], unix.MADV_DONTNEED) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // enter says that c is going to run here. It returns an error if the AddressSpace
@@ -126,13 +173,14 @@ func (as *addressSpace) wait() {
 // finish ends a change of the page tables. If it cannot be made to count it gives
 // the AddressSpace up: tables and regions then stay as they are until Release.
 func (as *addressSpace) finish(flush bool) error {
-	if flush || as.pt.NeedsFlush() {
+	if flush && !as.flushPages() {
 		if err := as.m.flush(); err != nil {
 			as.kill(err)
 			return err
 		}
 		as.pt.Flushed()
 	}
+	as.stale, as.stalePages = as.stale[:0], 0
 	for r, n := range as.dropped {
 		as.m.regions.drop(r, n)
 	}

@@ -86,5 +86,8 @@ func (constructor) Requirements() platform.Requirements { return platform.Requir
 
 // PrecompiledSeccompInfo implements platform.Constructor.PrecompiledSeccompInfo.
 func (constructor) PrecompiledSeccompInfo() []platform.SeccompInfo {
+	if sysno.Native != sysno.AMD64 {
+		return nil
+	}
 	return []platform.SeccompInfo{seccompInfo{arch: sysno.Native}}
 }

@@ -126,6 +126,8 @@ func TestTableReuse(t *testing.T) {
 	p := newTestPlatform(t, 1)
 	g := newGuest(t, p)
 	f := newTestFile(t, 2, 100)
+	// So that the file stays in guest memory: the end of a slot flushes too.
+	g.mapPages(0x1000_0000, f, 0, 1, hostarch.Read)
 	for i := range hostarch.Addr(50) {
 		// Each in tables of its own.
 		old, new := 0x100_0000_0000+i<<39, 0x100_4000_0000+i<<39
@@ -133,7 +135,11 @@ func TestTableReuse(t *testing.T) {
 		if v, ok := g.load(old); v != 100 || !ok {
 			t.Fatalf("round %d: %d, %v", i, v, ok)
 		}
-		g.as.Unmap(old, page)
+		length := uint64(page) // the table stays
+		if i%2 == 1 {
+			length = hostarch.HugePageSize
+		}
+		g.as.Unmap(old, length)
 		g.mapPages(new, f, 1, 1, hostarch.Read)
 		if v, ok := g.load(old); ok {
 			t.Fatalf("round %d: after it was unmapped, %v holds %d", i, old, v)
@@ -141,8 +147,66 @@ func TestTableReuse(t *testing.T) {
 		if v, ok := g.load(new); v != 101 || !ok {
 			t.Fatalf("round %d: %d, %v", i, v, ok)
 		}
-		g.as.Unmap(new, page)
+		g.as.Unmap(new, length)
 	}
+}
+
+// Pages are flushed one by one where that can be, and all at once otherwise; in both
+// cases what was unmapped, replaced or forbidden is so.
+func TestFlushPages(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	const n = 2 * maxStalePages
+	f := newTestFile(t, n, 600)
+	const addr = 0x1000_0000
+	flushes := func(want bool, change func()) {
+		t.Helper()
+		before := p.m.dummyGPA
+		change()
+		if got := p.m.dummyGPA != before; got != want {
+			t.Errorf("everything was flushed: %v, want %v", got, want)
+		}
+	}
+	for _, c := range []struct {
+		n   uint64
+		all bool
+	}{{1, false}, {maxStalePages, false}, {maxStalePages + 1, true}} {
+		touch := func(first uint64, mapped bool) {
+			t.Helper()
+			for i := range c.n {
+				v, ok := g.load(hostarch.Addr(addr + i*page))
+				if ok != mapped || ok && v != 600+first+i {
+					t.Fatalf("page %d of %d: %d, %v; want %d, %v", i, c.n, v, ok, 600+first+i, mapped)
+				}
+			}
+		}
+		g.mapPages(addr, f, 0, c.n, hostarch.ReadWrite)
+		touch(0, true)
+		flushes(c.all, func() { g.mapPages(addr, f, n-c.n, c.n, hostarch.ReadWrite) })
+		touch(n-c.n, true)
+		flushes(c.all, func() { g.mapPages(addr, f, n-c.n, c.n, hostarch.Read) })
+		touch(n-c.n, true)
+		flushes(c.all, func() { g.as.Unmap(addr, c.n*page) })
+		touch(0, false)
+	}
+	// Not in the order of the file.
+	for i := range uint64(maxStaleRuns + 1) {
+		g.mapPages(hostarch.Addr(addr+i*page), f, 2*(maxStaleRuns-i), 1, hostarch.Read)
+		g.load(hostarch.Addr(addr + i*page))
+	}
+	flushes(true, func() { g.as.Unmap(addr, (maxStaleRuns+1)*page) })
+	if _, ok := g.load(addr); ok {
+		t.Error("a page is still mapped")
+	}
+	// With somebody in the AddressSpace.
+	g.mapPages(addr, f, 0, 1, hostarch.Read)
+	g.load(addr)
+	other := newContext(p.m)
+	if err := g.as.enter(other); err != nil {
+		t.Fatal(err)
+	}
+	flushes(true, func() { g.as.Unmap(addr, page) })
+	g.as.leave(other)
 }
 
 // The root of an AddressSpace that is gone becomes that of the next one.
@@ -257,7 +321,7 @@ func TestFlushFails(t *testing.T) {
 	g.load(addr)
 	regions, slot := len(p.m.regions.byKey), p.m.dummySlot
 	p.m.dummySlot = ^uint32(0)
-	g.as.Unmap(addr, page)
+	g.as.Unmap(addr, hostarch.HugePageSize) // takes a page table with it
 	if got := len(p.m.regions.byKey); got != regions {
 		t.Errorf("%d regions after a failed flush, want %d still", got, regions)
 	}

@@ -37,7 +37,7 @@ func (seccompInfo) ConfigKey() string { return Name }
 
 // ForArch implements platform.ArchSeccompInfo.ForArch.
 func (s seccompInfo) ForArch(a sysno.Arch) (platform.SeccompInfo, bool) {
-	return seccompInfo{arch: a}, true
+	return seccompInfo{arch: a}, a == sysno.AMD64
 }
 
 // HottestSyscalls implements platform.SeccompInfo.HottestSyscalls.
@@ -70,6 +70,7 @@ func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRule
 		sysno.Munmap.On(s.arch): seccomp.MatchAll{},
 		sysno.Madvise.On(s.arch): seccomp.PerArg{any, any, seccomp.AnyOf{
 			seccomp.EqualTo(unix.MADV_POPULATE_READ), seccomp.EqualTo(unix.MADV_POPULATE_WRITE),
+			seccomp.EqualTo(unix.MADV_DONTNEED), // a flush of pages
 		}},
 		// The size of a file, when a page of it is missing.
 		sysno.Fstat.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},

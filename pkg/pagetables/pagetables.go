@@ -63,6 +63,14 @@ type PageTables struct {
 	// often as that is mapped.
 	Count func(phys, length uint64, delta int)
 
+	// Stale, unless nil, is told of single pages that a CPU may still use as an entry
+	// said before. If NeedsFlush is false, a flush of these is all that is due.
+	Stale func(phys uint64)
+
+	// KeepEmpty says that a table stays when its last page is unmapped, unless all that
+	// it spans is.
+	KeepEmpty bool
+
 	alloc  Allocator
 	root   uint64
 	levels int
@@ -72,6 +80,9 @@ type PageTables struct {
 
 	// limbo holds tables that are unlinked but may still be cached by a CPU.
 	limbo []uint64
+
+	// deep says that more than single pages changed.
+	deep bool
 }
 
 // New returns empty page tables with 4 or 5 levels.
@@ -274,8 +285,9 @@ func (p *PageTables) leaf(addr hostarch.Addr) (*uint64, int) {
 	}
 }
 
-// NeedsFlush reports whether tables wait to be freed.
-func (p *PageTables) NeedsFlush() bool { return len(p.limbo) > 0 }
+// NeedsFlush reports whether a flush is due of more than what Stale was told of:
+// blocks or tables changed, and tables wait to be freed.
+func (p *PageTables) NeedsFlush() bool { return p.deep }
 
 // Flushed says that no CPU holds anything of what was unmapped: every flush that
 // was asked for is done.
@@ -284,6 +296,7 @@ func (p *PageTables) Flushed() {
 		p.alloc.Free(phys)
 	}
 	p.limbo = p.limbo[:0]
+	p.deep = false
 }
 
 // Release frees all tables. No CPU may use them any more.
@@ -421,7 +434,7 @@ func (w *walk) entry(e *uint64, level int, base hostarch.Addr, part hostarch.Add
 	if err := w.table(w.p.alloc.Lookup(below), level-1, part); err != nil {
 		return err
 	}
-	if !w.create && isEmpty(w.p.alloc.Lookup(below)) {
+	if !w.create && !w.p.KeepEmpty && isEmpty(w.p.alloc.Lookup(below)) {
 		w.set(e, level, 0)
 		w.unlink(below, level-1)
 	}
@@ -444,7 +457,7 @@ func (w *walk) set(e *uint64, level int, new uint64) {
 		return
 	}
 	if !isLeaf(old, level) {
-		w.flush = true
+		w.flush, w.p.deep = true, true
 		if newLeaf { // a block in place of a table
 			w.unlink(entryPhys(old), level-1)
 		}
@@ -453,14 +466,20 @@ func (w *walk) set(e *uint64, level int, new uint64) {
 	if newLeaf || !isUsed(new) { // otherwise it was split
 		w.p.count(old, level, -1)
 	}
-	if isPresent(old) && !(newLeaf && isPresent(new) && isUpgrade(old, new)) {
-		w.flush = true
+	if !isPresent(old) || newLeaf && isPresent(new) && isUpgrade(old, new) {
+		return
+	}
+	w.flush = true
+	if level > 0 {
+		w.p.deep = true
+	} else if w.p.Stale != nil {
+		w.p.Stale(entryPhys(old))
 	}
 }
 
 // unlink puts the tables from phys down into limbo.
 func (w *walk) unlink(phys uint64, level int) {
-	w.flush = true
+	w.flush, w.p.deep = true, true
 	w.p.freeTree(phys, level, func(phys uint64) { w.p.limbo = append(w.p.limbo, phys) })
 }
 

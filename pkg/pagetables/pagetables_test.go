@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/ringfence/ringfence/pkg/hostarch"
@@ -354,6 +355,47 @@ func TestCount(t *testing.T) {
 	if len(counted) != 0 {
 		t.Errorf("%d pages are counted after Release", len(counted))
 	}
+}
+
+// Single pages that need a flush are told, and everything else is NeedsFlush.
+func TestStale(t *testing.T) {
+	p := newPool(t, 100)
+	pt := newTables(t, p, 4)
+	pt.KeepEmpty = true
+	var stale []uint64
+	pt.Stale = func(phys uint64) { stale = append(stale, phys) }
+	check := func(what string, deep bool, want ...uint64) {
+		t.Helper()
+		if !slices.Equal(stale, want) || pt.NeedsFlush() != deep {
+			t.Errorf("%s: stale %#x, NeedsFlush %v; want %#x, %v", what, stale, pt.NeedsFlush(), want, deep)
+		}
+		stale = nil
+		pt.Flushed()
+	}
+	mustFlush(t, false)(pt.Map(0x1000, 3*page, rw, 0x5000))
+	check("new", false)
+	mustFlush(t, true)(pt.Protect(0x1000, 2*page, ro))
+	check("downgrade", false, 0x5000, 0x6000)
+	mustFlush(t, false)(pt.Protect(0x1000, 2*page, rw))
+	check("upgrade", false)
+	mustFlush(t, true)(pt.Map(0x2000, page, rw, 0x9000))
+	check("replace", false, 0x6000)
+	tables := len(p.tables)
+	mustFlush(t, true)(pt.Unmap(0, 5*page))
+	check("unmap", false, 0x5000, 0x9000, 0x7000)
+	if len(p.tables) != tables {
+		t.Errorf("%d tables, want %d still", len(p.tables), tables)
+	}
+	mustFlush(t, false)(pt.Map(0x1000, page, rw, 0x5000))
+	mustFlush(t, true)(pt.Hide(0x1000, page, func(uint64) bool { return true }))
+	check("hide", false, 0x5000)
+	mustFlush(t, true)(pt.Unmap(0, blockSize))
+	check("unmap of a table", true)
+	mustFlush(t, false)(pt.Map(0, blockSize, rw, 0x200000))
+	mustFlush(t, true)(pt.Protect(0, blockSize, ro))
+	check("downgrade of a block", true)
+	mustFlush(t, true)(pt.Protect(0, page, rw))
+	check("split", true)
 }
 
 // The upper half is another's.
