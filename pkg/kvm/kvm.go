@@ -86,8 +86,5 @@ func (constructor) Requirements() platform.Requirements { return platform.Requir
 
 // PrecompiledSeccompInfo implements platform.Constructor.PrecompiledSeccompInfo.
 func (constructor) PrecompiledSeccompInfo() []platform.SeccompInfo {
-	if sysno.Native != sysno.AMD64 {
-		return nil
-	}
-	return []platform.SeccompInfo{seccompInfo{arch: sysno.Native}}
+	return []platform.SeccompInfo{seccompInfo{arch: sysno.AMD64}}
 }

@@ -91,7 +91,19 @@ func (p *kvm) NewContext(context.Context) platform.Context { return newContext(p
 
 // SeccompInfo implements platform.Platform.SeccompInfo.
 func (p *kvm) SeccompInfo() platform.SeccompInfo {
-	return seccompInfo{arch: sysno.Native, vm: uint32(p.m.vm)}
+	s := seccompInfo{arch: sysno.Native, vm: uint32(p.m.vm), firstVCPU: ^uint32(0)}
+	for _, v := range p.m.pool.all {
+		s.firstVCPU, s.lastVCPU = min(s.firstVCPU, uint32(v.fd)), max(s.lastVCPU, uint32(v.fd))
+	}
+	return s
+}
+
+// Close frees the virtual machine.
+//
+// Preconditions: every AddressSpace and Context was released.
+func (p *kvm) Close() error {
+	p.m.close()
+	return nil
 }
 
 // Describe says in a few words what kind of KVM this is.

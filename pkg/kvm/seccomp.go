@@ -10,8 +10,13 @@ import (
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 )
 
-// vmVariable is the name of the variable for the VM's file descriptor.
-const vmVariable = "kvm_vm_fd"
+// Variables of the rules: the file descriptor of the VM, and the lowest and highest of
+// its vCPUs.
+const (
+	vmVariable        = "kvm_vm_fd"
+	firstVCPUVariable = "kvm_vcpu_fd_first"
+	lastVCPUVariable  = "kvm_vcpu_fd_last"
+)
 
 // Requests of ioctl(2) that are made once the platform is ready
 // (include/uapi/linux/kvm.h).
@@ -25,12 +30,15 @@ const (
 
 // seccompInfo implements platform.ArchSeccompInfo.
 type seccompInfo struct {
-	arch sysno.Arch
-	vm   uint32
+	arch                sysno.Arch
+	vm                  uint32
+	firstVCPU, lastVCPU uint32
 }
 
 // Variables implements platform.SeccompInfo.Variables.
-func (s seccompInfo) Variables() precompiled.Values { return precompiled.Values{vmVariable: s.vm} }
+func (s seccompInfo) Variables() precompiled.Values {
+	return precompiled.Values{vmVariable: s.vm, firstVCPUVariable: s.firstVCPU, lastVCPUVariable: s.lastVCPU}
+}
 
 // ConfigKey implements platform.SeccompInfo.ConfigKey.
 func (seccompInfo) ConfigKey() string { return Name }
@@ -45,20 +53,20 @@ func (s seccompInfo) HottestSyscalls() []uintptr {
 	return []uintptr{sysno.Ioctl.On(s.arch), sysno.Tgkill.On(s.arch)}
 }
 
-// SyscallFilters implements platform.SeccompInfo.SyscallFilters. There are many
-// vCPUs, so that only the VM's descriptor is named: the requests to vCPUs mean
-// nothing to any other file.
+// SyscallFilters implements platform.SeccompInfo.SyscallFilters. vCPUs are a range of
+// descriptors; to other files that may be in it their requests mean nothing.
 func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRules {
 	var any seccomp.AnyValue
 	thread := seccomp.AllOf{seccomp.GreaterThan(0), seccomp.NonNegativeFD}
 	zero := seccomp.EqualTo(0)
+	vcpu := seccomp.AllOf{seccomp.GreaterThanOrEqual(vars[firstVCPUVariable]), seccomp.LessThanOrEqual(vars[lastVCPUVariable])}
 	const mapFlags = unix.MAP_SHARED | unix.MAP_NORESERVE
 	return seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{
 		sysno.Ioctl.On(s.arch): seccomp.Or{
-			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmRun), zero},
-			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmGetXSave)},
-			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmGetXSave2)},
-			seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(kvmSetXSave)},
+			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmRun), zero},
+			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmGetXSave)},
+			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmGetXSave2)},
+			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmSetXSave)},
 			seccomp.PerArg{seccomp.EqualTo(vars[vmVariable]), seccomp.EqualTo(kvmSetUserMemoryRegion)},
 		},
 		// Files that applications map, and page tables.

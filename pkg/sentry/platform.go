@@ -2,8 +2,10 @@ package sentry
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ringfence/ringfence/pkg/platform"
 )
@@ -16,6 +18,9 @@ var preference = []string{"systrap", "kvm", "ptrace"}
 func NewPlatform(name string, logf func(format string, args ...any)) (platform.Platform, string, error) {
 	if name != "auto" {
 		p, err := newPlatform(name)
+		if err == nil && describe(p) != "" {
+			logf("platform %s: %s", name, describe(p))
+		}
 		return p, name, err
 	}
 	names := slices.DeleteFunc(slices.Clone(preference), func(n string) bool { return !slices.Contains(platform.List(), n) })
@@ -25,19 +30,63 @@ func NewPlatform(name string, logf func(format string, args ...any)) (platform.P
 		}
 	}
 	var why []string
+	var slow platform.Platform
+	var slowName string
 	for _, n := range names {
 		p, err := newPlatform(n)
+		if err == nil && slow == nil && isSlow(p) {
+			logf("platform %s: %s: only if nothing else works", n, describe(p))
+			slow, slowName = p, n
+			continue
+		}
 		if err == nil {
-			logf("platform %s: chosen, the first of %s that works here", n, strings.Join(names, ", "))
+			discard(slow)
+			logf("platform %s: chosen, the first of %s that works here%s", n, strings.Join(names, ", "), in(describe(p)))
 			return p, n, nil
 		}
 		logf("platform %s: %v", n, err)
 		why = append(why, fmt.Sprintf("%s: %v", n, err))
 	}
+	if slow != nil {
+		logf("platform %s: chosen, nothing else works here", slowName)
+		return slow, slowName, nil
+	}
 	if len(why) == 0 {
 		return nil, "", fmt.Errorf("no platform is linked into this program: import package platforms")
 	}
 	return nil, "", fmt.Errorf("no platform works here: %s", strings.Join(why, "; "))
+}
+
+// slowRoundTrip is when a virtual machine is so slow to leave that ptrace is better.
+const slowRoundTrip = 10 * time.Microsecond
+
+// isSlow reports whether p has measured that a system call takes long.
+func isSlow(p platform.Platform) bool {
+	m, ok := p.(interface{ RoundTrip() time.Duration })
+	return ok && m.RoundTrip() > slowRoundTrip
+}
+
+// describe returns what p has found out about the host, if anything.
+func describe(p platform.Platform) string {
+	if d, ok := p.(interface{ Describe() string }); ok {
+		return d.Describe()
+	}
+	return ""
+}
+
+// in returns s in parentheses, unless it is empty.
+func in(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
+}
+
+// discard frees a platform that is not going to be used.
+func discard(p platform.Platform) {
+	if c, ok := p.(io.Closer); ok {
+		c.Close()
+	}
 }
 
 func newPlatform(name string) (platform.Platform, error) {

@@ -5,6 +5,7 @@
 package platforms
 
 import (
+	_ "github.com/ringfence/ringfence/pkg/kvm"
 	_ "github.com/ringfence/ringfence/pkg/ptrace"
 	_ "github.com/ringfence/ringfence/pkg/systrap"
 )

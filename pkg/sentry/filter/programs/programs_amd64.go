@@ -12,6 +12,1247 @@ import (
 // Programs are the precompiled seccomp programs for amd64.
 var Programs = precompiled.Set{
 	{
+		Key: "kvm,read-only",
+		Variables: []precompiled.Variable{
+			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
+			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 35}},
+			{Name: "monitor_pid", Uses: []uint16{326}},
+			{Name: "sentry_pid", Uses: []uint16{49}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 41, K: 0x10},          // 3: if A == 0x10 goto 4 else 45
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
+			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
+			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
+			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
+			{Code: 0x15, JT: 21, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 36 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 40
+			{Code: 0x35, JT: 0, JF: 18, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 38
+			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 12, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 35
+			{Code: 0x25, JT: 11, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 35 else 24
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 2, K: 0x9000aea4},     // 30: if A >= 0x9000aea4 goto 31 else 33
+			{Code: 0x15, JT: 168, JF: 0, K: 0x9000aea4},   // 31: if A == 0x9000aea4 goto 200 else 32
+			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
+			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 34: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 35: if A == kvm_vm_fd goto 36 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 36: A = arg1.lo
+			{Code: 0x15, JT: 162, JF: 144, K: 0x4020ae46}, // 37: if A == 0x4020ae46 goto 200 else 182
+			{Code: 0x15, JT: 161, JF: 0, K: 0x541b},       // 38: if A == 0x541b goto 200 else 39
+			{Code: 0x35, JT: 142, JF: 160, K: 0x5415},     // 39: if A >= 0x5415 goto 182 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 40: if A >= 0x540c goto 41 else 42
+			{Code: 0x15, JT: 158, JF: 140, K: 0x5411},     // 41: if A == 0x5411 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 42: if A >= 0x5405 goto 43 else 44
+			{Code: 0x35, JT: 156, JF: 138, K: 0x5409},     // 43: if A >= 0x5409 goto 200 else 182
+			{Code: 0x35, JT: 155, JF: 137, K: 0x5401},     // 44: if A >= 0x5401 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 45: if A == 0xea goto 46 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 46: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 47: if A == 0x0 goto 48 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 48: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 49: if A == sentry_pid goto 50 else 54
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 50: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 51: if A == 0x0 goto 52 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 52: A = arg2.lo
+			{Code: 0x35, JT: 128, JF: 146, K: 0x41},       // 53: if A >= 0x41 goto 182 else 200
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
+			{Code: 0x35, JT: 126, JF: 0, K: 0x80000000},   // 55: if A >= 0x80000000 goto 182 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 182 else 60
+			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 182 else 61
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
+			{Code: 0x15, JT: 135, JF: 117, K: 0x11},       // 64: if A == 0x11 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 65: if A == 0xca goto 66 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 112, K: 0x80},         // 69: if A >= 0x80 goto 70 else 182
+			{Code: 0x35, JT: 111, JF: 129, K: 0x82},       // 70: if A >= 0x82 goto 182 else 200
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 111, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 200 else 98
+			{Code: 0x15, JT: 101, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
+			{Code: 0x15, JT: 91, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 200 else 182
+			{Code: 0x15, JT: 90, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
+			{Code: 0x15, JT: 84, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 200 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
+			{Code: 0x15, JT: 251, JF: 9, K: 0x4022},       // 122: if A == 0x4022 goto 374 else 132
+			{Code: 0x15, JT: 250, JF: 251, K: 0x28},       // 123: if A == 0x28 goto 374 else 375
+			{Code: 0x15, JT: 249, JF: 0, K: 0x22},         // 124: if A == 0x22 goto 374 else 125
+			{Code: 0x35, JT: 249, JF: 7, K: 0x2},          // 125: if A >= 0x2 goto 375 else 133
+			{Code: 0x35, JT: 248, JF: 0, K: 0x2},          // 126: if A >= 0x2 goto 375 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 128: if A == 0x0 goto 129 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 242, K: 0x4001},       // 132: if A == 0x4001 goto 134 else 375
+			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 133: if A == 0x0 goto 375 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 135: if A == 0x0 goto 136 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
+			{Code: 0x35, JT: 237, JF: 236, K: 0x80000000}, // 137: if A >= 0x80000000 goto 375 else 374
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 140: if A == 0x0 goto 141 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
+			{Code: 0x15, JT: 229, JF: 230, K: 0x19},       // 144: if A == 0x19 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 228, K: 0x10},         // 145: if A >= 0x10 goto 146 else 374
+			{Code: 0x35, JT: 227, JF: 228, K: 0x16},       // 146: if A >= 0x16 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
+			{Code: 0x15, JT: 225, JF: 226, K: 0x8},        // 148: if A == 0x8 goto 374 else 375
+			{Code: 0x15, JT: 224, JF: 225, K: 0x4},        // 149: if A == 0x4 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 141, K: 0x7d},         // 150: if A >= 0x7d goto 151 else 292
+			{Code: 0x35, JT: 0, JF: 104, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 256
+			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 152: if A >= 0x10f goto 153 else 219
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
+			{Code: 0x15, JT: 0, JF: 219, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 157: if A == 0x0 goto 158 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 375 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 161: if A == 0x0 goto 162 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x35, JT: 211, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 375 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 165: if A == 0x0 goto 166 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 206, JF: 207, K: 0x200},      // 167: if A == 0x200 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
+			{Code: 0x15, JT: 0, JF: 205, K: 0x144},        // 169: if A == 0x144 goto 170 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 171: if A == 0x0 goto 172 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
+			{Code: 0x15, JT: 111, JF: 200, K: 0x10},       // 174: if A == 0x10 goto 286 else 375
+			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 286 else 176
+			{Code: 0x15, JT: 109, JF: 198, K: 0x8},        // 176: if A == 0x8 goto 286 else 375
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 179: if A == 0x0 goto 180 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
+			{Code: 0x45, JT: 193, JF: 192, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 375 else 374
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
+			{Code: 0x15, JT: 187, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 374 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 186, K: 0x2},        // 188: if A & 0x2 goto 368 else 375
+			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 189: if A >= 0x122 goto 190 else 205
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 190: if A == 0x122 goto 191 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 192: if A == 0x0 goto 193 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 194: if A == 0x0 goto 195 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 195: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 196: if A == 0x0 goto 197 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
+			{Code: 0x15, JT: 175, JF: 176, K: 0x80800},    // 198: if A == 0x80800 goto 374 else 375
+			{Code: 0x15, JT: 1, JF: 175, K: 0x123},        // 199: if A == 0x123 goto 201 else 375
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 202: if A == 0x0 goto 203 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
+			{Code: 0x15, JT: 169, JF: 170, K: 0x80000},    // 204: if A == 0x80000 goto 374 else 375
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 205: if A == 0x10f goto 206 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 206: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 207: if A == 0x0 goto 208 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 208: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 165, K: 0x1},        // 209: if A == 0x1 goto 331 else 375
+			{Code: 0x15, JT: 0, JF: 164, K: 0x11d},        // 210: if A == 0x11d goto 211 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 212: if A == 0x0 goto 213 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 375 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 216: if A == 0x0 goto 217 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x45, JT: 156, JF: 155, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 375 else 374
+			{Code: 0x35, JT: 0, JF: 20, K: 0x101},         // 219: if A >= 0x101 goto 220 else 240
+			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 220: if A == 0x101 goto 221 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 222: if A == 0x0 goto 223 else 229
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 224: if A >= 0x80000000 goto 230 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 225: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 226: if A == 0x0 goto 227 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 227: A = arg2.lo
+			{Code: 0x45, JT: 146, JF: 145, K: 0xffe2e2ff}, // 228: if A & 0xffe2e2ff goto 375 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 144, K: 0xffffff9c},   // 230: if A == 0xffffff9c goto 231 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 232: if A == 0x0 goto 233 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
+			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 234: if A == 0x80000 goto 374 else 375
+			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 235: if A == 0x10b goto 236 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 237: if A == 0x0 goto 238 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 239: if A >= 0x80000000 goto 375 else 374
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 240: if A >= 0xe8 goto 241 else 255
+			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 241: if A == 0xe9 goto 242 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 243: if A == 0x0 goto 244 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 245: if A >= 0x80000000 goto 375 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 247: if A == 0x0 goto 248 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 249: if A == 0x0 goto 375 else 250
+			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 250: if A >= 0x3 goto 375 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 251: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 252: if A == 0x0 goto 253 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 253: A = arg2.lo
+			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 254: if A >= 0x80000000 goto 375 else 374
+			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 255: if A == 0xe6 goto 375 else 374
+			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 256: if A >= 0xbf goto 257 else 277
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 257: if A >= 0xd9 goto 258 else 269
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 258: if A >= 0xdc goto 259 else 268
+			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 259: if A == 0xdd goto 260 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 261: if A == 0x0 goto 262 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 263: if A >= 0x80000000 goto 375 else 264
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 264: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 265: if A == 0x0 goto 266 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 266: A = arg3.lo
+			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 267: if A >= 0x6 goto 375 else 374
+			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 268: if A == 0xda goto 375 else 374
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 269: if A >= 0xc3 goto 270 else 275
+			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 270: if A == 0xcc goto 271 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 272: if A == 0x0 goto 273 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 274: if A == 0x0 goto 374 else 375
+			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 275: if A == 0xbf goto 374 else 276
+			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 276: if A == 0xc2 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 277: if A >= 0x8a goto 278 else 290
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 278: if A >= 0x9e goto 279 else 280
+			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 279: if A == 0xba goto 374 else 375
+			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 280: if A == 0x8a goto 374 else 281
+			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 281: if A == 0x9d goto 282 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 283: if A == 0x0 goto 284 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 285: if A == 0x53564d41 goto 286 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 286: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 287: if A == 0x0 goto 288 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 288: A = arg1.lo
+			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 289: if A == 0x0 goto 374 else 375
+			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 290: if A == 0x7d goto 374 else 291
+			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 291: if A == 0x83 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 292: if A >= 0x3c goto 293 else 335
+			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 293: if A >= 0x62 goto 294 else 301
+			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 294: if A >= 0x69 goto 295 else 298
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 295: if A >= 0x6d goto 296 else 297
+			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 296: if A == 0x73 goto 374 else 375
+			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 297: if A >= 0x6b goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 298: if A >= 0x66 goto 299 else 300
+			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 299: if A == 0x67 goto 375 else 374
+			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 300: if A == 0x63 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 301: if A >= 0x4a goto 302 else 305
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 302: if A >= 0x4e goto 303 else 304
+			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 303: if A == 0x61 goto 374 else 375
+			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 304: if A == 0x4c goto 375 else 374
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 305: if A >= 0x3e goto 306 else 322
+			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 306: if A == 0x48 goto 307 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 307: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 308: if A == 0x0 goto 309 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 310: if A >= 0x80000000 goto 375 else 311
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 311: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 312: if A == 0x0 goto 313 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 313: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 314: if A >= 0x4 goto 315 else 321
+			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 315: if A == 0x406 goto 374 else 316
+			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 316: if A == 0x4 goto 317 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 317: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 318: if A == 0x0 goto 319 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 319: A = arg2.lo
+			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 320: if A & 0xfffb73ff goto 375 else 374
+			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 321: if A == 0x3 goto 374 else 375
+			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 322: if A == 0x3c goto 374 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 323: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 324: if A == 0x0 goto 325 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 326: if A == monitor_pid goto 327 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 328: if A == 0x0 goto 329 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 330: if A == 0x0 goto 331 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 331: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 332: if A == 0x0 goto 333 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 333: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 334: if A == 0x0 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 30, K: 0x13},          // 335: if A >= 0x13 goto 336 else 366
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 336: if A >= 0x2d goto 337 else 362
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 337: if A >= 0x2f goto 338 else 343
+			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 338: if A == 0x38 goto 339 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 340: if A == 0x0 goto 341 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 342: if A == 0xd0f00 goto 374 else 375
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 343: if A == 0x2d goto 344 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 345: if A == 0x0 goto 346 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 347: if A >= 0x80000000 goto 375 else 348
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 349: if A == 0x0 goto 350 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 351: if A == 0x40 goto 374 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 353: if A == 0x0 goto 354 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 355: if A >= 0x80000000 goto 375 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 356: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 357: if A == 0x0 goto 358 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 358: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 359: if A >= 0x4001 goto 360 else 361
+			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 360: if A == 0x4040 goto 374 else 375
+			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 361: if A == 0x4000 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 362: if A >= 0x23 goto 363 else 365
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 363: if A == 0x23 goto 374 else 364
+			{Code: 0x15, JT: 9, JF: 10, K: 0x27},          // 364: if A == 0x27 goto 374 else 375
+			{Code: 0x15, JT: 8, JF: 9, K: 0x18},           // 365: if A == 0x18 goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 366: if A >= 0x8 goto 367 else 371
+			{Code: 0x35, JT: 6, JF: 1, K: 0xd},            // 367: if A >= 0xd goto 374 else 369
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 369: if A == 0x8 goto 374 else 370
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 370: if A == 0xb goto 374 else 375
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 371: if A >= 0x4 goto 372 else 373
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 372: if A == 0x5 goto 374 else 375
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 373: if A == 0x2 goto 375 else 374
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 375: return 0x7fc00000
+		},
+	},
+	{
+		Key: "kvm,redirected",
+		Variables: []precompiled.Variable{
+			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
+			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 35}},
+			{Name: "monitor_pid", Uses: []uint16{329}},
+			{Name: "sentry_pid", Uses: []uint16{49}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 41, K: 0x10},          // 3: if A == 0x10 goto 4 else 45
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
+			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
+			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
+			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
+			{Code: 0x15, JT: 21, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 36 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 40
+			{Code: 0x35, JT: 0, JF: 18, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 38
+			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 12, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 35
+			{Code: 0x25, JT: 11, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 35 else 24
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 2, K: 0x9000aea4},     // 30: if A >= 0x9000aea4 goto 31 else 33
+			{Code: 0x15, JT: 168, JF: 0, K: 0x9000aea4},   // 31: if A == 0x9000aea4 goto 200 else 32
+			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
+			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 34: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 35: if A == kvm_vm_fd goto 36 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 36: A = arg1.lo
+			{Code: 0x15, JT: 162, JF: 144, K: 0x4020ae46}, // 37: if A == 0x4020ae46 goto 200 else 182
+			{Code: 0x15, JT: 161, JF: 0, K: 0x541b},       // 38: if A == 0x541b goto 200 else 39
+			{Code: 0x35, JT: 142, JF: 160, K: 0x5415},     // 39: if A >= 0x5415 goto 182 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 40: if A >= 0x540c goto 41 else 42
+			{Code: 0x15, JT: 158, JF: 140, K: 0x5411},     // 41: if A == 0x5411 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 42: if A >= 0x5405 goto 43 else 44
+			{Code: 0x35, JT: 156, JF: 138, K: 0x5409},     // 43: if A >= 0x5409 goto 200 else 182
+			{Code: 0x35, JT: 155, JF: 137, K: 0x5401},     // 44: if A >= 0x5401 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 45: if A == 0xea goto 46 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 46: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 47: if A == 0x0 goto 48 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 48: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 49: if A == sentry_pid goto 50 else 54
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 50: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 51: if A == 0x0 goto 52 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 52: A = arg2.lo
+			{Code: 0x35, JT: 128, JF: 146, K: 0x41},       // 53: if A >= 0x41 goto 182 else 200
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
+			{Code: 0x35, JT: 126, JF: 0, K: 0x80000000},   // 55: if A >= 0x80000000 goto 182 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 182 else 60
+			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 182 else 61
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
+			{Code: 0x15, JT: 135, JF: 117, K: 0x11},       // 64: if A == 0x11 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 65: if A == 0xca goto 66 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 112, K: 0x80},         // 69: if A >= 0x80 goto 70 else 182
+			{Code: 0x35, JT: 111, JF: 129, K: 0x82},       // 70: if A >= 0x82 goto 182 else 200
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 111, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 200 else 98
+			{Code: 0x15, JT: 101, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
+			{Code: 0x15, JT: 91, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 200 else 182
+			{Code: 0x15, JT: 90, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
+			{Code: 0x15, JT: 84, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 200 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
+			{Code: 0x15, JT: 254, JF: 9, K: 0x4022},       // 122: if A == 0x4022 goto 377 else 132
+			{Code: 0x15, JT: 253, JF: 254, K: 0x28},       // 123: if A == 0x28 goto 377 else 378
+			{Code: 0x15, JT: 252, JF: 0, K: 0x22},         // 124: if A == 0x22 goto 377 else 125
+			{Code: 0x35, JT: 252, JF: 7, K: 0x2},          // 125: if A >= 0x2 goto 378 else 133
+			{Code: 0x35, JT: 251, JF: 0, K: 0x2},          // 126: if A >= 0x2 goto 378 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 128: if A == 0x0 goto 129 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 245, K: 0x4001},       // 132: if A == 0x4001 goto 134 else 378
+			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 133: if A == 0x0 goto 378 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 135: if A == 0x0 goto 136 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
+			{Code: 0x35, JT: 240, JF: 239, K: 0x80000000}, // 137: if A >= 0x80000000 goto 378 else 377
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 140: if A == 0x0 goto 141 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
+			{Code: 0x15, JT: 232, JF: 233, K: 0x19},       // 144: if A == 0x19 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 231, K: 0x10},         // 145: if A >= 0x10 goto 146 else 377
+			{Code: 0x35, JT: 230, JF: 231, K: 0x16},       // 146: if A >= 0x16 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
+			{Code: 0x15, JT: 228, JF: 229, K: 0x8},        // 148: if A == 0x8 goto 377 else 378
+			{Code: 0x15, JT: 227, JF: 228, K: 0x4},        // 149: if A == 0x4 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 144, K: 0x7d},         // 150: if A >= 0x7d goto 151 else 295
+			{Code: 0x35, JT: 0, JF: 107, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 259
+			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 152: if A >= 0x10f goto 153 else 219
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
+			{Code: 0x15, JT: 0, JF: 222, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 157: if A == 0x0 goto 158 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 378 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 161: if A == 0x0 goto 162 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x35, JT: 214, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 378 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 165: if A == 0x0 goto 166 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 209, JF: 210, K: 0x200},      // 167: if A == 0x200 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
+			{Code: 0x15, JT: 0, JF: 208, K: 0x144},        // 169: if A == 0x144 goto 170 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 171: if A == 0x0 goto 172 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
+			{Code: 0x15, JT: 114, JF: 203, K: 0x10},       // 174: if A == 0x10 goto 289 else 378
+			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 289 else 176
+			{Code: 0x15, JT: 112, JF: 201, K: 0x8},        // 176: if A == 0x8 goto 289 else 378
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 179: if A == 0x0 goto 180 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
+			{Code: 0x45, JT: 196, JF: 195, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 378 else 377
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
+			{Code: 0x15, JT: 190, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 377 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 189, K: 0x2},        // 188: if A & 0x2 goto 368 else 378
+			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 189: if A >= 0x122 goto 190 else 205
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 190: if A == 0x122 goto 191 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 192: if A == 0x0 goto 193 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 194: if A == 0x0 goto 195 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 195: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 196: if A == 0x0 goto 197 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
+			{Code: 0x15, JT: 178, JF: 179, K: 0x80800},    // 198: if A == 0x80800 goto 377 else 378
+			{Code: 0x15, JT: 1, JF: 178, K: 0x123},        // 199: if A == 0x123 goto 201 else 378
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 202: if A == 0x0 goto 203 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
+			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 204: if A == 0x80000 goto 377 else 378
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 205: if A == 0x10f goto 206 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 206: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 207: if A == 0x0 goto 208 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 208: A = arg1.lo
+			{Code: 0x15, JT: 124, JF: 168, K: 0x1},        // 209: if A == 0x1 goto 334 else 378
+			{Code: 0x15, JT: 0, JF: 167, K: 0x11d},        // 210: if A == 0x11d goto 211 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 212: if A == 0x0 goto 213 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 378 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 216: if A == 0x0 goto 217 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x45, JT: 159, JF: 158, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 378 else 377
+			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 219: if A >= 0x101 goto 220 else 243
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 220: if A == 0x101 goto 221 else 238
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 222: if A == 0x0 goto 223 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 224: if A >= 0x80000000 goto 231 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 225: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 226: if A == 0x0 goto 227 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 227: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 148, K: 0xffe2e2ff},   // 228: if A & 0xffe2e2ff goto 229 else 377
+			{Code: 0x45, JT: 148, JF: 147, K: 0xffe2e0fc}, // 229: if A & 0xffe2e0fc goto 378 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 231: if A == 0xffffff9c goto 232 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 233: if A == 0x0 goto 234 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 235: if A >= 0x80001 goto 236 else 237
+			{Code: 0x15, JT: 140, JF: 141, K: 0x290000},   // 236: if A == 0x290000 goto 377 else 378
+			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 237: if A == 0x80000 goto 377 else 378
+			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 238: if A == 0x10b goto 239 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 239: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 240: if A == 0x0 goto 241 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 241: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 242: if A >= 0x80000000 goto 378 else 377
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 243: if A >= 0xe8 goto 244 else 258
+			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 244: if A == 0xe9 goto 245 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 246: if A == 0x0 goto 247 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 247: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 248: if A >= 0x80000000 goto 378 else 249
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 249: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 250: if A == 0x0 goto 251 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 251: A = arg1.lo
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 252: if A == 0x0 goto 378 else 253
+			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 253: if A >= 0x3 goto 378 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 254: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 255: if A == 0x0 goto 256 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 256: A = arg2.lo
+			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 257: if A >= 0x80000000 goto 378 else 377
+			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 258: if A == 0xe6 goto 378 else 377
+			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 259: if A >= 0xbf goto 260 else 280
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 260: if A >= 0xd9 goto 261 else 272
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 261: if A >= 0xdc goto 262 else 271
+			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 262: if A == 0xdd goto 263 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 264: if A == 0x0 goto 265 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 378 else 267
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 268: if A == 0x0 goto 269 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
+			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 270: if A >= 0x6 goto 378 else 377
+			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 271: if A == 0xda goto 378 else 377
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 272: if A >= 0xc3 goto 273 else 278
+			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 273: if A == 0xcc goto 274 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 275: if A == 0x0 goto 276 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 277: if A == 0x0 goto 377 else 378
+			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 278: if A == 0xbf goto 377 else 279
+			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 279: if A == 0xc2 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 280: if A >= 0x8a goto 281 else 293
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 281: if A >= 0x9e goto 282 else 283
+			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 282: if A == 0xba goto 377 else 378
+			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 283: if A == 0x8a goto 377 else 284
+			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 284: if A == 0x9d goto 285 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 286: if A == 0x0 goto 287 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 288: if A == 0x53564d41 goto 289 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 289: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 290: if A == 0x0 goto 291 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 291: A = arg1.lo
+			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 292: if A == 0x0 goto 377 else 378
+			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 293: if A == 0x7d goto 377 else 294
+			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 294: if A == 0x83 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 295: if A >= 0x3c goto 296 else 338
+			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 296: if A >= 0x62 goto 297 else 304
+			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 297: if A >= 0x69 goto 298 else 301
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 298: if A >= 0x6d goto 299 else 300
+			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 299: if A == 0x73 goto 377 else 378
+			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 300: if A >= 0x6b goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 301: if A >= 0x66 goto 302 else 303
+			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 302: if A == 0x67 goto 378 else 377
+			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 303: if A == 0x63 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 304: if A >= 0x4a goto 305 else 308
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 305: if A >= 0x4e goto 306 else 307
+			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 306: if A == 0x61 goto 377 else 378
+			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 307: if A == 0x4c goto 378 else 377
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 308: if A >= 0x3e goto 309 else 325
+			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 309: if A == 0x48 goto 310 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 311: if A == 0x0 goto 312 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 313: if A >= 0x80000000 goto 378 else 314
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 314: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 315: if A == 0x0 goto 316 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 316: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 317: if A >= 0x4 goto 318 else 324
+			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 318: if A == 0x406 goto 377 else 319
+			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 319: if A == 0x4 goto 320 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 321: if A == 0x0 goto 322 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
+			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 323: if A & 0xfffb73ff goto 378 else 377
+			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 324: if A == 0x3 goto 377 else 378
+			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 325: if A == 0x3c goto 377 else 326
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 327: if A == 0x0 goto 328 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 329: if A == monitor_pid goto 330 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 330: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 331: if A == 0x0 goto 332 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 332: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 333: if A == 0x0 goto 334 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 334: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 335: if A == 0x0 goto 336 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 336: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 337: if A == 0x0 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 338: if A >= 0x13 goto 339 else 370
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 339: if A >= 0x2d goto 340 else 365
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 340: if A >= 0x2f goto 341 else 346
+			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 341: if A == 0x38 goto 342 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 343: if A == 0x0 goto 344 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 345: if A == 0xd0f00 goto 377 else 378
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 346: if A == 0x2d goto 347 else 355
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 348: if A == 0x0 goto 349 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 350: if A >= 0x80000000 goto 378 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 352: if A == 0x0 goto 353 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 354: if A == 0x40 goto 377 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 356: if A == 0x0 goto 357 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 358: if A >= 0x80000000 goto 378 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 359: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 360: if A == 0x0 goto 361 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 361: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 362: if A >= 0x4001 goto 363 else 364
+			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 363: if A == 0x4040 goto 377 else 378
+			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 364: if A == 0x4000 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 3, K: 0x23},           // 365: if A >= 0x23 goto 366 else 369
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 366: if A == 0x23 goto 377 else 367
+			{Code: 0x15, JT: 9, JF: 10, K: 0x27},          // 367: if A == 0x27 goto 377 else 378
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
+			{Code: 0x15, JT: 7, JF: 8, K: 0x18},           // 369: if A == 0x18 goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 370: if A >= 0x8 goto 371 else 374
+			{Code: 0x35, JT: 5, JF: 0, K: 0xd},            // 371: if A >= 0xd goto 377 else 372
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 372: if A == 0x8 goto 377 else 373
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 373: if A == 0xb goto 377 else 378
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 374: if A >= 0x4 goto 375 else 376
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 375: if A == 0x5 goto 377 else 378
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 376: if A == 0x2 goto 378 else 377
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 377: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 378: return 0x7fc00000
+		},
+	},
+	{
+		Key: "kvm,write",
+		Variables: []precompiled.Variable{
+			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
+			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 35}},
+			{Name: "monitor_pid", Uses: []uint16{404}},
+			{Name: "sentry_pid", Uses: []uint16{49}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 41, K: 0x10},          // 3: if A == 0x10 goto 4 else 45
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
+			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
+			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
+			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
+			{Code: 0x15, JT: 21, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 36 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 40
+			{Code: 0x35, JT: 0, JF: 18, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 38
+			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 12, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 35
+			{Code: 0x25, JT: 11, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 35 else 24
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 2, K: 0x9000aea4},     // 30: if A >= 0x9000aea4 goto 31 else 33
+			{Code: 0x15, JT: 168, JF: 0, K: 0x9000aea4},   // 31: if A == 0x9000aea4 goto 200 else 32
+			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
+			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 34: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 35: if A == kvm_vm_fd goto 36 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 36: A = arg1.lo
+			{Code: 0x15, JT: 162, JF: 144, K: 0x4020ae46}, // 37: if A == 0x4020ae46 goto 200 else 182
+			{Code: 0x15, JT: 161, JF: 0, K: 0x541b},       // 38: if A == 0x541b goto 200 else 39
+			{Code: 0x35, JT: 142, JF: 160, K: 0x5415},     // 39: if A >= 0x5415 goto 182 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 40: if A >= 0x540c goto 41 else 42
+			{Code: 0x15, JT: 158, JF: 140, K: 0x5411},     // 41: if A == 0x5411 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 42: if A >= 0x5405 goto 43 else 44
+			{Code: 0x35, JT: 156, JF: 138, K: 0x5409},     // 43: if A >= 0x5409 goto 200 else 182
+			{Code: 0x35, JT: 155, JF: 137, K: 0x5401},     // 44: if A >= 0x5401 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 45: if A == 0xea goto 46 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 46: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 47: if A == 0x0 goto 48 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 48: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 49: if A == sentry_pid goto 50 else 54
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 50: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 51: if A == 0x0 goto 52 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 52: A = arg2.lo
+			{Code: 0x35, JT: 128, JF: 146, K: 0x41},       // 53: if A >= 0x41 goto 182 else 200
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
+			{Code: 0x35, JT: 126, JF: 0, K: 0x80000000},   // 55: if A >= 0x80000000 goto 182 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 182 else 60
+			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 182 else 61
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
+			{Code: 0x15, JT: 135, JF: 117, K: 0x11},       // 64: if A == 0x11 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 65: if A == 0xca goto 66 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 112, K: 0x80},         // 69: if A >= 0x80 goto 70 else 182
+			{Code: 0x35, JT: 111, JF: 129, K: 0x82},       // 70: if A >= 0x82 goto 182 else 200
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 111, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 200 else 98
+			{Code: 0x15, JT: 101, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
+			{Code: 0x15, JT: 91, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 200 else 182
+			{Code: 0x15, JT: 90, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
+			{Code: 0x15, JT: 84, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 200 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
+			{Code: 0x15, JT: 77, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 200 else 132
+			{Code: 0x15, JT: 76, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 200 else 182
+			{Code: 0x15, JT: 75, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 200 else 125
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 135: if A == 0x0 goto 136 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
+			{Code: 0x35, JT: 44, JF: 62, K: 0x80000000},   // 137: if A >= 0x80000000 goto 182 else 200
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
+			{Code: 0x15, JT: 55, JF: 37, K: 0x19},         // 144: if A == 0x19 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 54, K: 0x10},          // 145: if A >= 0x10 goto 146 else 200
+			{Code: 0x35, JT: 53, JF: 35, K: 0x16},         // 146: if A >= 0x16 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
+			{Code: 0x15, JT: 51, JF: 33, K: 0x8},          // 148: if A == 0x8 goto 200 else 182
+			{Code: 0x15, JT: 50, JF: 32, K: 0x4},          // 149: if A == 0x4 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 208, K: 0x9d},         // 150: if A >= 0x9d goto 151 else 359
+			{Code: 0x35, JT: 0, JF: 138, K: 0x102},        // 151: if A >= 0x102 goto 152 else 290
+			{Code: 0x35, JT: 0, JF: 79, K: 0x118},         // 152: if A >= 0x118 goto 153 else 232
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
+			{Code: 0x15, JT: 0, JF: 26, K: 0x1b7},         // 155: if A == 0x1b7 goto 156 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x35, JT: 22, JF: 0, K: 0x80000000},    // 159: if A >= 0x80000000 goto 182 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x8},           // 163: if A >= 0x8 goto 182 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 165: if A == 0x0 goto 166 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 32, JF: 14, K: 0x200},        // 167: if A == 0x200 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
+			{Code: 0x15, JT: 0, JF: 12, K: 0x144},         // 169: if A == 0x144 goto 170 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 171: if A == 0x0 goto 172 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
+			{Code: 0x15, JT: 180, JF: 7, K: 0x10},         // 174: if A == 0x10 goto 355 else 182
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 355 else 176
+			{Code: 0x15, JT: 178, JF: 5, K: 0x8},          // 176: if A == 0x8 goto 355 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 18, K: 0xfffffffe},    // 181: if A & 0xfffffffe goto 182 else 200
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
+			{Code: 0x15, JT: 13, JF: 1, K: 0x1},           // 186: if A == 0x1 goto 200 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 180, K: 0x2},        // 188: if A & 0x2 goto 368 else 369
+			{Code: 0x35, JT: 0, JF: 28, K: 0x122},         // 189: if A >= 0x122 goto 190 else 218
+			{Code: 0x35, JT: 0, JF: 14, K: 0x124},         // 190: if A >= 0x124 goto 191 else 205
+			{Code: 0x15, JT: 0, JF: 177, K: 0x13c},        // 191: if A == 0x13c goto 192 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 192: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 193: if A == 0x0 goto 194 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 194: A = arg0.lo
+			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 195: if A >= 0x80000000 goto 448 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 196: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 197: if A == 0x0 goto 198 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 198: A = arg2.lo
+			{Code: 0x35, JT: 248, JF: 1, K: 0x80000000},   // 199: if A >= 0x80000000 goto 448 else 201
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 202: if A == 0x0 goto 203 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
+			{Code: 0x45, JT: 243, JF: 244, K: 0xfffffff8}, // 204: if A & 0xfffffff8 goto 448 else 449
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 205: if A == 0x122 goto 206 else 214
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 207: if A == 0x0 goto 208 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 209: if A == 0x0 goto 210 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 210: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 211: if A == 0x0 goto 212 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 212: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 234, K: 0x80800},    // 213: if A == 0x80800 goto 449 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 215: if A == 0x0 goto 216 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
+			{Code: 0x15, JT: 231, JF: 230, K: 0x80000},    // 217: if A == 0x80000 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 218: if A == 0x118 goto 219 else 223
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 220: if A == 0x0 goto 221 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
+			{Code: 0x35, JT: 225, JF: 186, K: 0x80000000}, // 222: if A >= 0x80000000 goto 448 else 409
+			{Code: 0x15, JT: 0, JF: 224, K: 0x11d},        // 223: if A == 0x11d goto 224 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 225: if A == 0x0 goto 226 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
+			{Code: 0x35, JT: 220, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 448 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 228: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 229: if A == 0x0 goto 230 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 230: A = arg1.lo
+			{Code: 0x45, JT: 216, JF: 217, K: 0xffffff80}, // 231: if A & 0xffffff80 goto 448 else 449
+			{Code: 0x35, JT: 0, JF: 24, K: 0x109},         // 232: if A >= 0x109 goto 233 else 257
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10d},          // 233: if A >= 0x10d goto 234 else 239
+			{Code: 0x15, JT: 0, JF: 213, K: 0x10f},        // 234: if A == 0x10f goto 235 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 235: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 236: if A == 0x0 goto 237 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 237: A = arg1.lo
+			{Code: 0x15, JT: 170, JF: 209, K: 0x1},        // 238: if A == 0x1 goto 409 else 448
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 239: if A == 0x109 goto 240 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 240: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 241: if A == 0x0 goto 242 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 242: A = arg0.lo
+			{Code: 0x35, JT: 204, JF: 0, K: 0x80000000},   // 243: if A >= 0x80000000 goto 448 else 244
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 244: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 245: if A == 0x0 goto 246 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 246: A = arg2.lo
+			{Code: 0x35, JT: 200, JF: 0, K: 0x80000000},   // 247: if A >= 0x80000000 goto 448 else 248
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 248: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 249: if A == 0x0 goto 250 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 250: A = arg4.lo
+			{Code: 0x15, JT: 197, JF: 196, K: 0x400},      // 251: if A == 0x400 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 16, K: 0x10a},         // 252: if A == 0x10a goto 253 else 269
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 254: if A == 0x0 goto 255 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
+			{Code: 0x35, JT: 191, JF: 192, K: 0x80000000}, // 256: if A >= 0x80000000 goto 448 else 449
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 257: if A >= 0x105 goto 258 else 268
+			{Code: 0x15, JT: 0, JF: 189, K: 0x107},        // 258: if A == 0x107 goto 259 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 187, K: 0x0},          // 260: if A == 0x0 goto 261 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
+			{Code: 0x35, JT: 185, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 448 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 263: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 264: if A == 0x0 goto 265 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 265: A = arg2.lo
+			{Code: 0x15, JT: 182, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 449 else 267
+			{Code: 0x15, JT: 181, JF: 180, K: 0x200},      // 267: if A == 0x200 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 4, K: 0x102},          // 268: if A == 0x102 goto 269 else 273
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 270: if A == 0x0 goto 271 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
+			{Code: 0x35, JT: 175, JF: 176, K: 0x80000000}, // 272: if A >= 0x80000000 goto 448 else 449
+			{Code: 0x15, JT: 0, JF: 7, K: 0x103},          // 273: if A == 0x103 goto 274 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 275: if A == 0x0 goto 276 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 448 else 278
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 278: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 279: A &= 0xf000
+			{Code: 0x15, JT: 128, JF: 167, K: 0x8000},     // 280: if A == 0x8000 goto 409 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 282: if A == 0x0 goto 283 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 284: if A >= 0x80000000 goto 448 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 285: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 286: if A == 0x0 goto 287 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 287: A = arg4.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 288: if A == 0x0 goto 449 else 289
+			{Code: 0x15, JT: 159, JF: 158, K: 0x100},      // 289: if A == 0x100 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 46, K: 0xd9},          // 290: if A >= 0xd9 goto 291 else 337
+			{Code: 0x35, JT: 0, JF: 34, K: 0xe4},          // 291: if A >= 0xe4 goto 292 else 326
+			{Code: 0x35, JT: 0, JF: 32, K: 0xe8},          // 292: if A >= 0xe8 goto 293 else 325
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 293: if A == 0x101 goto 294 else 311
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 295: if A == 0x0 goto 296 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 297: if A >= 0x80000000 goto 304 else 298
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 298: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 299: if A == 0x0 goto 300 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 300: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 147, K: 0xffe2e2ff},   // 301: if A & 0xffe2e2ff goto 302 else 449
+			{Code: 0x45, JT: 145, JF: 146, K: 0xffe2e0fc}, // 302: if A & 0xffe2e0fc goto 448 else 449
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 143, K: 0xffffff9c},   // 304: if A == 0xffffff9c goto 305 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 305: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 306: if A == 0x0 goto 307 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 307: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 308: if A >= 0x80001 goto 309 else 310
+			{Code: 0x15, JT: 139, JF: 138, K: 0x290000},   // 309: if A == 0x290000 goto 449 else 448
+			{Code: 0x15, JT: 138, JF: 137, K: 0x80000},    // 310: if A == 0x80000 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 136, K: 0xe9},         // 311: if A == 0xe9 goto 312 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 313: if A == 0x0 goto 314 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 315: if A >= 0x80000000 goto 448 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 316: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 317: if A == 0x0 goto 318 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 318: A = arg1.lo
+			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 319: if A == 0x0 goto 448 else 320
+			{Code: 0x35, JT: 127, JF: 0, K: 0x3},          // 320: if A >= 0x3 goto 448 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 321: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 322: if A == 0x0 goto 323 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 323: A = arg2.lo
+			{Code: 0x35, JT: 123, JF: 124, K: 0x80000000}, // 324: if A >= 0x80000000 goto 448 else 449
+			{Code: 0x15, JT: 122, JF: 123, K: 0xe6},       // 325: if A == 0xe6 goto 448 else 449
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 326: if A >= 0xdc goto 327 else 336
+			{Code: 0x15, JT: 0, JF: 120, K: 0xdd},         // 327: if A == 0xdd goto 328 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 329: if A == 0x0 goto 330 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
+			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 331: if A >= 0x80000000 goto 448 else 332
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 332: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 333: if A == 0x0 goto 334 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 334: A = arg3.lo
+			{Code: 0x35, JT: 112, JF: 113, K: 0x6},        // 335: if A >= 0x6 goto 448 else 449
+			{Code: 0x15, JT: 111, JF: 112, K: 0xda},       // 336: if A == 0xda goto 448 else 449
+			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 337: if A >= 0xc2 goto 338 else 346
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 338: if A >= 0xc6 goto 339 else 344
+			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 339: if A == 0xcc goto 340 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 341: if A == 0x0 goto 342 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
+			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 343: if A == 0x0 goto 449 else 448
+			{Code: 0x15, JT: 104, JF: 0, K: 0xc2},         // 344: if A == 0xc2 goto 449 else 345
+			{Code: 0x15, JT: 103, JF: 102, K: 0xc5},       // 345: if A == 0xc5 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 346: if A >= 0xbd goto 347 else 348
+			{Code: 0x15, JT: 101, JF: 100, K: 0xbf},       // 347: if A == 0xbf goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 348: if A >= 0xba goto 349 else 350
+			{Code: 0x15, JT: 98, JF: 99, K: 0xbb},         // 349: if A == 0xbb goto 448 else 449
+			{Code: 0x15, JT: 0, JF: 97, K: 0x9d},          // 350: if A == 0x9d goto 351 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 352: if A == 0x0 goto 353 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 354: if A == 0x53564d41 goto 355 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 356: if A == 0x0 goto 357 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
+			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 358: if A == 0x0 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 36, K: 0x3e},          // 359: if A >= 0x3e goto 360 else 396
+			{Code: 0x35, JT: 0, JF: 13, K: 0x64},          // 360: if A >= 0x64 goto 361 else 374
+			{Code: 0x35, JT: 0, JF: 8, K: 0x6d},           // 361: if A >= 0x6d goto 362 else 370
+			{Code: 0x35, JT: 0, JF: 4, K: 0x7d},           // 362: if A >= 0x7d goto 363 else 367
+			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 363: if A >= 0x84 goto 364 else 365
+			{Code: 0x15, JT: 84, JF: 83, K: 0x8a},         // 364: if A == 0x8a goto 449 else 448
+			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 365: if A == 0x7d goto 449 else 366
+			{Code: 0x15, JT: 82, JF: 81, K: 0x83},         // 366: if A == 0x83 goto 449 else 448
+			{Code: 0x15, JT: 81, JF: 80, K: 0x73},         // 367: if A == 0x73 goto 449 else 448
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 370: if A >= 0x68 goto 371 else 373
+			{Code: 0x15, JT: 77, JF: 0, K: 0x68},          // 371: if A == 0x68 goto 449 else 372
+			{Code: 0x35, JT: 76, JF: 75, K: 0x6b},         // 372: if A >= 0x6b goto 449 else 448
+			{Code: 0x15, JT: 75, JF: 74, K: 0x66},         // 373: if A == 0x66 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 374: if A >= 0x4e goto 375 else 378
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 375: if A >= 0x61 goto 376 else 377
+			{Code: 0x15, JT: 71, JF: 72, K: 0x62},         // 376: if A == 0x62 goto 448 else 449
+			{Code: 0x15, JT: 71, JF: 70, K: 0x5d},         // 377: if A == 0x5d goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 378: if A >= 0x4a goto 379 else 380
+			{Code: 0x15, JT: 68, JF: 69, K: 0x4c},         // 379: if A == 0x4c goto 448 else 449
+			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 380: if A == 0x48 goto 381 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 382: if A == 0x0 goto 383 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 384: if A >= 0x80000000 goto 448 else 385
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 385: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 386: if A == 0x0 goto 387 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 387: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 388: if A >= 0x4 goto 389 else 395
+			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 389: if A == 0x406 goto 449 else 390
+			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 390: if A == 0x4 goto 391 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 391: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 392: if A == 0x0 goto 393 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 393: A = arg2.lo
+			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 394: if A & 0xfffb73ff goto 448 else 449
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 395: if A == 0x3 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 396: if A >= 0x13 goto 397 else 441
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2d},          // 397: if A >= 0x2d goto 398 else 437
+			{Code: 0x35, JT: 0, JF: 19, K: 0x2f},          // 398: if A >= 0x2f goto 399 else 418
+			{Code: 0x35, JT: 0, JF: 13, K: 0x3c},          // 399: if A >= 0x3c goto 400 else 413
+			{Code: 0x15, JT: 48, JF: 0, K: 0x3c},          // 400: if A == 0x3c goto 449 else 401
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 401: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 402: if A == 0x0 goto 403 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 404: if A == monitor_pid goto 405 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 405: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 406: if A == 0x0 goto 407 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 407: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 408: if A == 0x0 goto 409 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 409: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 410: if A == 0x0 goto 411 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 411: A = arg3.lo
+			{Code: 0x15, JT: 36, JF: 35, K: 0x0},          // 412: if A == 0x0 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 413: if A == 0x38 goto 414 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 415: if A == 0x0 goto 416 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 417: if A == 0xd0f00 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 418: if A == 0x2d goto 419 else 427
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 419: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 420: if A == 0x0 goto 421 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 421: A = arg0.lo
+			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 448 else 423
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 423: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 424: if A == 0x0 goto 425 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 425: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 426: if A == 0x40 goto 449 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 428: if A == 0x0 goto 429 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 430: if A >= 0x80000000 goto 448 else 431
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 431: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 432: if A == 0x0 goto 433 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 433: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 434: if A >= 0x4001 goto 435 else 436
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 435: if A == 0x4040 goto 449 else 448
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 436: if A == 0x4000 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 437: if A >= 0x23 goto 438 else 440
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 438: if A == 0x23 goto 449 else 439
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 439: if A == 0x27 goto 449 else 448
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 440: if A == 0x18 goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 441: if A >= 0x8 goto 442 else 445
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 442: if A >= 0xd goto 449 else 443
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 443: if A == 0x8 goto 449 else 444
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 444: if A == 0xb goto 449 else 448
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 445: if A >= 0x4 goto 446 else 447
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 446: if A == 0x5 goto 449 else 448
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 447: if A == 0x2 goto 448 else 449
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 448: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 449: return 0x7fff0000
+		},
+	},
+	{
 		Key: "ptrace,read-only",
 		Variables: []precompiled.Variable{
 			{Name: "monitor_pid", Uses: []uint16{100}},
@@ -1580,7 +2821,7 @@ var Programs = precompiled.Set{
 	{
 		Key: "systrap,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{301}},
+			{Name: "monitor_pid", Uses: []uint16{313}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -1620,7 +2861,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 158, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 195
+			{Code: 0x35, JT: 144, JF: 163, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 200
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
@@ -1687,9 +2928,9 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 160, K: 0x83},         // 103: if A >= 0x83 goto 104 else 264
-			{Code: 0x35, JT: 0, JF: 125, K: 0xe4},         // 104: if A >= 0xe4 goto 105 else 230
-			{Code: 0x35, JT: 0, JF: 63, K: 0x10f},         // 105: if A >= 0x10f goto 106 else 169
+			{Code: 0x35, JT: 0, JF: 169, K: 0x8a},         // 103: if A >= 0x8a goto 104 else 273
+			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 104: if A >= 0xe8 goto 105 else 233
+			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 105: if A >= 0x122 goto 106 else 163
 			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
 			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
 			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
@@ -1710,271 +2951,281 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 130, K: 0x2},         // 126: if A >= 0x2 goto 181 else 257
+			{Code: 0x35, JT: 54, JF: 142, K: 0x2},         // 126: if A >= 0x2 goto 181 else 269
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 129: if A == 0x0 goto 130 else 383
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 251, JF: 252, K: 0xfffffffe}, // 131: if A & 0xfffffffe goto 383 else 384
+			{Code: 0x45, JT: 49, JF: 57, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 247, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 384 else 139
-			{Code: 0x15, JT: 245, JF: 246, K: 0x0},        // 137: if A == 0x0 goto 383 else 384
+			{Code: 0x15, JT: 52, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 189 else 139
+			{Code: 0x15, JT: 255, JF: 51, K: 0x0},         // 137: if A == 0x0 goto 393 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 243, K: 0x2},        // 139: if A & 0x2 goto 319 else 383
-			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 140: if A >= 0x122 goto 141 else 155
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 141: if A == 0x122 goto 142 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 143: if A == 0x0 goto 144 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 145: if A == 0x0 goto 146 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 146: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 147: if A == 0x0 goto 148 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 148: A = arg1.lo
-			{Code: 0x15, JT: 234, JF: 233, K: 0x80800},    // 149: if A == 0x80800 goto 384 else 383
-			{Code: 0x15, JT: 0, JF: 232, K: 0x123},        // 150: if A == 0x123 goto 151 else 383
+			{Code: 0x45, JT: 180, JF: 253, K: 0x2},        // 139: if A & 0x2 goto 320 else 393
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 140: if A >= 0x124 goto 141 else 150
+			{Code: 0x15, JT: 0, JF: 251, K: 0x135},        // 141: if A == 0x135 goto 142 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 142: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 143: if A == 0x0 goto 144 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 144: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 145: if A == 0x0 goto 146 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 147: if A == 0x0 goto 148 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
+			{Code: 0x15, JT: 244, JF: 243, K: 0x0},        // 149: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 150: if A == 0x122 goto 151 else 159
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 152: if A == 0x0 goto 153 else 383
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 152: if A == 0x0 goto 153 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x15, JT: 229, JF: 228, K: 0x80000},    // 154: if A == 0x80000 goto 384 else 383
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 155: if A == 0x10f goto 156 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 157: if A == 0x0 goto 158 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 223, K: 0x1},        // 159: if A == 0x1 goto 315 else 383
-			{Code: 0x15, JT: 0, JF: 222, K: 0x11d},        // 160: if A == 0x11d goto 161 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 161: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 162: if A == 0x0 goto 163 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 163: A = arg0.lo
-			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 164: if A >= 0x80000000 goto 383 else 165
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 165: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 166: if A == 0x0 goto 167 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 167: A = arg1.lo
-			{Code: 0x45, JT: 214, JF: 215, K: 0xffffff80}, // 168: if A & 0xffffff80 goto 383 else 384
-			{Code: 0x35, JT: 0, JF: 44, K: 0xf7},          // 169: if A >= 0xf7 goto 170 else 214
-			{Code: 0x35, JT: 0, JF: 5, K: 0x102},          // 170: if A >= 0x102 goto 171 else 176
-			{Code: 0x15, JT: 0, JF: 211, K: 0x10b},        // 171: if A == 0x10b goto 172 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 173: if A == 0x0 goto 174 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
-			{Code: 0x35, JT: 207, JF: 208, K: 0x80000000}, // 175: if A >= 0x80000000 goto 383 else 384
-			{Code: 0x15, JT: 0, JF: 22, K: 0xf7},          // 176: if A == 0xf7 goto 177 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 177: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 178: if A == 0x0 goto 179 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 179: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 202, K: 0x1},          // 180: if A == 0x1 goto 182 else 383
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 154: if A == 0x0 goto 155 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 155: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 156: if A == 0x0 goto 157 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 157: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 234, K: 0x80800},    // 158: if A == 0x80800 goto 394 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 160: if A == 0x0 goto 161 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x15, JT: 231, JF: 230, K: 0x80000},    // 162: if A == 0x80000 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 16, K: 0x102},         // 163: if A >= 0x102 goto 164 else 180
+			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 164: if A >= 0x10f goto 165 else 179
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 165: if A == 0x10f goto 166 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 166: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 167: if A == 0x0 goto 168 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 168: A = arg1.lo
+			{Code: 0x15, JT: 158, JF: 223, K: 0x1},        // 169: if A == 0x1 goto 328 else 393
+			{Code: 0x15, JT: 0, JF: 222, K: 0x11d},        // 170: if A == 0x11d goto 171 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 171: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 172: if A == 0x0 goto 173 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 173: A = arg0.lo
+			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 393 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 175: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 176: if A == 0x0 goto 177 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 177: A = arg1.lo
+			{Code: 0x45, JT: 214, JF: 215, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 393 else 394
+			{Code: 0x15, JT: 74, JF: 213, K: 0x10b},       // 179: if A == 0x10b goto 254 else 393
+			{Code: 0x35, JT: 1, JF: 38, K: 0xf7},          // 180: if A >= 0xf7 goto 182 else 219
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 183: if A == 0x0 goto 184 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
-			{Code: 0x15, JT: 197, JF: 0, K: 0x0},          // 185: if A == 0x0 goto 383 else 186
-			{Code: 0x35, JT: 196, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 383 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 187: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 194, K: 0x0},          // 188: if A == 0x0 goto 190 else 383
+			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 182: if A == 0xf7 goto 183 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 184: if A == 0x0 goto 185 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 206, K: 0x1},          // 186: if A == 0x1 goto 187 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 187: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 204, K: 0x0},          // 188: if A == 0x0 goto 190 else 393
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 191: if A >= 0x41000003 goto 192 else 194
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 192: if A == 0x41000003 goto 195 else 193
-			{Code: 0x15, JT: 1, JF: 189, K: 0x41000005},   // 193: if A == 0x41000005 goto 195 else 383
-			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 194: if A == 0x1000005 goto 195 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 195: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 196: if A == 0x0 goto 197 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 197: A = arg4.lo
-			{Code: 0x15, JT: 185, JF: 184, K: 0x0},        // 198: if A == 0x0 goto 384 else 383
-			{Code: 0x15, JT: 0, JF: 183, K: 0x101},        // 199: if A == 0x101 goto 200 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 201: if A == 0x0 goto 202 else 208
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 203: if A >= 0x80000000 goto 209 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 204: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 205: if A == 0x0 goto 206 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 206: A = arg2.lo
-			{Code: 0x45, JT: 175, JF: 176, K: 0xffe2e2ff}, // 207: if A & 0xffe2e2ff goto 383 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 173, K: 0xffffff9c},   // 209: if A == 0xffffff9c goto 210 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 210: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 211: if A == 0x0 goto 212 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 212: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 213: if A == 0x80000 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 214: if A >= 0xe8 goto 215 else 229
-			{Code: 0x15, JT: 0, JF: 167, K: 0xe9},         // 215: if A == 0xe9 goto 216 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 217: if A == 0x0 goto 218 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 219: if A >= 0x80000000 goto 383 else 220
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 220: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 221: if A == 0x0 goto 222 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 222: A = arg1.lo
-			{Code: 0x15, JT: 159, JF: 0, K: 0x0},          // 223: if A == 0x0 goto 383 else 224
-			{Code: 0x35, JT: 158, JF: 0, K: 0x3},          // 224: if A >= 0x3 goto 383 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 225: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 226: if A == 0x0 goto 227 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 227: A = arg2.lo
-			{Code: 0x35, JT: 154, JF: 155, K: 0x80000000}, // 228: if A >= 0x80000000 goto 383 else 384
-			{Code: 0x15, JT: 153, JF: 154, K: 0xe6},       // 229: if A == 0xe6 goto 383 else 384
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 230: if A >= 0xbf goto 231 else 251
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 231: if A >= 0xd9 goto 232 else 243
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 232: if A >= 0xdc goto 233 else 242
-			{Code: 0x15, JT: 0, JF: 149, K: 0xdd},         // 233: if A == 0xdd goto 234 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 235: if A == 0x0 goto 236 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 237: if A >= 0x80000000 goto 383 else 238
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 238: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 239: if A == 0x0 goto 240 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 240: A = arg3.lo
-			{Code: 0x35, JT: 141, JF: 142, K: 0x6},        // 241: if A >= 0x6 goto 383 else 384
-			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 242: if A == 0xda goto 383 else 384
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 243: if A >= 0xc3 goto 244 else 249
-			{Code: 0x15, JT: 0, JF: 138, K: 0xcc},         // 244: if A == 0xcc goto 245 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 246: if A == 0x0 goto 247 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 247: A = arg0.lo
-			{Code: 0x15, JT: 135, JF: 134, K: 0x0},        // 248: if A == 0x0 goto 384 else 383
-			{Code: 0x15, JT: 134, JF: 0, K: 0xbf},         // 249: if A == 0xbf goto 384 else 250
-			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 250: if A == 0xc2 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 10, K: 0x9d},          // 251: if A >= 0x9d goto 252 else 262
-			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 252: if A == 0x9d goto 253 else 261
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 254: if A == 0x0 goto 255 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 126, K: 0x53564d41},   // 256: if A == 0x53564d41 goto 257 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 257: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 258: if A == 0x0 goto 259 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 259: A = arg1.lo
-			{Code: 0x15, JT: 123, JF: 122, K: 0x0},        // 260: if A == 0x0 goto 384 else 383
-			{Code: 0x15, JT: 122, JF: 121, K: 0xba},       // 261: if A == 0xba goto 384 else 383
-			{Code: 0x15, JT: 121, JF: 0, K: 0x83},         // 262: if A == 0x83 goto 384 else 263
-			{Code: 0x15, JT: 120, JF: 119, K: 0x8a},       // 263: if A == 0x8a goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 64, K: 0x3c},          // 264: if A >= 0x3c goto 265 else 329
-			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 265: if A >= 0x62 goto 266 else 275
-			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 266: if A >= 0x69 goto 267 else 272
-			{Code: 0x35, JT: 0, JF: 1, K: 0x74},           // 267: if A >= 0x74 goto 268 else 269
-			{Code: 0x15, JT: 115, JF: 114, K: 0x7d},       // 268: if A == 0x7d goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 269: if A >= 0x6d goto 270 else 271
-			{Code: 0x15, JT: 113, JF: 112, K: 0x73},       // 270: if A == 0x73 goto 384 else 383
-			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 271: if A >= 0x6b goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 272: if A >= 0x66 goto 273 else 274
-			{Code: 0x15, JT: 109, JF: 110, K: 0x67},       // 273: if A == 0x67 goto 383 else 384
-			{Code: 0x15, JT: 109, JF: 108, K: 0x63},       // 274: if A == 0x63 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 275: if A >= 0x4a goto 276 else 279
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 276: if A >= 0x4e goto 277 else 278
-			{Code: 0x15, JT: 106, JF: 105, K: 0x61},       // 277: if A == 0x61 goto 384 else 383
-			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 278: if A == 0x4c goto 383 else 384
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 279: if A >= 0x3f goto 280 else 296
-			{Code: 0x15, JT: 0, JF: 102, K: 0x48},         // 280: if A == 0x48 goto 281 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 282: if A == 0x0 goto 283 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
-			{Code: 0x35, JT: 98, JF: 0, K: 0x80000000},    // 284: if A >= 0x80000000 goto 383 else 285
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 285: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 286: if A == 0x0 goto 287 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 287: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 288: if A >= 0x4 goto 289 else 295
-			{Code: 0x15, JT: 94, JF: 0, K: 0x406},         // 289: if A == 0x406 goto 384 else 290
-			{Code: 0x15, JT: 0, JF: 92, K: 0x4},           // 290: if A == 0x4 goto 291 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 291: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 292: if A == 0x0 goto 293 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 293: A = arg2.lo
-			{Code: 0x45, JT: 88, JF: 89, K: 0xfffb73ff},   // 294: if A & 0xfffb73ff goto 383 else 384
-			{Code: 0x15, JT: 88, JF: 87, K: 0x3},          // 295: if A == 0x3 goto 384 else 383
-			{Code: 0x15, JT: 87, JF: 0, K: 0x3c},          // 296: if A == 0x3c goto 384 else 297
-			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 297: if A == 0x3d goto 298 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 299: if A == 0x0 goto 300 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 301: if A == monitor_pid goto 302 else 309
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 303: if A == 0x0 goto 304 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 305: if A == 0x0 goto 315 else 306
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 306: A = arg0.lo
-			{Code: 0x15, JT: 75, JF: 0, K: 0x0},           // 307: if A == 0x0 goto 383 else 308
-			{Code: 0x35, JT: 74, JF: 4, K: 0x80000000},    // 308: if A >= 0x80000000 goto 383 else 313
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 309: if A == 0x0 goto 383 else 310
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 310: if A >= 0x80000000 goto 383 else 311
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 311: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 312: if A == 0x0 goto 313 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 313: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 68, K: 0x40000000},    // 314: if A == 0x40000000 goto 315 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 315: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 316: if A == 0x0 goto 317 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 317: A = arg3.lo
-			{Code: 0x15, JT: 65, JF: 64, K: 0x0},          // 318: if A == 0x0 goto 384 else 383
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 321: if A == 0x0 goto 322 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 323: if A == 0x0 goto 383 else 324
-			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 324: if A >= 0x80000000 goto 383 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 326: if A == 0x0 goto 327 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
-			{Code: 0x15, JT: 55, JF: 54, K: 0x9},          // 328: if A == 0x9 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 29, K: 0x23},          // 329: if A >= 0x23 goto 330 else 359
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 330: if A >= 0x2d goto 331 else 357
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 331: if A >= 0x2f goto 332 else 337
-			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 332: if A == 0x38 goto 333 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 334: if A == 0x0 goto 335 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
-			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 336: if A == 0xd0f00 goto 384 else 383
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 337: if A == 0x2d goto 338 else 347
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 339: if A == 0x0 goto 340 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 341: if A >= 0x80000000 goto 383 else 342
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 342: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 343: if A == 0x0 goto 344 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 344: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 345: if A == 0x0 goto 384 else 346
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 346: if A == 0x40 goto 384 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 348: if A == 0x0 goto 349 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 350: if A >= 0x80000000 goto 383 else 351
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 351: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 352: if A == 0x0 goto 353 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 353: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 354: if A >= 0x4001 goto 355 else 356
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 355: if A == 0x4040 goto 384 else 383
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 356: if A == 0x4000 goto 384 else 383
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 357: if A == 0x23 goto 384 else 358
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 358: if A == 0x27 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 359: if A >= 0xd goto 360 else 380
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 360: if A >= 0x13 goto 361 else 362
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 361: if A == 0x18 goto 384 else 383
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 362: if A == 0x10 goto 363 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 364: if A == 0x0 goto 365 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 366: if A >= 0x80000000 goto 383 else 367
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 367: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 368: if A == 0x0 goto 369 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 370: if A >= 0x5413 goto 371 else 375
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 371: if A >= 0x541c goto 372 else 373
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 372: if A == 0x5425 goto 384 else 383
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 373: if A == 0x541b goto 384 else 374
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 374: if A >= 0x5415 goto 383 else 384
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 375: if A >= 0x540c goto 376 else 377
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 376: if A == 0x5411 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 377: if A >= 0x5405 goto 378 else 379
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 378: if A >= 0x5409 goto 384 else 383
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 379: if A >= 0x5401 goto 384 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 380: if A >= 0x4 goto 381 else 382
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 381: if A == 0xb goto 384 else 383
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 382: if A == 0x2 goto 383 else 384
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 383: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 384: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 190: A = arg1.lo
+			{Code: 0x15, JT: 201, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 393 else 192
+			{Code: 0x35, JT: 200, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 393 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 194: if A == 0x0 goto 195 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 196: if A >= 0x41000003 goto 197 else 199
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 197: if A == 0x41000003 goto 200 else 198
+			{Code: 0x15, JT: 1, JF: 194, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 393
+			{Code: 0x15, JT: 0, JF: 193, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 201: if A == 0x0 goto 202 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
+			{Code: 0x15, JT: 190, JF: 189, K: 0x0},        // 203: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 188, K: 0x101},        // 204: if A == 0x101 goto 205 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 205: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 206: if A == 0x0 goto 207 else 213
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 207: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 208: if A >= 0x80000000 goto 214 else 209
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 210: if A == 0x0 goto 211 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
+			{Code: 0x45, JT: 180, JF: 181, K: 0xffe2e2ff}, // 212: if A & 0xffe2e2ff goto 393 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 178, K: 0xffffff9c},   // 214: if A == 0xffffff9c goto 215 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 216: if A == 0x0 goto 217 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
+			{Code: 0x15, JT: 175, JF: 174, K: 0x80000},    // 218: if A == 0x80000 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 173, K: 0xe9},         // 219: if A == 0xe9 goto 220 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 220: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 221: if A == 0x0 goto 222 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 222: A = arg0.lo
+			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 393 else 224
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 224: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 225: if A == 0x0 goto 226 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 226: A = arg1.lo
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 393 else 228
+			{Code: 0x35, JT: 164, JF: 0, K: 0x3},          // 228: if A >= 0x3 goto 393 else 229
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 229: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 230: if A == 0x0 goto 231 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 231: A = arg2.lo
+			{Code: 0x35, JT: 160, JF: 161, K: 0x80000000}, // 232: if A >= 0x80000000 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 24, K: 0xcb},          // 233: if A >= 0xcb goto 234 else 258
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 234: if A >= 0xdc goto 235 else 246
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 235: if A >= 0xe4 goto 236 else 237
+			{Code: 0x15, JT: 156, JF: 157, K: 0xe6},       // 236: if A == 0xe6 goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 155, K: 0xdd},         // 237: if A == 0xdd goto 238 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 239: if A == 0x0 goto 240 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
+			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 393 else 242
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 243: if A == 0x0 goto 244 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
+			{Code: 0x35, JT: 147, JF: 148, K: 0x6},        // 245: if A >= 0x6 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 246: if A >= 0xd9 goto 247 else 248
+			{Code: 0x15, JT: 145, JF: 146, K: 0xda},       // 247: if A == 0xda goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 4, K: 0xcb},           // 248: if A == 0xcb goto 249 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 250: if A == 0x0 goto 251 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x15, JT: 140, JF: 4, K: 0x0},          // 252: if A == 0x0 goto 393 else 257
+			{Code: 0x15, JT: 0, JF: 139, K: 0xcc},         // 253: if A == 0xcc goto 254 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 255: if A == 0x0 goto 256 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 257: if A >= 0x80000000 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 4, K: 0xba},           // 258: if A >= 0xba goto 259 else 263
+			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 259: if A >= 0xc0 goto 260 else 261
+			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 260: if A == 0xc2 goto 394 else 393
+			{Code: 0x15, JT: 132, JF: 0, K: 0xba},         // 261: if A == 0xba goto 394 else 262
+			{Code: 0x15, JT: 131, JF: 130, K: 0xbf},       // 262: if A == 0xbf goto 394 else 393
+			{Code: 0x15, JT: 130, JF: 0, K: 0x8a},         // 263: if A == 0x8a goto 394 else 264
+			{Code: 0x15, JT: 0, JF: 128, K: 0x9d},         // 264: if A == 0x9d goto 265 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 266: if A == 0x0 goto 267 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 124, K: 0x53564d41},   // 268: if A == 0x53564d41 goto 269 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 270: if A == 0x0 goto 271 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 272: if A == 0x0 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 273: if A >= 0x3f goto 274 else 305
+			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 274: if A >= 0x66 goto 275 else 283
+			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 275: if A >= 0x6d goto 276 else 280
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 276: if A >= 0x7d goto 277 else 279
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 277: if A == 0x7d goto 394 else 278
+			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 278: if A == 0x83 goto 394 else 393
+			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 279: if A == 0x73 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 280: if A >= 0x69 goto 281 else 282
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 281: if A >= 0x6b goto 394 else 393
+			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 282: if A == 0x67 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 283: if A >= 0x4e goto 284 else 287
+			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 284: if A >= 0x62 goto 285 else 286
+			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 285: if A == 0x63 goto 394 else 393
+			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 286: if A == 0x61 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 287: if A >= 0x4a goto 288 else 289
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 288: if A == 0x4c goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 289: if A == 0x48 goto 290 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 290: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 291: if A == 0x0 goto 292 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 292: A = arg0.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 293: if A >= 0x80000000 goto 393 else 294
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 294: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 295: if A == 0x0 goto 296 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 296: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 297: if A >= 0x4 goto 298 else 304
+			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 298: if A == 0x406 goto 394 else 299
+			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 299: if A == 0x4 goto 300 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 301: if A == 0x0 goto 302 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
+			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 303: if A & 0xfffb73ff goto 393 else 394
+			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 304: if A == 0x3 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 305: if A >= 0x23 goto 306 else 369
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 306: if A >= 0x2f goto 307 else 346
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 307: if A >= 0x3c goto 308 else 341
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 308: if A == 0x3c goto 394 else 309
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 309: if A == 0x3d goto 310 else 332
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 311: if A == 0x0 goto 312 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 313: if A == monitor_pid goto 314 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 314: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 315: if A == 0x0 goto 316 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 316: A = arg2.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 317: if A == 0x0 goto 328 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 1, K: 0x0},           // 319: if A == 0x0 goto 393 else 321
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
+			{Code: 0x35, JT: 71, JF: 4, K: 0x80000000},    // 321: if A >= 0x80000000 goto 393 else 326
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 322: if A == 0x0 goto 393 else 323
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 323: if A >= 0x80000000 goto 393 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 324: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 325: if A == 0x0 goto 326 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 326: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 327: if A == 0x40000000 goto 328 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 328: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 329: if A == 0x0 goto 330 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 330: A = arg3.lo
+			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 331: if A == 0x0 goto 394 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 333: if A == 0x0 goto 334 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 335: if A == 0x0 goto 393 else 336
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 336: if A >= 0x80000000 goto 393 else 337
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 337: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 338: if A == 0x0 goto 339 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 339: A = arg1.lo
+			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 340: if A == 0x9 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 341: if A == 0x38 goto 342 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 343: if A == 0x0 goto 344 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 345: if A == 0xd0f00 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 346: if A >= 0x2d goto 347 else 367
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 347: if A == 0x2d goto 348 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 349: if A == 0x0 goto 350 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 351: if A >= 0x80000000 goto 393 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 352: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 353: if A == 0x0 goto 354 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 354: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 355: if A == 0x0 goto 394 else 356
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 356: if A == 0x40 goto 394 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 357: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 358: if A == 0x0 goto 359 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 359: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 360: if A >= 0x80000000 goto 393 else 361
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 361: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 362: if A == 0x0 goto 363 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 363: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 364: if A >= 0x4001 goto 365 else 366
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 365: if A == 0x4040 goto 394 else 393
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 366: if A == 0x4000 goto 394 else 393
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 367: if A == 0x23 goto 394 else 368
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 368: if A == 0x27 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 369: if A >= 0xd goto 370 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 370: if A >= 0x13 goto 371 else 372
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 371: if A == 0x18 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 372: if A == 0x10 goto 373 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 374: if A == 0x0 goto 375 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 376: if A >= 0x80000000 goto 393 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 377: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 378: if A == 0x0 goto 379 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 379: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 380: if A >= 0x5413 goto 381 else 385
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 381: if A >= 0x541c goto 382 else 383
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 382: if A == 0x5425 goto 394 else 393
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 383: if A == 0x541b goto 394 else 384
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 384: if A >= 0x5415 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 385: if A >= 0x540c goto 386 else 387
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 386: if A == 0x5411 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 387: if A >= 0x5405 goto 388 else 389
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 388: if A >= 0x5409 goto 394 else 393
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 389: if A >= 0x5401 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 390: if A >= 0x4 goto 391 else 392
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 391: if A == 0xb goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 392: if A == 0x2 goto 393 else 394
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 393: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{304}},
+			{Name: "monitor_pid", Uses: []uint16{316}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -2014,7 +3265,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 158, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 195
+			{Code: 0x35, JT: 144, JF: 163, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 200
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
@@ -2081,9 +3332,9 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 163, K: 0x83},         // 103: if A >= 0x83 goto 104 else 267
-			{Code: 0x35, JT: 0, JF: 128, K: 0xe4},         // 104: if A >= 0xe4 goto 105 else 233
-			{Code: 0x35, JT: 0, JF: 63, K: 0x10f},         // 105: if A >= 0x10f goto 106 else 169
+			{Code: 0x35, JT: 0, JF: 172, K: 0x8a},         // 103: if A >= 0x8a goto 104 else 276
+			{Code: 0x35, JT: 0, JF: 131, K: 0xe8},         // 104: if A >= 0xe8 goto 105 else 236
+			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 105: if A >= 0x122 goto 106 else 163
 			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
 			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
 			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
@@ -2104,274 +3355,284 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 133, K: 0x2},         // 126: if A >= 0x2 goto 181 else 260
+			{Code: 0x35, JT: 54, JF: 145, K: 0x2},         // 126: if A >= 0x2 goto 181 else 272
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 254, JF: 255, K: 0xfffffffe}, // 131: if A & 0xfffffffe goto 386 else 387
+			{Code: 0x45, JT: 49, JF: 57, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 250, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 387 else 139
-			{Code: 0x15, JT: 248, JF: 249, K: 0x0},        // 137: if A == 0x0 goto 386 else 387
+			{Code: 0x15, JT: 52, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 189 else 139
+			{Code: 0x15, JT: 43, JF: 51, K: 0x0},          // 137: if A == 0x0 goto 181 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 246, K: 0x2},        // 139: if A & 0x2 goto 320 else 386
-			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 140: if A >= 0x122 goto 141 else 155
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 141: if A == 0x122 goto 142 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 143: if A == 0x0 goto 144 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 145: if A == 0x0 goto 146 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 146: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 147: if A == 0x0 goto 148 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 148: A = arg1.lo
-			{Code: 0x15, JT: 237, JF: 236, K: 0x80800},    // 149: if A == 0x80800 goto 387 else 386
-			{Code: 0x15, JT: 0, JF: 235, K: 0x123},        // 150: if A == 0x123 goto 151 else 386
+			{Code: 0x45, JT: 179, JF: 41, K: 0x2},         // 139: if A & 0x2 goto 319 else 181
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 140: if A >= 0x124 goto 141 else 150
+			{Code: 0x15, JT: 0, JF: 254, K: 0x135},        // 141: if A == 0x135 goto 142 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 142: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 143: if A == 0x0 goto 144 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 144: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 145: if A == 0x0 goto 146 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 147: if A == 0x0 goto 148 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
+			{Code: 0x15, JT: 247, JF: 246, K: 0x0},        // 149: if A == 0x0 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 150: if A == 0x122 goto 151 else 159
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 152: if A == 0x0 goto 153 else 386
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 152: if A == 0x0 goto 153 else 396
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x15, JT: 232, JF: 231, K: 0x80000},    // 154: if A == 0x80000 goto 387 else 386
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 155: if A == 0x10f goto 156 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 157: if A == 0x0 goto 158 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
-			{Code: 0x15, JT: 158, JF: 226, K: 0x1},        // 159: if A == 0x1 goto 318 else 386
-			{Code: 0x15, JT: 0, JF: 225, K: 0x11d},        // 160: if A == 0x11d goto 161 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 161: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 162: if A == 0x0 goto 163 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 163: A = arg0.lo
-			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 164: if A >= 0x80000000 goto 386 else 165
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 165: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 166: if A == 0x0 goto 167 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 167: A = arg1.lo
-			{Code: 0x45, JT: 217, JF: 218, K: 0xffffff80}, // 168: if A & 0xffffff80 goto 386 else 387
-			{Code: 0x35, JT: 0, JF: 47, K: 0xf7},          // 169: if A >= 0xf7 goto 170 else 217
-			{Code: 0x35, JT: 0, JF: 5, K: 0x102},          // 170: if A >= 0x102 goto 171 else 176
-			{Code: 0x15, JT: 0, JF: 214, K: 0x10b},        // 171: if A == 0x10b goto 172 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 173: if A == 0x0 goto 174 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
-			{Code: 0x35, JT: 210, JF: 211, K: 0x80000000}, // 175: if A >= 0x80000000 goto 386 else 387
-			{Code: 0x15, JT: 0, JF: 22, K: 0xf7},          // 176: if A == 0xf7 goto 177 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 177: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 178: if A == 0x0 goto 179 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 179: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 205, K: 0x1},          // 180: if A == 0x1 goto 182 else 386
+			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 154: if A == 0x0 goto 155 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 155: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 156: if A == 0x0 goto 157 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 157: A = arg1.lo
+			{Code: 0x15, JT: 238, JF: 237, K: 0x80800},    // 158: if A == 0x80800 goto 397 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 160: if A == 0x0 goto 161 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x15, JT: 234, JF: 233, K: 0x80000},    // 162: if A == 0x80000 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 16, K: 0x102},         // 163: if A >= 0x102 goto 164 else 180
+			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 164: if A >= 0x10f goto 165 else 179
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 165: if A == 0x10f goto 166 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 166: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 167: if A == 0x0 goto 168 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 168: A = arg1.lo
+			{Code: 0x15, JT: 161, JF: 226, K: 0x1},        // 169: if A == 0x1 goto 331 else 396
+			{Code: 0x15, JT: 0, JF: 225, K: 0x11d},        // 170: if A == 0x11d goto 171 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 171: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 172: if A == 0x0 goto 173 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 173: A = arg0.lo
+			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 396 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 175: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 176: if A == 0x0 goto 177 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 177: A = arg1.lo
+			{Code: 0x45, JT: 217, JF: 218, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 396 else 397
+			{Code: 0x15, JT: 77, JF: 216, K: 0x10b},       // 179: if A == 0x10b goto 257 else 396
+			{Code: 0x35, JT: 1, JF: 41, K: 0xf7},          // 180: if A >= 0xf7 goto 182 else 222
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 183: if A == 0x0 goto 184 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
-			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 185: if A == 0x0 goto 386 else 186
-			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 386 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 187: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 197, K: 0x0},          // 188: if A == 0x0 goto 190 else 386
+			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 182: if A == 0xf7 goto 183 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 184: if A == 0x0 goto 185 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 209, K: 0x1},          // 186: if A == 0x1 goto 187 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 187: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 207, K: 0x0},          // 188: if A == 0x0 goto 190 else 396
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 191: if A >= 0x41000003 goto 192 else 194
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 192: if A == 0x41000003 goto 195 else 193
-			{Code: 0x15, JT: 1, JF: 192, K: 0x41000005},   // 193: if A == 0x41000005 goto 195 else 386
-			{Code: 0x15, JT: 0, JF: 191, K: 0x1000005},    // 194: if A == 0x1000005 goto 195 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 195: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 196: if A == 0x0 goto 197 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 197: A = arg4.lo
-			{Code: 0x15, JT: 188, JF: 187, K: 0x0},        // 198: if A == 0x0 goto 387 else 386
-			{Code: 0x15, JT: 0, JF: 186, K: 0x101},        // 199: if A == 0x101 goto 200 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 201: if A == 0x0 goto 202 else 209
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 203: if A >= 0x80000000 goto 210 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 204: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 205: if A == 0x0 goto 206 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 206: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 179, K: 0xffe2e2ff},   // 207: if A & 0xffe2e2ff goto 208 else 387
-			{Code: 0x45, JT: 177, JF: 178, K: 0xffe2e0fc}, // 208: if A & 0xffe2e0fc goto 386 else 387
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 209: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 175, K: 0xffffff9c},   // 210: if A == 0xffffff9c goto 211 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 211: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 212: if A == 0x0 goto 213 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 213: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 214: if A >= 0x80001 goto 215 else 216
-			{Code: 0x15, JT: 171, JF: 170, K: 0x290000},   // 215: if A == 0x290000 goto 387 else 386
-			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 216: if A == 0x80000 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 217: if A >= 0xe8 goto 218 else 232
-			{Code: 0x15, JT: 0, JF: 167, K: 0xe9},         // 218: if A == 0xe9 goto 219 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 220: if A == 0x0 goto 221 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 222: if A >= 0x80000000 goto 386 else 223
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 223: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 224: if A == 0x0 goto 225 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 225: A = arg1.lo
-			{Code: 0x15, JT: 159, JF: 0, K: 0x0},          // 226: if A == 0x0 goto 386 else 227
-			{Code: 0x35, JT: 158, JF: 0, K: 0x3},          // 227: if A >= 0x3 goto 386 else 228
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 228: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 229: if A == 0x0 goto 230 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 230: A = arg2.lo
-			{Code: 0x35, JT: 154, JF: 155, K: 0x80000000}, // 231: if A >= 0x80000000 goto 386 else 387
-			{Code: 0x15, JT: 153, JF: 154, K: 0xe6},       // 232: if A == 0xe6 goto 386 else 387
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 233: if A >= 0xbf goto 234 else 254
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 234: if A >= 0xd9 goto 235 else 246
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 235: if A >= 0xdc goto 236 else 245
-			{Code: 0x15, JT: 0, JF: 149, K: 0xdd},         // 236: if A == 0xdd goto 237 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 238: if A == 0x0 goto 239 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 240: if A >= 0x80000000 goto 386 else 241
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 241: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 242: if A == 0x0 goto 243 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 243: A = arg3.lo
-			{Code: 0x35, JT: 141, JF: 142, K: 0x6},        // 244: if A >= 0x6 goto 386 else 387
-			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 245: if A == 0xda goto 386 else 387
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 246: if A >= 0xc3 goto 247 else 252
-			{Code: 0x15, JT: 0, JF: 138, K: 0xcc},         // 247: if A == 0xcc goto 248 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 249: if A == 0x0 goto 250 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
-			{Code: 0x15, JT: 135, JF: 134, K: 0x0},        // 251: if A == 0x0 goto 387 else 386
-			{Code: 0x15, JT: 134, JF: 0, K: 0xbf},         // 252: if A == 0xbf goto 387 else 253
-			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 253: if A == 0xc2 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 10, K: 0x9d},          // 254: if A >= 0x9d goto 255 else 265
-			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 255: if A == 0x9d goto 256 else 264
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 256: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 257: if A == 0x0 goto 258 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 258: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 126, K: 0x53564d41},   // 259: if A == 0x53564d41 goto 260 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 260: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 261: if A == 0x0 goto 262 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 262: A = arg1.lo
-			{Code: 0x15, JT: 123, JF: 122, K: 0x0},        // 263: if A == 0x0 goto 387 else 386
-			{Code: 0x15, JT: 122, JF: 121, K: 0xba},       // 264: if A == 0xba goto 387 else 386
-			{Code: 0x15, JT: 121, JF: 0, K: 0x83},         // 265: if A == 0x83 goto 387 else 266
-			{Code: 0x15, JT: 120, JF: 119, K: 0x8a},       // 266: if A == 0x8a goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 64, K: 0x3c},          // 267: if A >= 0x3c goto 268 else 332
-			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 268: if A >= 0x62 goto 269 else 278
-			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 269: if A >= 0x69 goto 270 else 275
-			{Code: 0x35, JT: 0, JF: 1, K: 0x74},           // 270: if A >= 0x74 goto 271 else 272
-			{Code: 0x15, JT: 115, JF: 114, K: 0x7d},       // 271: if A == 0x7d goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 272: if A >= 0x6d goto 273 else 274
-			{Code: 0x15, JT: 113, JF: 112, K: 0x73},       // 273: if A == 0x73 goto 387 else 386
-			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 274: if A >= 0x6b goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 275: if A >= 0x66 goto 276 else 277
-			{Code: 0x15, JT: 109, JF: 110, K: 0x67},       // 276: if A == 0x67 goto 386 else 387
-			{Code: 0x15, JT: 109, JF: 108, K: 0x63},       // 277: if A == 0x63 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 278: if A >= 0x4a goto 279 else 282
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 279: if A >= 0x4e goto 280 else 281
-			{Code: 0x15, JT: 106, JF: 105, K: 0x61},       // 280: if A == 0x61 goto 387 else 386
-			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 281: if A == 0x4c goto 386 else 387
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 282: if A >= 0x3f goto 283 else 299
-			{Code: 0x15, JT: 0, JF: 102, K: 0x48},         // 283: if A == 0x48 goto 284 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 284: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 285: if A == 0x0 goto 286 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 286: A = arg0.lo
-			{Code: 0x35, JT: 98, JF: 0, K: 0x80000000},    // 287: if A >= 0x80000000 goto 386 else 288
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 289: if A == 0x0 goto 290 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 291: if A >= 0x4 goto 292 else 298
-			{Code: 0x15, JT: 94, JF: 0, K: 0x406},         // 292: if A == 0x406 goto 387 else 293
-			{Code: 0x15, JT: 0, JF: 92, K: 0x4},           // 293: if A == 0x4 goto 294 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 294: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 295: if A == 0x0 goto 296 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 296: A = arg2.lo
-			{Code: 0x45, JT: 88, JF: 89, K: 0xfffb73ff},   // 297: if A & 0xfffb73ff goto 386 else 387
-			{Code: 0x15, JT: 88, JF: 87, K: 0x3},          // 298: if A == 0x3 goto 387 else 386
-			{Code: 0x15, JT: 87, JF: 0, K: 0x3c},          // 299: if A == 0x3c goto 387 else 300
-			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 300: if A == 0x3d goto 301 else 323
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 302: if A == 0x0 goto 303 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 304: if A == monitor_pid goto 305 else 312
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 305: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 306: if A == 0x0 goto 307 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 307: A = arg2.lo
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 308: if A == 0x0 goto 318 else 309
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
-			{Code: 0x15, JT: 75, JF: 0, K: 0x0},           // 310: if A == 0x0 goto 386 else 311
-			{Code: 0x35, JT: 74, JF: 4, K: 0x80000000},    // 311: if A >= 0x80000000 goto 386 else 316
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 312: if A == 0x0 goto 386 else 313
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 313: if A >= 0x80000000 goto 386 else 314
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 314: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 315: if A == 0x0 goto 316 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 316: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 68, K: 0x40000000},    // 317: if A == 0x40000000 goto 318 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 318: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 66, K: 0x0},           // 319: if A == 0x0 goto 321 else 386
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 321: A = arg3.lo
-			{Code: 0x15, JT: 64, JF: 63, K: 0x0},          // 322: if A == 0x0 goto 387 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 323: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 324: if A == 0x0 goto 325 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 326: if A == 0x0 goto 386 else 327
-			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 327: if A >= 0x80000000 goto 386 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 329: if A == 0x0 goto 330 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
-			{Code: 0x15, JT: 55, JF: 54, K: 0x9},          // 331: if A == 0x9 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 29, K: 0x23},          // 332: if A >= 0x23 goto 333 else 362
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 333: if A >= 0x2d goto 334 else 360
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 334: if A >= 0x2f goto 335 else 340
-			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 335: if A == 0x38 goto 336 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 337: if A == 0x0 goto 338 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
-			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 339: if A == 0xd0f00 goto 387 else 386
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 340: if A == 0x2d goto 341 else 350
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 342: if A == 0x0 goto 343 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 344: if A >= 0x80000000 goto 386 else 345
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 345: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 346: if A == 0x0 goto 347 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 347: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 348: if A == 0x0 goto 387 else 349
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 349: if A == 0x40 goto 387 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 350: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 351: if A == 0x0 goto 352 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 352: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 353: if A >= 0x80000000 goto 386 else 354
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 354: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 355: if A == 0x0 goto 356 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 356: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 357: if A >= 0x4001 goto 358 else 359
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 358: if A == 0x4040 goto 387 else 386
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 359: if A == 0x4000 goto 387 else 386
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 360: if A == 0x23 goto 387 else 361
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 361: if A == 0x27 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 362: if A >= 0xd goto 363 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 363: if A >= 0x13 goto 364 else 365
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 364: if A == 0x18 goto 387 else 386
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 365: if A == 0x10 goto 366 else 387
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 367: if A == 0x0 goto 368 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 369: if A >= 0x80000000 goto 386 else 370
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 370: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 371: if A == 0x0 goto 372 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 372: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 373: if A >= 0x5413 goto 374 else 378
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 374: if A >= 0x541c goto 375 else 376
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 375: if A == 0x5425 goto 387 else 386
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 376: if A == 0x541b goto 387 else 377
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 377: if A >= 0x5415 goto 386 else 387
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 378: if A >= 0x540c goto 379 else 380
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 379: if A == 0x5411 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 380: if A >= 0x5405 goto 381 else 382
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 381: if A >= 0x5409 goto 387 else 386
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 382: if A >= 0x5401 goto 387 else 386
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 383: if A >= 0x4 goto 384 else 385
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 384: if A == 0xb goto 387 else 386
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 385: if A == 0x2 goto 386 else 387
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 386: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 190: A = arg1.lo
+			{Code: 0x15, JT: 204, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 396 else 192
+			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 396 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 194: if A == 0x0 goto 195 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 196: if A >= 0x41000003 goto 197 else 199
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 197: if A == 0x41000003 goto 200 else 198
+			{Code: 0x15, JT: 1, JF: 197, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 396
+			{Code: 0x15, JT: 0, JF: 196, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 201: if A == 0x0 goto 202 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
+			{Code: 0x15, JT: 193, JF: 192, K: 0x0},        // 203: if A == 0x0 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 191, K: 0x101},        // 204: if A == 0x101 goto 205 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 205: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 206: if A == 0x0 goto 207 else 214
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 207: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 208: if A >= 0x80000000 goto 215 else 209
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 210: if A == 0x0 goto 211 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 184, K: 0xffe2e2ff},   // 212: if A & 0xffe2e2ff goto 213 else 397
+			{Code: 0x45, JT: 182, JF: 183, K: 0xffe2e0fc}, // 213: if A & 0xffe2e0fc goto 396 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0xffffff9c},   // 215: if A == 0xffffff9c goto 216 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 217: if A == 0x0 goto 218 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 219: if A >= 0x80001 goto 220 else 221
+			{Code: 0x15, JT: 176, JF: 175, K: 0x290000},   // 220: if A == 0x290000 goto 397 else 396
+			{Code: 0x15, JT: 175, JF: 174, K: 0x80000},    // 221: if A == 0x80000 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 173, K: 0xe9},         // 222: if A == 0xe9 goto 223 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 224: if A == 0x0 goto 225 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 396 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 227: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 228: if A == 0x0 goto 229 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 229: A = arg1.lo
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 230: if A == 0x0 goto 396 else 231
+			{Code: 0x35, JT: 164, JF: 0, K: 0x3},          // 231: if A >= 0x3 goto 396 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 233: if A == 0x0 goto 234 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
+			{Code: 0x35, JT: 160, JF: 161, K: 0x80000000}, // 235: if A >= 0x80000000 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 24, K: 0xcb},          // 236: if A >= 0xcb goto 237 else 261
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 237: if A >= 0xdc goto 238 else 249
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 238: if A >= 0xe4 goto 239 else 240
+			{Code: 0x15, JT: 156, JF: 157, K: 0xe6},       // 239: if A == 0xe6 goto 396 else 397
+			{Code: 0x15, JT: 0, JF: 155, K: 0xdd},         // 240: if A == 0xdd goto 241 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 242: if A == 0x0 goto 243 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
+			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 396 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 245: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 246: if A == 0x0 goto 247 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 247: A = arg3.lo
+			{Code: 0x35, JT: 147, JF: 148, K: 0x6},        // 248: if A >= 0x6 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 249: if A >= 0xd9 goto 250 else 251
+			{Code: 0x15, JT: 145, JF: 146, K: 0xda},       // 250: if A == 0xda goto 396 else 397
+			{Code: 0x15, JT: 0, JF: 4, K: 0xcb},           // 251: if A == 0xcb goto 252 else 256
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 253: if A == 0x0 goto 254 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
+			{Code: 0x15, JT: 140, JF: 4, K: 0x0},          // 255: if A == 0x0 goto 396 else 260
+			{Code: 0x15, JT: 0, JF: 139, K: 0xcc},         // 256: if A == 0xcc goto 257 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 257: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 258: if A == 0x0 goto 259 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 259: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 260: if A >= 0x80000000 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 4, K: 0xba},           // 261: if A >= 0xba goto 262 else 266
+			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 262: if A >= 0xc0 goto 263 else 264
+			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 263: if A == 0xc2 goto 397 else 396
+			{Code: 0x15, JT: 132, JF: 0, K: 0xba},         // 264: if A == 0xba goto 397 else 265
+			{Code: 0x15, JT: 131, JF: 130, K: 0xbf},       // 265: if A == 0xbf goto 397 else 396
+			{Code: 0x15, JT: 130, JF: 0, K: 0x8a},         // 266: if A == 0x8a goto 397 else 267
+			{Code: 0x15, JT: 0, JF: 128, K: 0x9d},         // 267: if A == 0x9d goto 268 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 268: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 269: if A == 0x0 goto 270 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 270: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 124, K: 0x53564d41},   // 271: if A == 0x53564d41 goto 272 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 272: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 273: if A == 0x0 goto 274 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 274: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 275: if A == 0x0 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 276: if A >= 0x3f goto 277 else 308
+			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 277: if A >= 0x66 goto 278 else 286
+			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 278: if A >= 0x6d goto 279 else 283
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 279: if A >= 0x7d goto 280 else 282
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 280: if A == 0x7d goto 397 else 281
+			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 281: if A == 0x83 goto 397 else 396
+			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 282: if A == 0x73 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 283: if A >= 0x69 goto 284 else 285
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 284: if A >= 0x6b goto 397 else 396
+			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 285: if A == 0x67 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 286: if A >= 0x4e goto 287 else 290
+			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 287: if A >= 0x62 goto 288 else 289
+			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 288: if A == 0x63 goto 397 else 396
+			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 289: if A == 0x61 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 290: if A >= 0x4a goto 291 else 292
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 291: if A == 0x4c goto 396 else 397
+			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 292: if A == 0x48 goto 293 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 293: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 294: if A == 0x0 goto 295 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 295: A = arg0.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 296: if A >= 0x80000000 goto 396 else 297
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 297: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 298: if A == 0x0 goto 299 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 299: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 300: if A >= 0x4 goto 301 else 307
+			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 301: if A == 0x406 goto 397 else 302
+			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 302: if A == 0x4 goto 303 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 303: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 304: if A == 0x0 goto 305 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 305: A = arg2.lo
+			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 306: if A & 0xfffb73ff goto 396 else 397
+			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 307: if A == 0x3 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 308: if A >= 0x23 goto 309 else 372
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 309: if A >= 0x2f goto 310 else 349
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 310: if A >= 0x3c goto 311 else 344
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 311: if A == 0x3c goto 397 else 312
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 312: if A == 0x3d goto 313 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 313: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 314: if A == 0x0 goto 315 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 315: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 316: if A == monitor_pid goto 317 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 317: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 77, K: 0x0},           // 318: if A == 0x0 goto 320 else 396
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 320: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 321: if A == 0x0 goto 331 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
+			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 323: if A == 0x0 goto 396 else 324
+			{Code: 0x35, JT: 71, JF: 4, K: 0x80000000},    // 324: if A >= 0x80000000 goto 396 else 329
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 325: if A == 0x0 goto 396 else 326
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 326: if A >= 0x80000000 goto 396 else 327
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 328: if A == 0x0 goto 329 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 330: if A == 0x40000000 goto 331 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 331: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 332: if A == 0x0 goto 333 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 333: A = arg3.lo
+			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 334: if A == 0x0 goto 397 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 335: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 336: if A == 0x0 goto 337 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 337: A = arg0.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 338: if A == 0x0 goto 396 else 339
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 339: if A >= 0x80000000 goto 396 else 340
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 340: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 341: if A == 0x0 goto 342 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 342: A = arg1.lo
+			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 343: if A == 0x9 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 344: if A == 0x38 goto 345 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 345: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 346: if A == 0x0 goto 347 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 347: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 348: if A == 0xd0f00 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 349: if A >= 0x2d goto 350 else 370
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 350: if A == 0x2d goto 351 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 352: if A == 0x0 goto 353 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 354: if A >= 0x80000000 goto 396 else 355
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 355: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 356: if A == 0x0 goto 357 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 357: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 358: if A == 0x0 goto 397 else 359
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 359: if A == 0x40 goto 397 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 361: if A == 0x0 goto 362 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 363: if A >= 0x80000000 goto 396 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 364: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 365: if A == 0x0 goto 366 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 366: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 367: if A >= 0x4001 goto 368 else 369
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 368: if A == 0x4040 goto 397 else 396
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 369: if A == 0x4000 goto 397 else 396
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 370: if A == 0x23 goto 397 else 371
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 371: if A == 0x27 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 372: if A >= 0xd goto 373 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 373: if A >= 0x13 goto 374 else 375
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 374: if A == 0x18 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 375: if A == 0x10 goto 376 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 377: if A == 0x0 goto 378 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 379: if A >= 0x80000000 goto 396 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 381: if A == 0x0 goto 382 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 383: if A >= 0x5413 goto 384 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 384: if A >= 0x541c goto 385 else 386
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 385: if A == 0x5425 goto 397 else 396
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 386: if A == 0x541b goto 397 else 387
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 387: if A >= 0x5415 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 388: if A >= 0x540c goto 389 else 390
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 389: if A == 0x5411 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 390: if A >= 0x5405 goto 391 else 392
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 391: if A >= 0x5409 goto 397 else 396
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 392: if A >= 0x5401 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 393: if A >= 0x4 goto 394 else 395
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 394: if A == 0xb goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 395: if A == 0x2 goto 396 else 397
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 396: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 397: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,write",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{376}},
+			{Name: "monitor_pid", Uses: []uint16{389}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -2411,7 +3672,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 243, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 280
+			{Code: 0x35, JT: 145, JF: 249, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 286
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
@@ -2478,9 +3739,9 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
 			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
 			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 219, K: 0xbb},         // 103: if A >= 0xbb goto 104 else 323
-			{Code: 0x35, JT: 0, JF: 132, K: 0x103},        // 104: if A >= 0x103 goto 105 else 237
-			{Code: 0x35, JT: 0, JF: 77, K: 0x118},         // 105: if A >= 0x118 goto 106 else 183
+			{Code: 0x35, JT: 0, JF: 230, K: 0xbc},         // 103: if A >= 0xbc goto 104 else 334
+			{Code: 0x35, JT: 0, JF: 134, K: 0x104},        // 104: if A >= 0x104 goto 105 else 239
+			{Code: 0x35, JT: 0, JF: 71, K: 0x122},         // 105: if A >= 0x122 goto 106 else 177
 			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
 			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
 			{Code: 0x15, JT: 0, JF: 73, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 182
@@ -2501,7 +3762,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 55, JF: 206, K: 0x2},         // 126: if A >= 0x2 goto 182 else 333
+			{Code: 0x35, JT: 55, JF: 219, K: 0x2},         // 126: if A >= 0x2 goto 182 else 346
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
@@ -2515,324 +3776,337 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 44, JF: 50, K: 0x0},          // 137: if A == 0x0 goto 182 else 188
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
 			{Code: 0x45, JT: 179, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 319 else 182
-			{Code: 0x35, JT: 0, JF: 27, K: 0x122},         // 140: if A >= 0x122 goto 141 else 168
-			{Code: 0x35, JT: 0, JF: 13, K: 0x124},         // 141: if A >= 0x124 goto 142 else 155
-			{Code: 0x15, JT: 0, JF: 39, K: 0x13c},         // 142: if A == 0x13c goto 143 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 144: if A == 0x0 goto 145 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 146: if A >= 0x80000000 goto 182 else 147
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 148: if A == 0x0 goto 149 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 150: if A >= 0x80000000 goto 182 else 151
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 151: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 152: if A == 0x0 goto 153 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 153: A = arg4.lo
-			{Code: 0x45, JT: 27, JF: 33, K: 0xfffffff8},   // 154: if A & 0xfffffff8 goto 182 else 188
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 155: if A == 0x122 goto 156 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 140: if A >= 0x136 goto 141 else 154
+			{Code: 0x15, JT: 0, JF: 40, K: 0x13c},         // 141: if A == 0x13c goto 142 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 143: if A == 0x0 goto 144 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
+			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 145: if A >= 0x80000000 goto 182 else 146
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 147: if A == 0x0 goto 148 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 149: if A >= 0x80000000 goto 182 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 150: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 152: A = arg4.lo
+			{Code: 0x45, JT: 28, JF: 34, K: 0xfffffff8},   // 153: if A & 0xfffffff8 goto 182 else 188
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 154: if A >= 0x124 goto 155 else 164
+			{Code: 0x15, JT: 0, JF: 26, K: 0x135},         // 155: if A == 0x135 goto 156 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 159: if A == 0x0 goto 160 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 160: A = arg1.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 162: A = arg1.lo
-			{Code: 0x15, JT: 24, JF: 18, K: 0x80800},      // 163: if A == 0x80800 goto 188 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 164: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 165: if A == 0x0 goto 166 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 166: A = arg0.lo
-			{Code: 0x15, JT: 20, JF: 14, K: 0x80000},      // 167: if A == 0x80000 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 168: if A == 0x118 goto 169 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x15, JT: 24, JF: 18, K: 0x0},          // 163: if A == 0x0 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 164: if A == 0x122 goto 165 else 173
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 165: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 166: if A == 0x0 goto 167 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 167: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 168: if A == 0x0 goto 169 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 169: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
-			{Code: 0x35, JT: 9, JF: 217, K: 0x80000000},   // 172: if A >= 0x80000000 goto 182 else 390
-			{Code: 0x15, JT: 0, JF: 8, K: 0x11d},          // 173: if A == 0x11d goto 174 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 174: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 175: if A == 0x0 goto 176 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 176: A = arg0.lo
-			{Code: 0x35, JT: 4, JF: 0, K: 0x80000000},     // 177: if A >= 0x80000000 goto 182 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 178: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 180: A = arg1.lo
-			{Code: 0x45, JT: 0, JF: 6, K: 0xffffff80},     // 181: if A & 0xffffff80 goto 182 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 171: A = arg1.lo
+			{Code: 0x15, JT: 15, JF: 9, K: 0x80800},       // 172: if A == 0x80800 goto 188 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 173: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 175: A = arg0.lo
+			{Code: 0x15, JT: 11, JF: 5, K: 0x80000},       // 176: if A == 0x80000 goto 188 else 182
+			{Code: 0x35, JT: 0, JF: 22, K: 0x10d},         // 177: if A >= 0x10d goto 178 else 200
+			{Code: 0x35, JT: 0, JF: 16, K: 0x118},         // 178: if A >= 0x118 goto 179 else 195
+			{Code: 0x15, JT: 0, JF: 5, K: 0x118},          // 179: if A == 0x118 goto 180 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 25, K: 0x109},         // 183: if A >= 0x109 goto 184 else 209
-			{Code: 0x35, JT: 0, JF: 6, K: 0x10d},          // 184: if A >= 0x10d goto 185 else 191
-			{Code: 0x15, JT: 0, JF: 179, K: 0x10f},        // 185: if A == 0x10f goto 186 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 186: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 177, K: 0x0},          // 187: if A == 0x0 goto 189 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
+			{Code: 0x35, JT: 179, JF: 218, K: 0x80000000}, // 184: if A >= 0x80000000 goto 364 else 403
+			{Code: 0x15, JT: 0, JF: 178, K: 0x11d},        // 185: if A == 0x11d goto 186 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 176, K: 0x0},          // 187: if A == 0x0 goto 189 else 364
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
-			{Code: 0x15, JT: 199, JF: 174, K: 0x1},        // 190: if A == 0x1 goto 390 else 365
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 191: if A == 0x109 goto 192 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 192: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 193: if A == 0x0 goto 194 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 194: A = arg0.lo
-			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 195: if A >= 0x80000000 goto 365 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 196: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 197: if A == 0x0 goto 198 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 198: A = arg2.lo
-			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 365 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 201: if A == 0x0 goto 202 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
-			{Code: 0x15, JT: 253, JF: 252, K: 0x400},      // 203: if A == 0x400 goto 457 else 456
-			{Code: 0x15, JT: 0, JF: 54, K: 0x10a},         // 204: if A == 0x10a goto 205 else 259
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 206: if A == 0x0 goto 207 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
-			{Code: 0x35, JT: 247, JF: 248, K: 0x80000000}, // 208: if A >= 0x80000000 goto 456 else 457
-			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 209: if A >= 0x105 goto 210 else 220
-			{Code: 0x15, JT: 0, JF: 245, K: 0x107},        // 210: if A == 0x107 goto 211 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 212: if A == 0x0 goto 213 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 456 else 215
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 216: if A == 0x0 goto 217 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
-			{Code: 0x15, JT: 238, JF: 0, K: 0x0},          // 218: if A == 0x0 goto 457 else 219
-			{Code: 0x15, JT: 237, JF: 236, K: 0x200},      // 219: if A == 0x200 goto 457 else 456
-			{Code: 0x15, JT: 0, JF: 7, K: 0x103},          // 220: if A == 0x103 goto 221 else 228
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 222: if A == 0x0 goto 223 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
-			{Code: 0x35, JT: 231, JF: 0, K: 0x80000000},   // 224: if A >= 0x80000000 goto 456 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 225: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 226: A &= 0xf000
-			{Code: 0x15, JT: 162, JF: 228, K: 0x8000},     // 227: if A == 0x8000 goto 390 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 229: if A == 0x0 goto 230 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
-			{Code: 0x35, JT: 224, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 456 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 232: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 233: if A == 0x0 goto 234 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 234: A = arg4.lo
-			{Code: 0x15, JT: 221, JF: 0, K: 0x0},          // 235: if A == 0x0 goto 457 else 236
-			{Code: 0x15, JT: 220, JF: 219, K: 0x100},      // 236: if A == 0x100 goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 71, K: 0xdc},          // 237: if A >= 0xdc goto 238 else 309
-			{Code: 0x35, JT: 0, JF: 59, K: 0xe8},          // 238: if A >= 0xe8 goto 239 else 298
-			{Code: 0x35, JT: 0, JF: 44, K: 0xf7},          // 239: if A >= 0xf7 goto 240 else 284
-			{Code: 0x35, JT: 0, JF: 22, K: 0x101},         // 240: if A >= 0x101 goto 241 else 263
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 241: if A == 0x101 goto 242 else 259
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 243: if A == 0x0 goto 244 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 245: if A >= 0x80000000 goto 252 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 246: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 247: if A == 0x0 goto 248 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 248: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 207, K: 0xffe2e2ff},   // 249: if A & 0xffe2e2ff goto 250 else 457
-			{Code: 0x45, JT: 205, JF: 206, K: 0xffe2e0fc}, // 250: if A & 0xffe2e0fc goto 456 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 203, K: 0xffffff9c},   // 252: if A == 0xffffff9c goto 253 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 254: if A == 0x0 goto 255 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 256: if A >= 0x80001 goto 257 else 258
-			{Code: 0x15, JT: 199, JF: 198, K: 0x290000},   // 257: if A == 0x290000 goto 457 else 456
-			{Code: 0x15, JT: 198, JF: 197, K: 0x80000},    // 258: if A == 0x80000 goto 457 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 260: if A == 0x0 goto 261 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 193, JF: 194, K: 0x80000000}, // 262: if A >= 0x80000000 goto 456 else 457
-			{Code: 0x15, JT: 0, JF: 192, K: 0xf7},         // 263: if A == 0xf7 goto 264 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 265: if A == 0x0 goto 266 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 188, K: 0x1},          // 267: if A == 0x1 goto 268 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 269: if A == 0x0 goto 270 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
-			{Code: 0x15, JT: 184, JF: 0, K: 0x0},          // 271: if A == 0x0 goto 456 else 272
-			{Code: 0x35, JT: 183, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 456 else 273
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 273: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 274: if A == 0x0 goto 275 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 275: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 276: if A >= 0x41000003 goto 277 else 279
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 277: if A == 0x41000003 goto 280 else 278
-			{Code: 0x15, JT: 1, JF: 177, K: 0x41000005},   // 278: if A == 0x41000005 goto 280 else 456
-			{Code: 0x15, JT: 0, JF: 176, K: 0x1000005},    // 279: if A == 0x1000005 goto 280 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 280: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 281: if A == 0x0 goto 282 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 282: A = arg4.lo
-			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 283: if A == 0x0 goto 457 else 456
-			{Code: 0x15, JT: 0, JF: 171, K: 0xe9},         // 284: if A == 0xe9 goto 285 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 286: if A == 0x0 goto 287 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 288: if A >= 0x80000000 goto 456 else 289
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 289: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 290: if A == 0x0 goto 291 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 291: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 292: if A == 0x0 goto 456 else 293
-			{Code: 0x35, JT: 162, JF: 0, K: 0x3},          // 293: if A >= 0x3 goto 456 else 294
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 294: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 295: if A == 0x0 goto 296 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 296: A = arg2.lo
-			{Code: 0x35, JT: 158, JF: 159, K: 0x80000000}, // 297: if A >= 0x80000000 goto 456 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 298: if A >= 0xe4 goto 299 else 300
-			{Code: 0x15, JT: 156, JF: 157, K: 0xe6},       // 299: if A == 0xe6 goto 456 else 457
-			{Code: 0x15, JT: 0, JF: 155, K: 0xdd},         // 300: if A == 0xdd goto 301 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 302: if A == 0x0 goto 303 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 304: if A >= 0x80000000 goto 456 else 305
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 305: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 306: if A == 0x0 goto 307 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 307: A = arg3.lo
-			{Code: 0x35, JT: 147, JF: 148, K: 0x6},        // 308: if A >= 0x6 goto 456 else 457
-			{Code: 0x35, JT: 0, JF: 8, K: 0xc5},           // 309: if A >= 0xc5 goto 310 else 318
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 310: if A >= 0xd9 goto 311 else 312
-			{Code: 0x15, JT: 144, JF: 145, K: 0xda},       // 311: if A == 0xda goto 456 else 457
-			{Code: 0x15, JT: 144, JF: 0, K: 0xc5},         // 312: if A == 0xc5 goto 457 else 313
-			{Code: 0x15, JT: 0, JF: 142, K: 0xcc},         // 313: if A == 0xcc goto 314 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 315: if A == 0x0 goto 316 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
-			{Code: 0x15, JT: 139, JF: 138, K: 0x0},        // 317: if A == 0x0 goto 457 else 456
-			{Code: 0x35, JT: 1, JF: 3, K: 0xbf},           // 318: if A >= 0xbf goto 320 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
+			{Code: 0x35, JT: 173, JF: 0, K: 0x80000000},   // 190: if A >= 0x80000000 goto 364 else 191
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 192: if A == 0x0 goto 193 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
+			{Code: 0x45, JT: 169, JF: 179, K: 0xffffff80}, // 194: if A & 0xffffff80 goto 364 else 374
+			{Code: 0x15, JT: 0, JF: 168, K: 0x10f},        // 195: if A == 0x10f goto 196 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 196: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 197: if A == 0x0 goto 198 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 198: A = arg1.lo
+			{Code: 0x15, JT: 203, JF: 164, K: 0x1},        // 199: if A == 0x1 goto 403 else 364
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 200: if A >= 0x109 goto 201 else 219
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 201: if A == 0x109 goto 202 else 214
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 202: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 203: if A == 0x0 goto 204 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 204: A = arg0.lo
+			{Code: 0x35, JT: 158, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 364 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 206: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 207: if A == 0x0 goto 208 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 208: A = arg2.lo
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 209: if A >= 0x80000000 goto 364 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 210: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 211: if A == 0x0 goto 212 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 212: A = arg4.lo
+			{Code: 0x15, JT: 160, JF: 255, K: 0x400},      // 213: if A == 0x400 goto 374 else 469
+			{Code: 0x15, JT: 0, JF: 110, K: 0x10a},        // 214: if A == 0x10a goto 215 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 216: if A == 0x0 goto 217 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x35, JT: 250, JF: 251, K: 0x80000000}, // 218: if A >= 0x80000000 goto 469 else 470
+			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 219: if A == 0x104 goto 220 else 229
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 220: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 221: if A == 0x0 goto 222 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 222: A = arg0.lo
+			{Code: 0x35, JT: 245, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 469 else 224
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 224: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 225: if A == 0x0 goto 226 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 226: A = arg4.lo
+			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 470 else 228
+			{Code: 0x15, JT: 241, JF: 240, K: 0x100},      // 228: if A == 0x100 goto 470 else 469
+			{Code: 0x15, JT: 0, JF: 239, K: 0x107},        // 229: if A == 0x107 goto 230 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 231: if A == 0x0 goto 232 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
+			{Code: 0x35, JT: 235, JF: 0, K: 0x80000000},   // 233: if A >= 0x80000000 goto 469 else 234
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 235: if A == 0x0 goto 236 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
+			{Code: 0x15, JT: 232, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 470 else 238
+			{Code: 0x15, JT: 231, JF: 230, K: 0x200},      // 238: if A == 0x200 goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 75, K: 0xdc},          // 239: if A >= 0xdc goto 240 else 315
+			{Code: 0x35, JT: 0, JF: 63, K: 0xe8},          // 240: if A >= 0xe8 goto 241 else 304
+			{Code: 0x35, JT: 0, JF: 48, K: 0xf7},          // 241: if A >= 0xf7 goto 242 else 290
+			{Code: 0x35, JT: 0, JF: 26, K: 0x101},         // 242: if A >= 0x101 goto 243 else 269
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 243: if A == 0x101 goto 244 else 261
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 244: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 245: if A == 0x0 goto 246 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 247: if A >= 0x80000000 goto 254 else 248
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 249: if A == 0x0 goto 250 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 218, K: 0xffe2e2ff},   // 251: if A & 0xffe2e2ff goto 252 else 470
+			{Code: 0x45, JT: 216, JF: 217, K: 0xffe2e0fc}, // 252: if A & 0xffe2e0fc goto 469 else 470
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 253: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 214, K: 0xffffff9c},   // 254: if A == 0xffffff9c goto 255 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 255: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 256: if A == 0x0 goto 257 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 257: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 258: if A >= 0x80001 goto 259 else 260
+			{Code: 0x15, JT: 210, JF: 209, K: 0x290000},   // 259: if A == 0x290000 goto 470 else 469
+			{Code: 0x15, JT: 209, JF: 208, K: 0x80000},    // 260: if A == 0x80000 goto 470 else 469
+			{Code: 0x15, JT: 63, JF: 0, K: 0x102},         // 261: if A == 0x102 goto 325 else 262
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 263: if A == 0x0 goto 264 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
+			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 469 else 266
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 266: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 267: A &= 0xf000
+			{Code: 0x15, JT: 134, JF: 200, K: 0x8000},     // 268: if A == 0x8000 goto 403 else 469
+			{Code: 0x15, JT: 0, JF: 199, K: 0xf7},         // 269: if A == 0xf7 goto 270 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 271: if A == 0x0 goto 272 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 195, K: 0x1},          // 273: if A == 0x1 goto 274 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 274: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 275: if A == 0x0 goto 276 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 276: A = arg1.lo
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 277: if A == 0x0 goto 469 else 278
+			{Code: 0x35, JT: 190, JF: 0, K: 0x80000000},   // 278: if A >= 0x80000000 goto 469 else 279
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 279: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 280: if A == 0x0 goto 281 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 281: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 282: if A >= 0x41000003 goto 283 else 285
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 283: if A == 0x41000003 goto 286 else 284
+			{Code: 0x15, JT: 1, JF: 184, K: 0x41000005},   // 284: if A == 0x41000005 goto 286 else 469
+			{Code: 0x15, JT: 0, JF: 183, K: 0x1000005},    // 285: if A == 0x1000005 goto 286 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 286: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 287: if A == 0x0 goto 288 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 288: A = arg4.lo
+			{Code: 0x15, JT: 180, JF: 179, K: 0x0},        // 289: if A == 0x0 goto 470 else 469
+			{Code: 0x15, JT: 0, JF: 178, K: 0xe9},         // 290: if A == 0xe9 goto 291 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 292: if A == 0x0 goto 293 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
+			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 294: if A >= 0x80000000 goto 469 else 295
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 295: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 296: if A == 0x0 goto 297 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 297: A = arg1.lo
+			{Code: 0x15, JT: 170, JF: 0, K: 0x0},          // 298: if A == 0x0 goto 469 else 299
+			{Code: 0x35, JT: 169, JF: 0, K: 0x3},          // 299: if A >= 0x3 goto 469 else 300
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 301: if A == 0x0 goto 302 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
+			{Code: 0x35, JT: 165, JF: 166, K: 0x80000000}, // 303: if A >= 0x80000000 goto 469 else 470
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 304: if A >= 0xe4 goto 305 else 306
+			{Code: 0x15, JT: 163, JF: 164, K: 0xe6},       // 305: if A == 0xe6 goto 469 else 470
+			{Code: 0x15, JT: 0, JF: 162, K: 0xdd},         // 306: if A == 0xdd goto 307 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 307: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 308: if A == 0x0 goto 309 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
+			{Code: 0x35, JT: 158, JF: 0, K: 0x80000000},   // 310: if A >= 0x80000000 goto 469 else 311
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 311: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 312: if A == 0x0 goto 313 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 313: A = arg3.lo
+			{Code: 0x35, JT: 154, JF: 155, K: 0x6},        // 314: if A >= 0x6 goto 469 else 470
+			{Code: 0x35, JT: 0, JF: 13, K: 0xcb},          // 315: if A >= 0xcb goto 316 else 329
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 316: if A >= 0xd9 goto 317 else 318
+			{Code: 0x15, JT: 151, JF: 152, K: 0xda},       // 317: if A == 0xda goto 469 else 470
+			{Code: 0x15, JT: 1, JF: 5, K: 0xcb},           // 318: if A == 0xcb goto 320 else 324
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x15, JT: 136, JF: 0, K: 0xbf},         // 320: if A == 0xbf goto 457 else 321
-			{Code: 0x15, JT: 135, JF: 134, K: 0xc2},       // 321: if A == 0xc2 goto 457 else 456
-			{Code: 0x15, JT: 134, JF: 133, K: 0xbc},       // 322: if A == 0xbc goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 27, K: 0x4a},          // 323: if A >= 0x4a goto 324 else 351
-			{Code: 0x35, JT: 0, JF: 19, K: 0x68},          // 324: if A >= 0x68 goto 325 else 344
-			{Code: 0x35, JT: 0, JF: 13, K: 0x7e},          // 325: if A >= 0x7e goto 326 else 339
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8b},          // 326: if A >= 0x8b goto 327 else 337
-			{Code: 0x15, JT: 129, JF: 0, K: 0xba},         // 327: if A == 0xba goto 457 else 328
-			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 328: if A == 0x9d goto 329 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 329: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 330: if A == 0x0 goto 331 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 331: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 332: if A == 0x53564d41 goto 333 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 333: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 334: if A == 0x0 goto 335 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 335: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 336: if A == 0x0 goto 457 else 456
-			{Code: 0x15, JT: 119, JF: 0, K: 0x8a},         // 337: if A == 0x8a goto 457 else 338
-			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 338: if A == 0x83 goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 339: if A >= 0x6d goto 340 else 342
-			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 340: if A == 0x7d goto 457 else 341
-			{Code: 0x15, JT: 115, JF: 114, K: 0x73},       // 341: if A == 0x73 goto 457 else 456
-			{Code: 0x15, JT: 114, JF: 0, K: 0x68},         // 342: if A == 0x68 goto 457 else 343
-			{Code: 0x35, JT: 113, JF: 112, K: 0x6b},       // 343: if A >= 0x6b goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 344: if A >= 0x61 goto 345 else 348
-			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 345: if A >= 0x64 goto 346 else 347
-			{Code: 0x15, JT: 110, JF: 109, K: 0x66},       // 346: if A == 0x66 goto 457 else 456
-			{Code: 0x15, JT: 108, JF: 109, K: 0x62},       // 347: if A == 0x62 goto 456 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 348: if A >= 0x4e goto 349 else 350
-			{Code: 0x15, JT: 107, JF: 106, K: 0x5d},       // 349: if A == 0x5d goto 457 else 456
-			{Code: 0x15, JT: 105, JF: 106, K: 0x4c},       // 350: if A == 0x4c goto 456 else 457
-			{Code: 0x35, JT: 0, JF: 80, K: 0x23},          // 351: if A >= 0x23 goto 352 else 432
-			{Code: 0x35, JT: 0, JF: 50, K: 0x3c},          // 352: if A >= 0x3c goto 353 else 403
-			{Code: 0x35, JT: 0, JF: 17, K: 0x3f},          // 353: if A >= 0x3f goto 354 else 371
-			{Code: 0x15, JT: 0, JF: 101, K: 0x48},         // 354: if A == 0x48 goto 355 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 356: if A == 0x0 goto 357 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 358: if A >= 0x80000000 goto 456 else 359
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 359: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 360: if A == 0x0 goto 361 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 361: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x4},            // 362: if A >= 0x4 goto 363 else 370
-			{Code: 0x15, JT: 93, JF: 0, K: 0x406},         // 363: if A == 0x406 goto 457 else 364
-			{Code: 0x15, JT: 1, JF: 91, K: 0x4},           // 364: if A == 0x4 goto 366 else 456
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 365: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 366: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 367: if A == 0x0 goto 368 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 368: A = arg2.lo
-			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 369: if A & 0xfffb73ff goto 456 else 457
-			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 370: if A == 0x3 goto 457 else 456
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 371: if A == 0x3c goto 457 else 372
-			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 372: if A == 0x3d goto 373 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 374: if A == 0x0 goto 375 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 376: if A == monitor_pid goto 377 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 377: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 378: if A == 0x0 goto 379 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 379: A = arg2.lo
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 380: if A == 0x0 goto 390 else 381
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 382: if A == 0x0 goto 456 else 383
-			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 383: if A >= 0x80000000 goto 456 else 388
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 384: if A == 0x0 goto 456 else 385
-			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 385: if A >= 0x80000000 goto 456 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 387: if A == 0x0 goto 388 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 389: if A == 0x40000000 goto 390 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 390: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 391: if A == 0x0 goto 392 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 392: A = arg3.lo
-			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 393: if A == 0x0 goto 457 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 394: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 395: if A == 0x0 goto 396 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 396: A = arg0.lo
-			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 397: if A == 0x0 goto 456 else 398
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 398: if A >= 0x80000000 goto 456 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 399: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 400: if A == 0x0 goto 401 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 401: A = arg1.lo
-			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 402: if A == 0x9 goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 403: if A >= 0x2d goto 404 else 430
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 404: if A >= 0x2f goto 405 else 410
-			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 405: if A == 0x38 goto 406 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 407: if A == 0x0 goto 408 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
-			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 409: if A == 0xd0f00 goto 457 else 456
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 410: if A == 0x2d goto 411 else 420
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 411: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 412: if A == 0x0 goto 413 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 413: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 414: if A >= 0x80000000 goto 456 else 415
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 415: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 416: if A == 0x0 goto 417 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 417: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 418: if A == 0x0 goto 457 else 419
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 419: if A == 0x40 goto 457 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 420: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 421: if A == 0x0 goto 422 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 422: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 423: if A >= 0x80000000 goto 456 else 424
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 424: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 425: if A == 0x0 goto 426 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 426: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 427: if A >= 0x4001 goto 428 else 429
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 428: if A == 0x4040 goto 457 else 456
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 429: if A == 0x4000 goto 457 else 456
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 430: if A == 0x23 goto 457 else 431
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 431: if A == 0x27 goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 432: if A >= 0xd goto 433 else 453
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 433: if A >= 0x13 goto 434 else 435
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 434: if A == 0x18 goto 457 else 456
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 435: if A == 0x10 goto 436 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 437: if A == 0x0 goto 438 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 456 else 440
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 441: if A == 0x0 goto 442 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 443: if A >= 0x5413 goto 444 else 448
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 444: if A >= 0x541c goto 445 else 446
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 445: if A == 0x5425 goto 457 else 456
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 446: if A == 0x541b goto 457 else 447
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 447: if A >= 0x5415 goto 456 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 448: if A >= 0x540c goto 449 else 450
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 449: if A == 0x5411 goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 450: if A >= 0x5405 goto 451 else 452
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 451: if A >= 0x5409 goto 457 else 456
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 452: if A >= 0x5401 goto 457 else 456
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 453: if A >= 0x4 goto 454 else 455
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 454: if A == 0xb goto 457 else 456
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 455: if A == 0x2 goto 456 else 457
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 456: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 457: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 321: if A == 0x0 goto 322 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
+			{Code: 0x15, JT: 145, JF: 4, K: 0x0},          // 323: if A == 0x0 goto 469 else 328
+			{Code: 0x15, JT: 0, JF: 144, K: 0xcc},         // 324: if A == 0xcc goto 325 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 325: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 326: if A == 0x0 goto 327 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 141, K: 0x80000000}, // 328: if A >= 0x80000000 goto 469 else 470
+			{Code: 0x35, JT: 0, JF: 2, K: 0xc2},           // 329: if A >= 0xc2 goto 330 else 332
+			{Code: 0x15, JT: 139, JF: 0, K: 0xc2},         // 330: if A == 0xc2 goto 470 else 331
+			{Code: 0x15, JT: 138, JF: 137, K: 0xc5},       // 331: if A == 0xc5 goto 470 else 469
+			{Code: 0x15, JT: 137, JF: 0, K: 0xbc},         // 332: if A == 0xbc goto 470 else 333
+			{Code: 0x15, JT: 136, JF: 135, K: 0xbf},       // 333: if A == 0xbf goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 28, K: 0x4a},          // 334: if A >= 0x4a goto 335 else 363
+			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 335: if A >= 0x68 goto 336 else 356
+			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 336: if A >= 0x7d goto 337 else 352
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 337: if A >= 0x8a goto 338 else 350
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 338: if A >= 0x9e goto 339 else 340
+			{Code: 0x15, JT: 130, JF: 129, K: 0xba},       // 339: if A == 0xba goto 470 else 469
+			{Code: 0x15, JT: 129, JF: 0, K: 0x8a},         // 340: if A == 0x8a goto 470 else 341
+			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 341: if A == 0x9d goto 342 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 343: if A == 0x0 goto 344 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 345: if A == 0x53564d41 goto 346 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 346: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 347: if A == 0x0 goto 348 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 348: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 349: if A == 0x0 goto 470 else 469
+			{Code: 0x15, JT: 119, JF: 0, K: 0x7d},         // 350: if A == 0x7d goto 470 else 351
+			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 351: if A == 0x83 goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 352: if A >= 0x6d goto 353 else 354
+			{Code: 0x15, JT: 116, JF: 115, K: 0x73},       // 353: if A == 0x73 goto 470 else 469
+			{Code: 0x15, JT: 115, JF: 0, K: 0x68},         // 354: if A == 0x68 goto 470 else 355
+			{Code: 0x35, JT: 114, JF: 113, K: 0x6b},       // 355: if A >= 0x6b goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 356: if A >= 0x61 goto 357 else 360
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 357: if A >= 0x64 goto 358 else 359
+			{Code: 0x15, JT: 111, JF: 110, K: 0x66},       // 358: if A == 0x66 goto 470 else 469
+			{Code: 0x15, JT: 109, JF: 110, K: 0x62},       // 359: if A == 0x62 goto 469 else 470
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 360: if A >= 0x4e goto 361 else 362
+			{Code: 0x15, JT: 108, JF: 107, K: 0x5d},       // 361: if A == 0x5d goto 470 else 469
+			{Code: 0x15, JT: 106, JF: 107, K: 0x4c},       // 362: if A == 0x4c goto 469 else 470
+			{Code: 0x35, JT: 1, JF: 81, K: 0x23},          // 363: if A >= 0x23 goto 365 else 445
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 50, K: 0x3c},          // 365: if A >= 0x3c goto 366 else 416
+			{Code: 0x35, JT: 0, JF: 17, K: 0x3f},          // 366: if A >= 0x3f goto 367 else 384
+			{Code: 0x15, JT: 0, JF: 101, K: 0x48},         // 367: if A == 0x48 goto 368 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 369: if A == 0x0 goto 370 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 371: if A >= 0x80000000 goto 469 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 372: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 95, K: 0x0},           // 373: if A == 0x0 goto 375 else 469
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 375: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 376: if A >= 0x4 goto 377 else 383
+			{Code: 0x15, JT: 92, JF: 0, K: 0x406},         // 377: if A == 0x406 goto 470 else 378
+			{Code: 0x15, JT: 0, JF: 90, K: 0x4},           // 378: if A == 0x4 goto 379 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 379: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 380: if A == 0x0 goto 381 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 381: A = arg2.lo
+			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 382: if A & 0xfffb73ff goto 469 else 470
+			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 383: if A == 0x3 goto 470 else 469
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 384: if A == 0x3c goto 470 else 385
+			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 385: if A == 0x3d goto 386 else 407
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 387: if A == 0x0 goto 388 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 389: if A == monitor_pid goto 390 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 390: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 391: if A == 0x0 goto 392 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 392: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 393: if A == 0x0 goto 403 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 395: if A == 0x0 goto 469 else 396
+			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 396: if A >= 0x80000000 goto 469 else 401
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 397: if A == 0x0 goto 469 else 398
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 398: if A >= 0x80000000 goto 469 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 399: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 400: if A == 0x0 goto 401 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 401: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 402: if A == 0x40000000 goto 403 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 403: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 404: if A == 0x0 goto 405 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 405: A = arg3.lo
+			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 406: if A == 0x0 goto 470 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 407: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 408: if A == 0x0 goto 409 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 409: A = arg0.lo
+			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 410: if A == 0x0 goto 469 else 411
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 411: if A >= 0x80000000 goto 469 else 412
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 412: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 413: if A == 0x0 goto 414 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 414: A = arg1.lo
+			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 415: if A == 0x9 goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 416: if A >= 0x2d goto 417 else 443
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 417: if A >= 0x2f goto 418 else 423
+			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 418: if A == 0x38 goto 419 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 419: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 420: if A == 0x0 goto 421 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 421: A = arg0.lo
+			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 422: if A == 0xd0f00 goto 470 else 469
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 423: if A == 0x2d goto 424 else 433
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 424: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 425: if A == 0x0 goto 426 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 426: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 427: if A >= 0x80000000 goto 469 else 428
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 428: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 429: if A == 0x0 goto 430 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 430: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 431: if A == 0x0 goto 470 else 432
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 432: if A == 0x40 goto 470 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 434: if A == 0x0 goto 435 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 469 else 437
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 437: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 438: if A == 0x0 goto 439 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 439: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 440: if A >= 0x4001 goto 441 else 442
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 441: if A == 0x4040 goto 470 else 469
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 442: if A == 0x4000 goto 470 else 469
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 443: if A == 0x23 goto 470 else 444
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 444: if A == 0x27 goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 445: if A >= 0xd goto 446 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 446: if A >= 0x13 goto 447 else 448
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 447: if A == 0x18 goto 470 else 469
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 448: if A == 0x10 goto 449 else 470
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 450: if A == 0x0 goto 451 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 469 else 453
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 454: if A == 0x0 goto 455 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 456: if A >= 0x5413 goto 457 else 461
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 457: if A >= 0x541c goto 458 else 459
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 458: if A == 0x5425 goto 470 else 469
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 459: if A == 0x541b goto 470 else 460
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 460: if A >= 0x5415 goto 469 else 470
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 461: if A >= 0x540c goto 462 else 463
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 462: if A == 0x5411 goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 463: if A >= 0x5405 goto 464 else 465
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 464: if A >= 0x5409 goto 470 else 469
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 465: if A >= 0x5401 goto 470 else 469
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 466: if A >= 0x4 goto 467 else 468
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 467: if A == 0xb goto 470 else 469
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 468: if A == 0x2 goto 469 else 470
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 469: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 470: return 0x7fff0000
 		},
 	},
 }

@@ -1572,806 +1572,6 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
-			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
-			{Code: 0x15, JT: 177, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 188 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
-			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 157, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 188 else 181
-			{Code: 0x15, JT: 156, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 188 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 229, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 266
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 142, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 188 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 188 else 55
-			{Code: 0x15, JT: 132, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 188 else 181
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 122, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 188 else 181
-			{Code: 0x15, JT: 121, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 188 else 181
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 188 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 188 else 87
-			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 188 else 80
-			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
-			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
-			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 88, JF: 95, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 188
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 88, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 188 else 181
-			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
-			{Code: 0x35, JT: 86, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 188 else 181
-			{Code: 0x15, JT: 85, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 188 else 181
-			{Code: 0x35, JT: 0, JF: 139, K: 0x73},         // 103: if A >= 0x73 goto 104 else 243
-			{Code: 0x35, JT: 0, JF: 102, K: 0xb4},         // 104: if A >= 0xb4 goto 105 else 207
-			{Code: 0x35, JT: 0, JF: 71, K: 0xdd},          // 105: if A >= 0xdd goto 106 else 177
-			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 106: if A >= 0x116 goto 107 else 140
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 67, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 188 else 181
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 121: if A >= 0x118 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 58, K: 0x11b},         // 122: if A == 0x11b goto 123 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 89, K: 0x2},          // 126: if A >= 0x2 goto 181 else 216
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 127: if A == 0x116 goto 128 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 49, JF: 56, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 252, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 389 else 139
-			{Code: 0x15, JT: 250, JF: 251, K: 0x0},        // 137: if A == 0x0 goto 388 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 248, K: 0x2},        // 139: if A & 0x2 goto 319 else 388
-			{Code: 0x35, JT: 0, JF: 27, K: 0x104},         // 140: if A >= 0x104 goto 141 else 168
-			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 143: if A == 0x0 goto 144 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 147: if A == 0x0 goto 148 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 284 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 236, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 388 else 152
-			{Code: 0x35, JT: 235, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 388 else 157
-			{Code: 0x15, JT: 234, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 388 else 154
-			{Code: 0x35, JT: 233, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 388 else 155
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 156: if A == 0x0 goto 157 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
-			{Code: 0x15, JT: 125, JF: 229, K: 0x40000000}, // 158: if A == 0x40000000 goto 284 else 388
-			{Code: 0x15, JT: 0, JF: 228, K: 0x105},        // 159: if A == 0x105 goto 160 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 161: if A == 0x0 goto 162 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 163: if A == 0x0 goto 164 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 164: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 165: if A == 0x0 goto 166 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 166: A = arg2.lo
-			{Code: 0x15, JT: 221, JF: 220, K: 0x0},        // 167: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 219, K: 0xdf},         // 168: if A == 0xdf goto 169 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 170: if A == 0x0 goto 171 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 172: if A >= 0x80000000 goto 388 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 174: if A == 0x0 goto 175 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 211, JF: 212, K: 0x6},        // 176: if A >= 0x6 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 7, K: 0xd4},           // 177: if A >= 0xd4 goto 178 else 185
-			{Code: 0x15, JT: 0, JF: 5, K: 0xdc},           // 178: if A == 0xdc goto 179 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 207, K: 0x0},          // 180: if A == 0x0 goto 182 else 388
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
-			{Code: 0x15, JT: 205, JF: 204, K: 0x50f00},    // 183: if A == 0x50f00 goto 389 else 388
-			{Code: 0x15, JT: 204, JF: 203, K: 0xd7},       // 184: if A == 0xd7 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 11, K: 0xd3},          // 185: if A == 0xd3 goto 186 else 197
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 200, K: 0x0},          // 187: if A == 0x0 goto 189 else 388
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
-			{Code: 0x35, JT: 197, JF: 0, K: 0x80000000},   // 190: if A >= 0x80000000 goto 388 else 191
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 191: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 192: if A == 0x0 goto 193 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 193: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 194: if A >= 0x4001 goto 195 else 196
-			{Code: 0x15, JT: 193, JF: 192, K: 0x4040},     // 195: if A == 0x4040 goto 389 else 388
-			{Code: 0x15, JT: 192, JF: 191, K: 0x4000},     // 196: if A == 0x4000 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 190, K: 0xcf},         // 197: if A == 0xcf goto 198 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 198: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 199: if A == 0x0 goto 200 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 200: A = arg0.lo
-			{Code: 0x35, JT: 186, JF: 0, K: 0x80000000},   // 201: if A >= 0x80000000 goto 388 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 202: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 203: if A == 0x0 goto 204 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 204: A = arg3.lo
-			{Code: 0x15, JT: 183, JF: 0, K: 0x0},          // 205: if A == 0x0 goto 389 else 206
-			{Code: 0x15, JT: 182, JF: 181, K: 0x40},       // 206: if A == 0x40 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 14, K: 0x88},          // 207: if A >= 0x88 goto 208 else 222
-			{Code: 0x35, JT: 0, JF: 11, K: 0x9f},          // 208: if A >= 0x9f goto 209 else 220
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 209: if A >= 0xac goto 210 else 211
-			{Code: 0x15, JT: 177, JF: 178, K: 0xad},       // 210: if A == 0xad goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 176, K: 0xa7},         // 211: if A == 0xa7 goto 212 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 212: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 213: if A == 0x0 goto 214 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 172, K: 0x53564d41},   // 215: if A == 0x53564d41 goto 216 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 216: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 217: if A == 0x0 goto 218 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 218: A = arg1.lo
-			{Code: 0x15, JT: 169, JF: 168, K: 0x0},        // 219: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 168, JF: 0, K: 0x9e},         // 220: if A == 0x9e goto 389 else 221
-			{Code: 0x15, JT: 167, JF: 166, K: 0x8b},       // 221: if A == 0x8b goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 13, K: 0x80},          // 222: if A >= 0x80 goto 223 else 236
-			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 223: if A >= 0x84 goto 224 else 225
-			{Code: 0x15, JT: 163, JF: 164, K: 0x85},       // 224: if A == 0x85 goto 388 else 389
-			{Code: 0x15, JT: 163, JF: 0, K: 0x80},         // 225: if A == 0x80 goto 389 else 226
-			{Code: 0x15, JT: 0, JF: 161, K: 0x81},         // 226: if A == 0x81 goto 227 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 228: if A == 0x0 goto 229 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 230: if A == 0x0 goto 388 else 231
-			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 388 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 232: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 233: if A == 0x0 goto 234 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 234: A = arg1.lo
-			{Code: 0x15, JT: 153, JF: 152, K: 0x9},        // 235: if A == 0x9 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 236: if A >= 0x7c goto 237 else 238
-			{Code: 0x15, JT: 151, JF: 150, K: 0x7c},       // 237: if A == 0x7c goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 149, K: 0x7b},         // 238: if A == 0x7b goto 239 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 239: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 240: if A == 0x0 goto 241 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 241: A = arg0.lo
-			{Code: 0x15, JT: 146, JF: 145, K: 0x0},        // 242: if A == 0x0 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 243: if A >= 0x3a goto 244 else 292
-			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 244: if A >= 0x54 goto 245 else 271
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 245: if A >= 0x60 goto 246 else 248
-			{Code: 0x35, JT: 142, JF: 0, K: 0x71},         // 246: if A >= 0x71 goto 389 else 247
-			{Code: 0x15, JT: 141, JF: 140, K: 0x65},       // 247: if A == 0x65 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 248: if A >= 0x5d goto 249 else 270
-			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 249: if A == 0x5f goto 250 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 251: if A == 0x0 goto 252 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 253: if A == 0x1 goto 254 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 255: if A == 0x0 goto 256 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 257: if A == 0x0 goto 388 else 258
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 258: if A >= 0x80000000 goto 388 else 259
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 259: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 260: if A == 0x0 goto 261 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 261: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 262: if A >= 0x41000003 goto 263 else 265
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 263: if A == 0x41000003 goto 266 else 264
-			{Code: 0x15, JT: 1, JF: 123, K: 0x41000005},   // 264: if A == 0x41000005 goto 266 else 388
-			{Code: 0x15, JT: 0, JF: 122, K: 0x1000005},    // 265: if A == 0x1000005 goto 266 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 266: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 267: if A == 0x0 goto 268 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 268: A = arg4.lo
-			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 269: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 270: if A == 0x5a goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 271: if A >= 0x45 goto 272 else 288
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 272: if A >= 0x4e goto 273 else 279
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 273: if A == 0x4e goto 274 else 278
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 275: if A == 0x0 goto 276 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
-			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 277: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x35, JT: 110, JF: 109, K: 0x52},       // 278: if A >= 0x52 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 279: if A == 0x49 goto 280 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 280: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 281: if A == 0x0 goto 282 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 282: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 283: if A == 0x1 goto 284 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 285: if A == 0x0 goto 286 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 287: if A == 0x0 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 288: if A >= 0x3f goto 289 else 291
-			{Code: 0x35, JT: 0, JF: 99, K: 0x41},          // 289: if A >= 0x41 goto 290 else 389
-			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 290: if A >= 0x43 goto 389 else 388
-			{Code: 0x15, JT: 97, JF: 96, K: 0x3d},         // 291: if A == 0x3d goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 292: if A >= 0x1a goto 293 else 340
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 293: if A >= 0x2f goto 294 else 320
-			{Code: 0x35, JT: 0, JF: 15, K: 0x38},          // 294: if A >= 0x38 goto 295 else 310
-			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 295: if A == 0x38 goto 296 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 297: if A == 0x0 goto 298 else 304
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 299: if A >= 0x80000000 goto 305 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 301: if A == 0x0 goto 302 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 303: if A & 0xffe3a2ff goto 388 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 304: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 305: if A == 0xffffff9c goto 306 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 306: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 307: if A == 0x0 goto 308 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 308: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 309: if A == 0x80000 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 310: if A == 0x2f goto 311 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 312: if A == 0x0 goto 313 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 314: if A >= 0x80000000 goto 388 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 315: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 316: if A == 0x0 goto 317 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 317: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 318: if A & 0xffffff80 goto 388 else 389
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 320: if A >= 0x2c goto 321 else 322
-			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 321: if A == 0x2d goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 322: if A == 0x1d goto 323 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 323: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 324: if A == 0x0 goto 325 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 326: if A >= 0x80000000 goto 388 else 327
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 327: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 328: if A == 0x0 goto 329 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 329: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 330: if A >= 0x5413 goto 331 else 335
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 331: if A >= 0x541c goto 332 else 333
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 332: if A == 0x5425 goto 389 else 388
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 333: if A == 0x541b goto 389 else 334
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 334: if A >= 0x5415 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 335: if A >= 0x540c goto 336 else 337
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 336: if A == 0x5411 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 337: if A >= 0x5405 goto 338 else 339
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 338: if A >= 0x5409 goto 389 else 388
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 339: if A >= 0x5401 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 340: if A >= 0x13 goto 341 else 385
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 341: if A >= 0x15 goto 342 else 372
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 342: if A == 0x15 goto 343 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 343: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 344: if A == 0x0 goto 345 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 345: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 346: if A >= 0x80000000 goto 388 else 347
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 347: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 348: if A == 0x0 goto 349 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 349: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 350: if A == 0x0 goto 388 else 351
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 351: if A >= 0x3 goto 388 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 352: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 353: if A == 0x0 goto 354 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 354: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 355: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 356: if A == 0x19 goto 357 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 357: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 358: if A == 0x0 goto 359 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 359: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 360: if A >= 0x80000000 goto 388 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 361: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 362: if A == 0x0 goto 363 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 363: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 364: if A >= 0x4 goto 365 else 371
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 365: if A == 0x406 goto 389 else 366
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 366: if A == 0x4 goto 367 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 367: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 368: if A == 0x0 goto 369 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 369: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 370: if A & 0xfff9f3ff goto 388 else 389
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 371: if A == 0x3 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 372: if A == 0x13 goto 373 else 381
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 374: if A == 0x0 goto 375 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 376: if A == 0x0 goto 377 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 377: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 378: if A == 0x0 goto 379 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 379: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 380: if A == 0x80800 goto 389 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 382: if A == 0x0 goto 383 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 384: if A == 0x80000 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 385: if A >= 0x9 goto 386 else 387
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 386: if A == 0xb goto 389 else 388
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 387: if A == 0x8 goto 389 else 388
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 388: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 389: return 0x7fff0000
-		},
-	},
-	{
-		Key: "systrap,redirected",
-		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{145}},
-			{Name: "sentry_pid", Uses: []uint16{15}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 6, K: 0x62},           // 3: if A == 0x62 goto 4 else 10
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
-			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
-			{Code: 0x15, JT: 177, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 188 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
-			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 157, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 188 else 181
-			{Code: 0x15, JT: 156, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 188 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 229, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 266
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 142, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 188 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 188 else 55
-			{Code: 0x15, JT: 132, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 188 else 181
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 122, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 188 else 181
-			{Code: 0x15, JT: 121, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 188 else 181
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 188 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 188 else 87
-			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 188 else 80
-			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
-			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
-			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 88, JF: 95, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 188
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 88, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 188 else 181
-			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
-			{Code: 0x35, JT: 86, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 188 else 181
-			{Code: 0x15, JT: 85, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 188 else 181
-			{Code: 0x35, JT: 0, JF: 139, K: 0x73},         // 103: if A >= 0x73 goto 104 else 243
-			{Code: 0x35, JT: 0, JF: 102, K: 0xb4},         // 104: if A >= 0xb4 goto 105 else 207
-			{Code: 0x35, JT: 0, JF: 71, K: 0xdd},          // 105: if A >= 0xdd goto 106 else 177
-			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 106: if A >= 0x116 goto 107 else 140
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 67, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 188 else 181
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 121: if A >= 0x118 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 58, K: 0x11b},         // 122: if A == 0x11b goto 123 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 89, K: 0x2},          // 126: if A >= 0x2 goto 181 else 216
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 127: if A == 0x116 goto 128 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 49, JF: 56, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 254, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 391 else 139
-			{Code: 0x15, JT: 252, JF: 253, K: 0x0},        // 137: if A == 0x0 goto 390 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 250, K: 0x2},        // 139: if A & 0x2 goto 319 else 390
-			{Code: 0x35, JT: 0, JF: 27, K: 0x104},         // 140: if A >= 0x104 goto 141 else 168
-			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 143: if A == 0x0 goto 144 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 147: if A == 0x0 goto 148 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 284 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 238, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 390 else 152
-			{Code: 0x35, JT: 237, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 390 else 157
-			{Code: 0x15, JT: 236, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 390 else 154
-			{Code: 0x35, JT: 235, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 390 else 155
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 156: if A == 0x0 goto 157 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
-			{Code: 0x15, JT: 125, JF: 231, K: 0x40000000}, // 158: if A == 0x40000000 goto 284 else 390
-			{Code: 0x15, JT: 0, JF: 230, K: 0x105},        // 159: if A == 0x105 goto 160 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 161: if A == 0x0 goto 162 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 163: if A == 0x0 goto 164 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 164: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 165: if A == 0x0 goto 166 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 166: A = arg2.lo
-			{Code: 0x15, JT: 223, JF: 222, K: 0x0},        // 167: if A == 0x0 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 221, K: 0xdf},         // 168: if A == 0xdf goto 169 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 170: if A == 0x0 goto 171 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 172: if A >= 0x80000000 goto 390 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 174: if A == 0x0 goto 175 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 213, JF: 214, K: 0x6},        // 176: if A >= 0x6 goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 7, K: 0xd4},           // 177: if A >= 0xd4 goto 178 else 185
-			{Code: 0x15, JT: 0, JF: 5, K: 0xdc},           // 178: if A == 0xdc goto 179 else 184
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 209, K: 0x0},          // 180: if A == 0x0 goto 182 else 390
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
-			{Code: 0x15, JT: 207, JF: 206, K: 0x50f00},    // 183: if A == 0x50f00 goto 391 else 390
-			{Code: 0x15, JT: 206, JF: 205, K: 0xd7},       // 184: if A == 0xd7 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 11, K: 0xd3},          // 185: if A == 0xd3 goto 186 else 197
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 202, K: 0x0},          // 187: if A == 0x0 goto 189 else 390
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
-			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 190: if A >= 0x80000000 goto 390 else 191
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 191: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 192: if A == 0x0 goto 193 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 193: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 194: if A >= 0x4001 goto 195 else 196
-			{Code: 0x15, JT: 195, JF: 194, K: 0x4040},     // 195: if A == 0x4040 goto 391 else 390
-			{Code: 0x15, JT: 194, JF: 193, K: 0x4000},     // 196: if A == 0x4000 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 192, K: 0xcf},         // 197: if A == 0xcf goto 198 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 198: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 199: if A == 0x0 goto 200 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 200: A = arg0.lo
-			{Code: 0x35, JT: 188, JF: 0, K: 0x80000000},   // 201: if A >= 0x80000000 goto 390 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 202: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 203: if A == 0x0 goto 204 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 204: A = arg3.lo
-			{Code: 0x15, JT: 185, JF: 0, K: 0x0},          // 205: if A == 0x0 goto 391 else 206
-			{Code: 0x15, JT: 184, JF: 183, K: 0x40},       // 206: if A == 0x40 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 14, K: 0x88},          // 207: if A >= 0x88 goto 208 else 222
-			{Code: 0x35, JT: 0, JF: 11, K: 0x9f},          // 208: if A >= 0x9f goto 209 else 220
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 209: if A >= 0xac goto 210 else 211
-			{Code: 0x15, JT: 179, JF: 180, K: 0xad},       // 210: if A == 0xad goto 390 else 391
-			{Code: 0x15, JT: 0, JF: 178, K: 0xa7},         // 211: if A == 0xa7 goto 212 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 212: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 213: if A == 0x0 goto 214 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 174, K: 0x53564d41},   // 215: if A == 0x53564d41 goto 216 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 216: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 217: if A == 0x0 goto 218 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 218: A = arg1.lo
-			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 219: if A == 0x0 goto 391 else 390
-			{Code: 0x15, JT: 170, JF: 0, K: 0x9e},         // 220: if A == 0x9e goto 391 else 221
-			{Code: 0x15, JT: 169, JF: 168, K: 0x8b},       // 221: if A == 0x8b goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 13, K: 0x80},          // 222: if A >= 0x80 goto 223 else 236
-			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 223: if A >= 0x84 goto 224 else 225
-			{Code: 0x15, JT: 165, JF: 166, K: 0x85},       // 224: if A == 0x85 goto 390 else 391
-			{Code: 0x15, JT: 165, JF: 0, K: 0x80},         // 225: if A == 0x80 goto 391 else 226
-			{Code: 0x15, JT: 0, JF: 163, K: 0x81},         // 226: if A == 0x81 goto 227 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 228: if A == 0x0 goto 229 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x15, JT: 159, JF: 0, K: 0x0},          // 230: if A == 0x0 goto 390 else 231
-			{Code: 0x35, JT: 158, JF: 0, K: 0x80000000},   // 231: if A >= 0x80000000 goto 390 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 232: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 233: if A == 0x0 goto 234 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 234: A = arg1.lo
-			{Code: 0x15, JT: 155, JF: 154, K: 0x9},        // 235: if A == 0x9 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 236: if A >= 0x7c goto 237 else 238
-			{Code: 0x15, JT: 153, JF: 152, K: 0x7c},       // 237: if A == 0x7c goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 151, K: 0x7b},         // 238: if A == 0x7b goto 239 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 239: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 240: if A == 0x0 goto 241 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 241: A = arg0.lo
-			{Code: 0x15, JT: 148, JF: 147, K: 0x0},        // 242: if A == 0x0 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 243: if A >= 0x3a goto 244 else 292
-			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 244: if A >= 0x54 goto 245 else 271
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 245: if A >= 0x60 goto 246 else 248
-			{Code: 0x35, JT: 144, JF: 0, K: 0x71},         // 246: if A >= 0x71 goto 391 else 247
-			{Code: 0x15, JT: 143, JF: 142, K: 0x65},       // 247: if A == 0x65 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 248: if A >= 0x5d goto 249 else 270
-			{Code: 0x15, JT: 0, JF: 141, K: 0x5f},         // 249: if A == 0x5f goto 250 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 251: if A == 0x0 goto 252 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 136, K: 0x1},          // 253: if A == 0x1 goto 254 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 255: if A == 0x0 goto 256 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
-			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 257: if A == 0x0 goto 390 else 258
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 258: if A >= 0x80000000 goto 390 else 259
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 259: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 260: if A == 0x0 goto 261 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 261: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 262: if A >= 0x41000003 goto 263 else 265
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 263: if A == 0x41000003 goto 266 else 264
-			{Code: 0x15, JT: 1, JF: 125, K: 0x41000005},   // 264: if A == 0x41000005 goto 266 else 390
-			{Code: 0x15, JT: 0, JF: 124, K: 0x1000005},    // 265: if A == 0x1000005 goto 266 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 266: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 267: if A == 0x0 goto 268 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 268: A = arg4.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 269: if A == 0x0 goto 391 else 390
-			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 270: if A == 0x5a goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 271: if A >= 0x45 goto 272 else 288
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 272: if A >= 0x4e goto 273 else 279
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 273: if A == 0x4e goto 274 else 278
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 275: if A == 0x0 goto 276 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
-			{Code: 0x35, JT: 112, JF: 113, K: 0x80000000}, // 277: if A >= 0x80000000 goto 390 else 391
-			{Code: 0x35, JT: 112, JF: 111, K: 0x52},       // 278: if A >= 0x52 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 279: if A == 0x49 goto 280 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 280: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 281: if A == 0x0 goto 282 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 282: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 283: if A == 0x1 goto 284 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 285: if A == 0x0 goto 286 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 287: if A == 0x0 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 288: if A >= 0x3f goto 289 else 291
-			{Code: 0x35, JT: 0, JF: 101, K: 0x41},         // 289: if A >= 0x41 goto 290 else 391
-			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 290: if A >= 0x43 goto 391 else 390
-			{Code: 0x15, JT: 99, JF: 98, K: 0x3d},         // 291: if A == 0x3d goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 292: if A >= 0x1a goto 293 else 342
-			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 293: if A >= 0x2f goto 294 else 322
-			{Code: 0x35, JT: 0, JF: 17, K: 0x38},          // 294: if A >= 0x38 goto 295 else 312
-			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 295: if A == 0x38 goto 296 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 297: if A == 0x0 goto 298 else 305
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 299: if A >= 0x80000000 goto 306 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 301: if A == 0x0 goto 302 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 303: if A & 0xffe3a2ff goto 304 else 391
-			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 304: if A & 0xffe3a0fc goto 390 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 305: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 306: if A == 0xffffff9c goto 307 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 308: if A == 0x0 goto 309 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 310: if A >= 0x80001 goto 311 else 386
-			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 311: if A == 0x284000 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 312: if A == 0x2f goto 313 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 313: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 314: if A == 0x0 goto 315 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 315: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 316: if A >= 0x80000000 goto 390 else 317
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 317: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 71, K: 0x0},           // 318: if A == 0x0 goto 320 else 390
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 320: A = arg1.lo
-			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 321: if A & 0xffffff80 goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 322: if A >= 0x2c goto 323 else 324
-			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 323: if A == 0x2d goto 390 else 391
-			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 324: if A == 0x1d goto 325 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 325: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 326: if A == 0x0 goto 327 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 328: if A >= 0x80000000 goto 390 else 329
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 329: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 330: if A == 0x0 goto 331 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 331: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 332: if A >= 0x5413 goto 333 else 337
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 333: if A >= 0x541c goto 334 else 335
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 334: if A == 0x5425 goto 391 else 390
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 335: if A == 0x541b goto 391 else 336
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 336: if A >= 0x5415 goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 337: if A >= 0x540c goto 338 else 339
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 338: if A == 0x5411 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 339: if A >= 0x5405 goto 340 else 341
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 340: if A >= 0x5409 goto 391 else 390
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 341: if A >= 0x5401 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 342: if A >= 0x13 goto 343 else 387
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 343: if A >= 0x15 goto 344 else 374
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 344: if A == 0x15 goto 345 else 358
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 345: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 346: if A == 0x0 goto 347 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 347: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 348: if A >= 0x80000000 goto 390 else 349
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 349: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 350: if A == 0x0 goto 351 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 351: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 352: if A == 0x0 goto 390 else 353
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 353: if A >= 0x3 goto 390 else 354
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 354: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 355: if A == 0x0 goto 356 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 356: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 357: if A >= 0x80000000 goto 390 else 391
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 358: if A == 0x19 goto 359 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 359: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 360: if A == 0x0 goto 361 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 361: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 362: if A >= 0x80000000 goto 390 else 363
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 363: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 364: if A == 0x0 goto 365 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 365: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 366: if A >= 0x4 goto 367 else 373
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 367: if A == 0x406 goto 391 else 368
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 368: if A == 0x4 goto 369 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 369: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 370: if A == 0x0 goto 371 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 371: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 372: if A & 0xfff9f3ff goto 390 else 391
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 373: if A == 0x3 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 374: if A == 0x13 goto 375 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 375: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 376: if A == 0x0 goto 377 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 378: if A == 0x0 goto 379 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 379: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 380: if A == 0x0 goto 381 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 381: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 382: if A == 0x80800 goto 391 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 384: if A == 0x0 goto 385 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 386: if A == 0x80000 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 387: if A >= 0x9 goto 388 else 389
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 388: if A == 0xb goto 391 else 390
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 389: if A == 0x8 goto 391 else 390
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 390: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 391: return 0x7fff0000
-		},
-	},
-	{
-		Key: "systrap,write",
-		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{159}},
-			{Name: "sentry_pid", Uses: []uint16{15}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 6, K: 0x62},           // 3: if A == 0x62 goto 4 else 10
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
 			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
 			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
 			{Code: 0x15, JT: 178, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 189 else 11
@@ -2400,7 +1600,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 242, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 279
+			{Code: 0x35, JT: 144, JF: 237, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 274
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
@@ -2467,10 +1667,10 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 180, K: 0x5b},         // 103: if A >= 0x5b goto 104 else 284
-			{Code: 0x35, JT: 0, JF: 118, K: 0xad},         // 104: if A >= 0xad goto 105 else 223
-			{Code: 0x35, JT: 0, JF: 86, K: 0xdf},          // 105: if A >= 0xdf goto 106 else 192
-			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 106: if A >= 0x116 goto 107 else 140
+			{Code: 0x35, JT: 0, JF: 146, K: 0x7a},         // 103: if A >= 0x7a goto 104 else 250
+			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 104: if A >= 0xae goto 105 else 205
+			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 105: if A >= 0x104 goto 106 else 163
+			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 106: if A >= 0x117 goto 107 else 135
 			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
 			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
@@ -2485,353 +1685,1174 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
 			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x117},          // 121: if A == 0x117 goto 122 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 123: if A == 0x0 goto 124 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 125: if A >= 0x2 goto 126 else 127
+			{Code: 0x15, JT: 62, JF: 2, K: 0x9},           // 126: if A == 0x9 goto 189 else 129
+			{Code: 0x15, JT: 53, JF: 61, K: 0x0},          // 127: if A == 0x0 goto 181 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 128: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 51, K: 0x2},         // 129: if A & 0x2 goto 310 else 181
+			{Code: 0x15, JT: 0, JF: 50, K: 0x11b},         // 130: if A == 0x11b goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 131: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 132: if A == 0x0 goto 133 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 133: A = arg0.lo
+			{Code: 0x35, JT: 46, JF: 79, K: 0x2},          // 134: if A >= 0x2 goto 181 else 214
+			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 135: if A >= 0x106 goto 136 else 141
+			{Code: 0x15, JT: 0, JF: 44, K: 0x116},         // 136: if A == 0x116 goto 137 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 137: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 138: if A == 0x0 goto 139 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 139: A = arg2.lo
+			{Code: 0x45, JT: 255, JF: 48, K: 0xfffffffe},  // 140: if A & 0xfffffffe goto 396 else 189
+			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 143: if A == 0x0 goto 144 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 147: if A == 0x0 goto 148 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
+			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 292 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
+			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 396 else 152
+			{Code: 0x35, JT: 243, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 396 else 157
+			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 396 else 154
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 396 else 155
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 156: if A == 0x0 goto 157 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
+			{Code: 0x15, JT: 133, JF: 237, K: 0x40000000}, // 158: if A == 0x40000000 goto 292 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 160: if A == 0x0 goto 161 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x15, JT: 59, JF: 233, K: 0x0},         // 162: if A == 0x0 goto 222 else 396
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd7},          // 163: if A >= 0xd7 goto 164 else 180
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 164: if A >= 0xdd goto 165 else 174
+			{Code: 0x15, JT: 0, JF: 230, K: 0xdf},         // 165: if A == 0xdf goto 166 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 167: if A == 0x0 goto 168 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
+			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 396 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 171: if A == 0x0 goto 172 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
+			{Code: 0x35, JT: 222, JF: 223, K: 0x6},        // 173: if A >= 0x6 goto 396 else 397
+			{Code: 0x15, JT: 222, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 397 else 175
+			{Code: 0x15, JT: 0, JF: 220, K: 0xdc},         // 175: if A == 0xdc goto 176 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 176: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 177: if A == 0x0 goto 178 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 178: A = arg0.lo
+			{Code: 0x15, JT: 217, JF: 216, K: 0x50f00},    // 179: if A == 0x50f00 goto 397 else 396
+			{Code: 0x35, JT: 1, JF: 13, K: 0xd0},          // 180: if A >= 0xd0 goto 182 else 194
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x15, JT: 0, JF: 213, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 184: if A == 0x0 goto 185 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
+			{Code: 0x35, JT: 209, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 396 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 187: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 207, K: 0x0},          // 188: if A == 0x0 goto 190 else 396
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 191: if A >= 0x4001 goto 192 else 193
+			{Code: 0x15, JT: 204, JF: 203, K: 0x4040},     // 192: if A == 0x4040 goto 397 else 396
+			{Code: 0x15, JT: 203, JF: 202, K: 0x4000},     // 193: if A == 0x4000 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 194: if A == 0xcf goto 195 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 196: if A == 0x0 goto 197 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
+			{Code: 0x35, JT: 197, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 396 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 199: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 200: if A == 0x0 goto 201 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
+			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 397 else 203
+			{Code: 0x15, JT: 193, JF: 192, K: 0x40},       // 203: if A == 0x40 goto 397 else 396
+			{Code: 0x35, JT: 191, JF: 192, K: 0xb4},       // 204: if A >= 0xb4 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 205: if A >= 0x86 goto 206 else 230
+			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 206: if A >= 0xa7 goto 207 else 226
+			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 207: if A >= 0xa9 goto 208 else 209
+			{Code: 0x15, JT: 188, JF: 187, K: 0xac},       // 208: if A == 0xac goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 209: if A == 0xa7 goto 210 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 211: if A == 0x0 goto 212 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 182, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 214: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 215: if A == 0x0 goto 216 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 216: A = arg1.lo
+			{Code: 0x15, JT: 179, JF: 178, K: 0x0},        // 217: if A == 0x0 goto 397 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 219: if A == 0x0 goto 220 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 221: if A == 0x0 goto 222 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 223: if A == 0x0 goto 224 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
+			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 225: if A == 0x0 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 226: if A >= 0x8c goto 227 else 228
+			{Code: 0x15, JT: 169, JF: 168, K: 0x9e},       // 227: if A == 0x9e goto 397 else 396
+			{Code: 0x15, JT: 168, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 397 else 229
+			{Code: 0x35, JT: 166, JF: 167, K: 0x88},       // 229: if A >= 0x88 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 230: if A >= 0x80 goto 231 else 243
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 231: if A >= 0x82 goto 232 else 233
+			{Code: 0x15, JT: 164, JF: 163, K: 0x84},       // 232: if A == 0x84 goto 397 else 396
+			{Code: 0x15, JT: 163, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 397 else 234
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 235: if A == 0x0 goto 236 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
+			{Code: 0x15, JT: 158, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 396 else 238
+			{Code: 0x35, JT: 157, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 396 else 239
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 240: if A == 0x0 goto 241 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
+			{Code: 0x15, JT: 154, JF: 153, K: 0x9},        // 242: if A == 0x9 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 243: if A >= 0x7c goto 244 else 245
+			{Code: 0x15, JT: 152, JF: 151, K: 0x7c},       // 244: if A == 0x7c goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 36, K: 0x7a},          // 245: if A == 0x7a goto 246 else 282
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 247: if A == 0x0 goto 248 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
+			{Code: 0x15, JT: 146, JF: 113, K: 0x0},        // 249: if A == 0x0 goto 396 else 363
+			{Code: 0x35, JT: 0, JF: 49, K: 0x3a},          // 250: if A >= 0x3a goto 251 else 300
+			{Code: 0x35, JT: 0, JF: 27, K: 0x54},          // 251: if A >= 0x54 goto 252 else 279
+			{Code: 0x35, JT: 0, JF: 3, K: 0x60},           // 252: if A >= 0x60 goto 253 else 256
+			{Code: 0x35, JT: 0, JF: 1, K: 0x71},           // 253: if A >= 0x71 goto 254 else 255
+			{Code: 0x35, JT: 141, JF: 142, K: 0x73},       // 254: if A >= 0x73 goto 396 else 397
+			{Code: 0x15, JT: 141, JF: 140, K: 0x65},       // 255: if A == 0x65 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 256: if A >= 0x5d goto 257 else 278
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 257: if A == 0x5f goto 258 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 258: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 259: if A == 0x0 goto 260 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 260: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 261: if A == 0x1 goto 262 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 263: if A == 0x0 goto 264 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 265: if A == 0x0 goto 396 else 266
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 396 else 267
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 268: if A == 0x0 goto 269 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 270: if A >= 0x41000003 goto 271 else 273
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 271: if A == 0x41000003 goto 274 else 272
+			{Code: 0x15, JT: 1, JF: 123, K: 0x41000005},   // 272: if A == 0x41000005 goto 274 else 396
+			{Code: 0x15, JT: 0, JF: 122, K: 0x1000005},    // 273: if A == 0x1000005 goto 274 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 274: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 275: if A == 0x0 goto 276 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 276: A = arg4.lo
+			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 277: if A == 0x0 goto 397 else 396
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 278: if A == 0x5a goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 279: if A >= 0x45 goto 280 else 296
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 280: if A >= 0x4e goto 281 else 287
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 281: if A == 0x4e goto 282 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 283: if A == 0x0 goto 284 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
+			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 285: if A >= 0x80000000 goto 396 else 397
+			{Code: 0x35, JT: 110, JF: 109, K: 0x52},       // 286: if A >= 0x52 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 287: if A == 0x49 goto 288 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 289: if A == 0x0 goto 290 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 291: if A == 0x1 goto 292 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 292: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 293: if A == 0x0 goto 294 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 294: A = arg3.lo
+			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 295: if A == 0x0 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 296: if A >= 0x3f goto 297 else 299
+			{Code: 0x35, JT: 0, JF: 99, K: 0x41},          // 297: if A >= 0x41 goto 298 else 397
+			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 298: if A >= 0x43 goto 397 else 396
+			{Code: 0x15, JT: 97, JF: 96, K: 0x3d},         // 299: if A == 0x3d goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 300: if A >= 0x1a goto 301 else 348
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 301: if A >= 0x2f goto 302 else 328
+			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 302: if A >= 0x38 goto 303 else 319
+			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 303: if A == 0x38 goto 304 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 304: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 305: if A == 0x0 goto 306 else 313
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 306: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 307: if A >= 0x80000000 goto 314 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 308: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 86, K: 0x0},           // 309: if A == 0x0 goto 311 else 396
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 310: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
+			{Code: 0x45, JT: 83, JF: 84, K: 0xffe3a2ff},   // 312: if A & 0xffe3a2ff goto 396 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 81, K: 0xffffff9c},    // 314: if A == 0xffffff9c goto 315 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 315: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 316: if A == 0x0 goto 317 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 317: A = arg2.lo
+			{Code: 0x15, JT: 78, JF: 77, K: 0x80000},      // 318: if A == 0x80000 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 319: if A == 0x2f goto 320 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 321: if A == 0x0 goto 322 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 323: if A >= 0x80000000 goto 396 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 325: if A == 0x0 goto 326 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
+			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 327: if A & 0xffffff80 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 328: if A >= 0x2c goto 329 else 330
+			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 329: if A == 0x2d goto 396 else 397
+			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 330: if A == 0x1d goto 331 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 332: if A == 0x0 goto 333 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 334: if A >= 0x80000000 goto 396 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 336: if A == 0x0 goto 337 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 338: if A >= 0x5413 goto 339 else 343
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 339: if A >= 0x541c goto 340 else 341
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 340: if A == 0x5425 goto 397 else 396
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 341: if A == 0x541b goto 397 else 342
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 342: if A >= 0x5415 goto 396 else 397
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 343: if A >= 0x540c goto 344 else 345
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 344: if A == 0x5411 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 345: if A >= 0x5405 goto 346 else 347
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 346: if A >= 0x5409 goto 397 else 396
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 347: if A >= 0x5401 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 348: if A >= 0x13 goto 349 else 393
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 349: if A >= 0x15 goto 350 else 380
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 350: if A == 0x15 goto 351 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 352: if A == 0x0 goto 353 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 354: if A >= 0x80000000 goto 396 else 355
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 356: if A == 0x0 goto 357 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 358: if A == 0x0 goto 396 else 359
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 359: if A >= 0x3 goto 396 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 360: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 361: if A == 0x0 goto 362 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 362: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 363: if A >= 0x80000000 goto 396 else 397
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 364: if A == 0x19 goto 365 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 366: if A == 0x0 goto 367 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 368: if A >= 0x80000000 goto 396 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 369: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 370: if A == 0x0 goto 371 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 371: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 372: if A >= 0x4 goto 373 else 379
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 373: if A == 0x406 goto 397 else 374
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 374: if A == 0x4 goto 375 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 375: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 376: if A == 0x0 goto 377 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 377: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 378: if A & 0xfff9f3ff goto 396 else 397
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 379: if A == 0x3 goto 397 else 396
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 380: if A == 0x13 goto 381 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 382: if A == 0x0 goto 383 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 384: if A == 0x0 goto 385 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 385: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 386: if A == 0x0 goto 387 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 387: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 388: if A == 0x80800 goto 397 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 389: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 390: if A == 0x0 goto 391 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 392: if A == 0x80000 goto 397 else 396
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 393: if A >= 0x9 goto 394 else 395
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 394: if A == 0xb goto 397 else 396
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 395: if A == 0x8 goto 397 else 396
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 396: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 397: return 0x7fff0000
+		},
+	},
+	{
+		Key: "systrap,redirected",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{145}},
+			{Name: "sentry_pid", Uses: []uint16{15}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 6, K: 0x62},           // 3: if A == 0x62 goto 4 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
+			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
+			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
+			{Code: 0x15, JT: 178, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 189 else 11
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
+			{Code: 0x35, JT: 161, JF: 169, K: 0x41},       // 19: if A >= 0x41 goto 181 else 189
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
+			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
+			{Code: 0x15, JT: 157, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 189 else 32
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
+			{Code: 0x35, JT: 144, JF: 237, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 274
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
+			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
+			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
+			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
+			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
+			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
+			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
+			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
+			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
+			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
+			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
+			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
+			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
+			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
+			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
+			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
+			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
+			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
+			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 146, K: 0x7a},         // 103: if A >= 0x7a goto 104 else 250
+			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 104: if A >= 0xae goto 105 else 205
+			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 105: if A >= 0x104 goto 106 else 163
+			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 106: if A >= 0x117 goto 107 else 135
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
+			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x117},          // 121: if A == 0x117 goto 122 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 123: if A == 0x0 goto 124 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 125: if A >= 0x2 goto 126 else 127
+			{Code: 0x15, JT: 62, JF: 2, K: 0x9},           // 126: if A == 0x9 goto 189 else 129
+			{Code: 0x15, JT: 53, JF: 61, K: 0x0},          // 127: if A == 0x0 goto 181 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 128: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 51, K: 0x2},         // 129: if A & 0x2 goto 310 else 181
+			{Code: 0x15, JT: 0, JF: 50, K: 0x11b},         // 130: if A == 0x11b goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 131: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 132: if A == 0x0 goto 133 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 133: A = arg0.lo
+			{Code: 0x35, JT: 46, JF: 79, K: 0x2},          // 134: if A >= 0x2 goto 181 else 214
+			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 135: if A >= 0x106 goto 136 else 141
+			{Code: 0x15, JT: 0, JF: 44, K: 0x116},         // 136: if A == 0x116 goto 137 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 137: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 138: if A == 0x0 goto 139 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 139: A = arg2.lo
+			{Code: 0x45, JT: 40, JF: 48, K: 0xfffffffe},   // 140: if A & 0xfffffffe goto 181 else 189
+			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 143: if A == 0x0 goto 144 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 147: if A == 0x0 goto 148 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
+			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 292 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
+			{Code: 0x15, JT: 246, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 398 else 152
+			{Code: 0x35, JT: 245, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 398 else 157
+			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 398 else 154
+			{Code: 0x35, JT: 243, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 398 else 155
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 156: if A == 0x0 goto 157 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
+			{Code: 0x15, JT: 133, JF: 239, K: 0x40000000}, // 158: if A == 0x40000000 goto 292 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 160: if A == 0x0 goto 161 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x15, JT: 59, JF: 235, K: 0x0},         // 162: if A == 0x0 goto 222 else 398
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd7},          // 163: if A >= 0xd7 goto 164 else 180
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 164: if A >= 0xdd goto 165 else 174
+			{Code: 0x15, JT: 0, JF: 232, K: 0xdf},         // 165: if A == 0xdf goto 166 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 167: if A == 0x0 goto 168 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
+			{Code: 0x35, JT: 228, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 398 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 171: if A == 0x0 goto 172 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
+			{Code: 0x35, JT: 224, JF: 225, K: 0x6},        // 173: if A >= 0x6 goto 398 else 399
+			{Code: 0x15, JT: 224, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 399 else 175
+			{Code: 0x15, JT: 0, JF: 222, K: 0xdc},         // 175: if A == 0xdc goto 176 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 176: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 177: if A == 0x0 goto 178 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 178: A = arg0.lo
+			{Code: 0x15, JT: 219, JF: 218, K: 0x50f00},    // 179: if A == 0x50f00 goto 399 else 398
+			{Code: 0x35, JT: 1, JF: 13, K: 0xd0},          // 180: if A >= 0xd0 goto 182 else 194
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x15, JT: 0, JF: 215, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 184: if A == 0x0 goto 185 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 398 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 187: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 209, K: 0x0},          // 188: if A == 0x0 goto 190 else 398
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 191: if A >= 0x4001 goto 192 else 193
+			{Code: 0x15, JT: 206, JF: 205, K: 0x4040},     // 192: if A == 0x4040 goto 399 else 398
+			{Code: 0x15, JT: 205, JF: 204, K: 0x4000},     // 193: if A == 0x4000 goto 399 else 398
+			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 194: if A == 0xcf goto 195 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 196: if A == 0x0 goto 197 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
+			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 398 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 199: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 200: if A == 0x0 goto 201 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
+			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 399 else 203
+			{Code: 0x15, JT: 195, JF: 194, K: 0x40},       // 203: if A == 0x40 goto 399 else 398
+			{Code: 0x35, JT: 193, JF: 194, K: 0xb4},       // 204: if A >= 0xb4 goto 398 else 399
+			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 205: if A >= 0x86 goto 206 else 230
+			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 206: if A >= 0xa7 goto 207 else 226
+			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 207: if A >= 0xa9 goto 208 else 209
+			{Code: 0x15, JT: 190, JF: 189, K: 0xac},       // 208: if A == 0xac goto 399 else 398
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 209: if A == 0xa7 goto 210 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 211: if A == 0x0 goto 212 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 184, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 214: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 215: if A == 0x0 goto 216 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 216: A = arg1.lo
+			{Code: 0x15, JT: 181, JF: 180, K: 0x0},        // 217: if A == 0x0 goto 399 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 219: if A == 0x0 goto 220 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 221: if A == 0x0 goto 222 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 223: if A == 0x0 goto 224 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
+			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 225: if A == 0x0 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 226: if A >= 0x8c goto 227 else 228
+			{Code: 0x15, JT: 171, JF: 170, K: 0x9e},       // 227: if A == 0x9e goto 399 else 398
+			{Code: 0x15, JT: 170, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 399 else 229
+			{Code: 0x35, JT: 168, JF: 169, K: 0x88},       // 229: if A >= 0x88 goto 398 else 399
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 230: if A >= 0x80 goto 231 else 243
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 231: if A >= 0x82 goto 232 else 233
+			{Code: 0x15, JT: 166, JF: 165, K: 0x84},       // 232: if A == 0x84 goto 399 else 398
+			{Code: 0x15, JT: 165, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 399 else 234
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 235: if A == 0x0 goto 236 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 398 else 238
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 398 else 239
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 240: if A == 0x0 goto 241 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
+			{Code: 0x15, JT: 156, JF: 155, K: 0x9},        // 242: if A == 0x9 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 243: if A >= 0x7c goto 244 else 245
+			{Code: 0x15, JT: 154, JF: 153, K: 0x7c},       // 244: if A == 0x7c goto 399 else 398
+			{Code: 0x15, JT: 0, JF: 36, K: 0x7a},          // 245: if A == 0x7a goto 246 else 282
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 247: if A == 0x0 goto 248 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
+			{Code: 0x15, JT: 148, JF: 115, K: 0x0},        // 249: if A == 0x0 goto 398 else 365
+			{Code: 0x35, JT: 0, JF: 49, K: 0x3a},          // 250: if A >= 0x3a goto 251 else 300
+			{Code: 0x35, JT: 0, JF: 27, K: 0x54},          // 251: if A >= 0x54 goto 252 else 279
+			{Code: 0x35, JT: 0, JF: 3, K: 0x60},           // 252: if A >= 0x60 goto 253 else 256
+			{Code: 0x35, JT: 0, JF: 1, K: 0x71},           // 253: if A >= 0x71 goto 254 else 255
+			{Code: 0x35, JT: 143, JF: 144, K: 0x73},       // 254: if A >= 0x73 goto 398 else 399
+			{Code: 0x15, JT: 143, JF: 142, K: 0x65},       // 255: if A == 0x65 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 256: if A >= 0x5d goto 257 else 278
+			{Code: 0x15, JT: 0, JF: 141, K: 0x5f},         // 257: if A == 0x5f goto 258 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 258: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 259: if A == 0x0 goto 260 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 260: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 136, K: 0x1},          // 261: if A == 0x1 goto 262 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 263: if A == 0x0 goto 264 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 265: if A == 0x0 goto 398 else 266
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 398 else 267
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 268: if A == 0x0 goto 269 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 270: if A >= 0x41000003 goto 271 else 273
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 271: if A == 0x41000003 goto 274 else 272
+			{Code: 0x15, JT: 1, JF: 125, K: 0x41000005},   // 272: if A == 0x41000005 goto 274 else 398
+			{Code: 0x15, JT: 0, JF: 124, K: 0x1000005},    // 273: if A == 0x1000005 goto 274 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 274: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 275: if A == 0x0 goto 276 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 276: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 277: if A == 0x0 goto 399 else 398
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 278: if A == 0x5a goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 279: if A >= 0x45 goto 280 else 296
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 280: if A >= 0x4e goto 281 else 287
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 281: if A == 0x4e goto 282 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 283: if A == 0x0 goto 284 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
+			{Code: 0x35, JT: 112, JF: 113, K: 0x80000000}, // 285: if A >= 0x80000000 goto 398 else 399
+			{Code: 0x35, JT: 112, JF: 111, K: 0x52},       // 286: if A >= 0x52 goto 399 else 398
+			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 287: if A == 0x49 goto 288 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 289: if A == 0x0 goto 290 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 291: if A == 0x1 goto 292 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 292: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 293: if A == 0x0 goto 294 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 294: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 295: if A == 0x0 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 296: if A >= 0x3f goto 297 else 299
+			{Code: 0x35, JT: 0, JF: 101, K: 0x41},         // 297: if A >= 0x41 goto 298 else 399
+			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 298: if A >= 0x43 goto 399 else 398
+			{Code: 0x15, JT: 99, JF: 98, K: 0x3d},         // 299: if A == 0x3d goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 300: if A >= 0x1a goto 301 else 350
+			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 301: if A >= 0x2f goto 302 else 330
+			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 302: if A >= 0x38 goto 303 else 321
+			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 303: if A == 0x38 goto 304 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 304: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 305: if A == 0x0 goto 306 else 314
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 306: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 307: if A >= 0x80000000 goto 315 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 308: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 88, K: 0x0},           // 309: if A == 0x0 goto 311 else 398
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 310: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 86, K: 0xffe3a2ff},    // 312: if A & 0xffe3a2ff goto 313 else 399
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a0fc},   // 313: if A & 0xffe3a0fc goto 398 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 315: if A == 0xffffff9c goto 316 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 316: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 317: if A == 0x0 goto 318 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 318: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 74, K: 0x80001},       // 319: if A >= 0x80001 goto 320 else 394
+			{Code: 0x15, JT: 78, JF: 77, K: 0x284000},     // 320: if A == 0x284000 goto 399 else 398
+			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 321: if A == 0x2f goto 322 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 322: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 323: if A == 0x0 goto 324 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 325: if A >= 0x80000000 goto 398 else 326
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 326: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 327: if A == 0x0 goto 328 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 328: A = arg1.lo
+			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 329: if A & 0xffffff80 goto 398 else 399
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 330: if A >= 0x2c goto 331 else 332
+			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 331: if A == 0x2d goto 398 else 399
+			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 332: if A == 0x1d goto 333 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 334: if A == 0x0 goto 335 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 336: if A >= 0x80000000 goto 398 else 337
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 337: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 338: if A == 0x0 goto 339 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 339: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 340: if A >= 0x5413 goto 341 else 345
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 341: if A >= 0x541c goto 342 else 343
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 342: if A == 0x5425 goto 399 else 398
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 343: if A == 0x541b goto 399 else 344
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 344: if A >= 0x5415 goto 398 else 399
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 345: if A >= 0x540c goto 346 else 347
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 346: if A == 0x5411 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 347: if A >= 0x5405 goto 348 else 349
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 348: if A >= 0x5409 goto 399 else 398
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 349: if A >= 0x5401 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 350: if A >= 0x13 goto 351 else 395
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 351: if A >= 0x15 goto 352 else 382
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 352: if A == 0x15 goto 353 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 354: if A == 0x0 goto 355 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 356: if A >= 0x80000000 goto 398 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 357: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 358: if A == 0x0 goto 359 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 359: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 360: if A == 0x0 goto 398 else 361
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 361: if A >= 0x3 goto 398 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 362: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 363: if A == 0x0 goto 364 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 364: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 365: if A >= 0x80000000 goto 398 else 399
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 366: if A == 0x19 goto 367 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 367: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 368: if A == 0x0 goto 369 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 370: if A >= 0x80000000 goto 398 else 371
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 371: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 372: if A == 0x0 goto 373 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 373: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 374: if A >= 0x4 goto 375 else 381
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 375: if A == 0x406 goto 399 else 376
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 376: if A == 0x4 goto 377 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 377: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 378: if A == 0x0 goto 379 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 379: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 380: if A & 0xfff9f3ff goto 398 else 399
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 381: if A == 0x3 goto 399 else 398
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 382: if A == 0x13 goto 383 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 384: if A == 0x0 goto 385 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 386: if A == 0x0 goto 387 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 387: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 388: if A == 0x0 goto 389 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 389: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 390: if A == 0x80800 goto 399 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 391: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 392: if A == 0x0 goto 393 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 393: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 394: if A == 0x80000 goto 399 else 398
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 395: if A >= 0x9 goto 396 else 397
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 396: if A == 0xb goto 399 else 398
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 397: if A == 0x8 goto 399 else 398
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 398: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 399: return 0x7fff0000
+		},
+	},
+	{
+		Key: "systrap,write",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{159}},
+			{Name: "sentry_pid", Uses: []uint16{15}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 6, K: 0x62},           // 3: if A == 0x62 goto 4 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
+			{Code: 0x35, JT: 173, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 182 else 188
+			{Code: 0x35, JT: 172, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 182 else 188
+			{Code: 0x15, JT: 177, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 188 else 11
+			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 13: if A == 0x0 goto 14 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 17: if A == 0x0 goto 18 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
+			{Code: 0x35, JT: 162, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 182 else 188
+			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 182 else 21
+			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 182 else 22
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 182 else 26
+			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 182 else 27
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
+			{Code: 0x15, JT: 157, JF: 151, K: 0x11},       // 30: if A == 0x11 goto 188 else 182
+			{Code: 0x15, JT: 156, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 188 else 32
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
+			{Code: 0x35, JT: 145, JF: 248, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 285
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 182 else 42
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 43: if A == 0x0 goto 44 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
+			{Code: 0x15, JT: 142, JF: 136, K: 0x18},       // 45: if A == 0x18 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 48: if A == 0x0 goto 49 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 182 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 52: if A == 0x0 goto 53 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
+			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 188 else 55
+			{Code: 0x15, JT: 132, JF: 126, K: 0x900},      // 55: if A == 0x900 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 58: if A == 0x0 goto 59 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
+			{Code: 0x15, JT: 122, JF: 116, K: 0x32},       // 65: if A == 0x32 goto 188 else 182
+			{Code: 0x15, JT: 121, JF: 115, K: 0x22},       // 66: if A == 0x22 goto 188 else 182
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
+			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 188 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
+			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 188 else 87
+			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 188 else 80
+			{Code: 0x35, JT: 101, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 182 else 88
+			{Code: 0x35, JT: 100, JF: 0, K: 0x2},          // 81: if A >= 0x2 goto 182 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 83: if A == 0x0 goto 84 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 94, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 182
+			{Code: 0x15, JT: 93, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 182 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 90: if A == 0x0 goto 91 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
+			{Code: 0x35, JT: 89, JF: 95, K: 0x80000000},   // 92: if A >= 0x80000000 goto 182 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
+			{Code: 0x15, JT: 88, JF: 82, K: 0x19},         // 99: if A == 0x19 goto 188 else 182
+			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
+			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
+			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
+			{Code: 0x35, JT: 0, JF: 185, K: 0x5d},         // 103: if A >= 0x5d goto 104 else 289
+			{Code: 0x35, JT: 0, JF: 114, K: 0xac},         // 104: if A >= 0xac goto 105 else 219
+			{Code: 0x35, JT: 0, JF: 81, K: 0xdf},          // 105: if A >= 0xdf goto 106 else 187
+			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 106: if A >= 0x116 goto 107 else 140
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
+			{Code: 0x15, JT: 0, JF: 73, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 110: if A == 0x0 goto 111 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 182 else 113
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
+			{Code: 0x35, JT: 65, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 182 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 118: if A == 0x0 goto 119 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x15, JT: 67, JF: 61, K: 0x200},        // 120: if A == 0x200 goto 188 else 182
 			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 121: if A >= 0x118 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 58, K: 0x11b},         // 122: if A == 0x11b goto 123 else 181
+			{Code: 0x15, JT: 0, JF: 59, K: 0x11b},         // 122: if A == 0x11b goto 123 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
+			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 105, K: 0x2},         // 126: if A >= 0x2 goto 181 else 232
+			{Code: 0x35, JT: 55, JF: 100, K: 0x2},         // 126: if A >= 0x2 goto 182 else 227
 			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 127: if A == 0x116 goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 49, JF: 57, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 189
+			{Code: 0x45, JT: 50, JF: 56, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 182 else 188
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 52, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 189 else 139
-			{Code: 0x15, JT: 43, JF: 51, K: 0x0},          // 137: if A == 0x0 goto 181 else 189
+			{Code: 0x15, JT: 51, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 188 else 139
+			{Code: 0x15, JT: 44, JF: 50, K: 0x0},          // 137: if A == 0x0 goto 182 else 188
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 41, K: 0x2},         // 139: if A & 0x2 goto 319 else 181
+			{Code: 0x45, JT: 180, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 320 else 182
 			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 140: if A >= 0x106 goto 141 else 154
-			{Code: 0x15, JT: 0, JF: 39, K: 0x114},         // 141: if A == 0x114 goto 142 else 181
+			{Code: 0x15, JT: 0, JF: 40, K: 0x114},         // 141: if A == 0x114 goto 142 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 143: if A == 0x0 goto 144 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 143: if A == 0x0 goto 144 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 145: if A >= 0x80000000 goto 181 else 146
+			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 145: if A >= 0x80000000 goto 182 else 146
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 147: if A == 0x0 goto 148 else 181
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 147: if A == 0x0 goto 148 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 149: if A >= 0x80000000 goto 181 else 150
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 149: if A >= 0x80000000 goto 182 else 150
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 150: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 151: if A == 0x0 goto 152 else 181
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 152: A = arg4.lo
-			{Code: 0x45, JT: 27, JF: 35, K: 0xfffffff8},   // 153: if A & 0xfffffff8 goto 181 else 189
-			{Code: 0x35, JT: 0, JF: 27, K: 0x104},         // 154: if A >= 0x104 goto 155 else 182
+			{Code: 0x45, JT: 28, JF: 34, K: 0xfffffff8},   // 153: if A & 0xfffffff8 goto 182 else 188
+			{Code: 0x35, JT: 0, JF: 22, K: 0x104},         // 154: if A >= 0x104 goto 155 else 177
 			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 155: if A == 0x104 goto 156 else 173
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 157: if A == 0x0 goto 158 else 181
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 159: if A == monitor_pid goto 160 else 167
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 161: if A == 0x0 goto 162 else 181
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x15, JT: 215, JF: 0, K: 0x0},          // 163: if A == 0x0 goto 379 else 164
+			{Code: 0x15, JT: 253, JF: 0, K: 0x0},          // 163: if A == 0x0 goto 417 else 164
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 164: A = arg0.lo
-			{Code: 0x15, JT: 15, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 181 else 166
-			{Code: 0x35, JT: 14, JF: 4, K: 0x80000000},    // 166: if A >= 0x80000000 goto 181 else 171
-			{Code: 0x15, JT: 13, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 181 else 168
-			{Code: 0x35, JT: 12, JF: 0, K: 0x80000000},    // 168: if A >= 0x80000000 goto 181 else 169
+			{Code: 0x15, JT: 16, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 182 else 166
+			{Code: 0x35, JT: 15, JF: 4, K: 0x80000000},    // 166: if A >= 0x80000000 goto 182 else 171
+			{Code: 0x15, JT: 14, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 182 else 168
+			{Code: 0x35, JT: 13, JF: 0, K: 0x80000000},    // 168: if A >= 0x80000000 goto 182 else 169
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 170: if A == 0x0 goto 171 else 181
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x15, JT: 206, JF: 8, K: 0x40000000},   // 172: if A == 0x40000000 goto 379 else 181
+			{Code: 0x15, JT: 244, JF: 9, K: 0x40000000},   // 172: if A == 0x40000000 goto 417 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 173: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 174: if A == 0x0 goto 175 else 181
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 175: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 176: if A == 0x0 goto 177 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 178: if A == 0x0 goto 179 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
-			{Code: 0x15, JT: 8, JF: 0, K: 0x0},            // 180: if A == 0x0 goto 189 else 181
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 178, K: 0xdf},         // 182: if A == 0xdf goto 183 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 184: if A == 0x0 goto 185 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 361 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 187: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 172, K: 0x0},          // 188: if A == 0x0 goto 190 else 361
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x35, JT: 169, JF: 178, K: 0x6},        // 191: if A >= 0x6 goto 361 else 370
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 192: if A >= 0xd3 goto 193 else 211
-			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 193: if A >= 0xd8 goto 194 else 199
-			{Code: 0x15, JT: 0, JF: 166, K: 0xdc},         // 194: if A == 0xdc goto 195 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 196: if A == 0x0 goto 197 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
-			{Code: 0x15, JT: 171, JF: 162, K: 0x50f00},    // 198: if A == 0x50f00 goto 370 else 361
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 199: if A == 0xd3 goto 200 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 200: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 201: if A == 0x0 goto 202 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 202: A = arg0.lo
-			{Code: 0x35, JT: 157, JF: 0, K: 0x80000000},   // 203: if A >= 0x80000000 goto 361 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 204: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 205: if A == 0x0 goto 206 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 206: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 207: if A >= 0x4001 goto 208 else 209
-			{Code: 0x15, JT: 161, JF: 152, K: 0x4040},     // 208: if A == 0x4040 goto 370 else 361
-			{Code: 0x15, JT: 160, JF: 151, K: 0x4000},     // 209: if A == 0x4000 goto 370 else 361
-			{Code: 0x15, JT: 159, JF: 255, K: 0xd7},       // 210: if A == 0xd7 goto 370 else 466
-			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 211: if A >= 0xb4 goto 212 else 222
-			{Code: 0x15, JT: 0, JF: 253, K: 0xcf},         // 212: if A == 0xcf goto 213 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 214: if A == 0x0 goto 215 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
-			{Code: 0x35, JT: 249, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 466 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 217: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 218: if A == 0x0 goto 219 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 219: A = arg3.lo
-			{Code: 0x15, JT: 246, JF: 0, K: 0x0},          // 220: if A == 0x0 goto 467 else 221
-			{Code: 0x15, JT: 245, JF: 244, K: 0x40},       // 221: if A == 0x40 goto 467 else 466
-			{Code: 0x15, JT: 243, JF: 244, K: 0xad},       // 222: if A == 0xad goto 466 else 467
-			{Code: 0x35, JT: 0, JF: 28, K: 0x7d},          // 223: if A >= 0x7d goto 224 else 252
-			{Code: 0x35, JT: 0, JF: 13, K: 0x88},          // 224: if A >= 0x88 goto 225 else 238
-			{Code: 0x35, JT: 0, JF: 10, K: 0x9f},          // 225: if A >= 0x9f goto 226 else 236
-			{Code: 0x15, JT: 240, JF: 0, K: 0xac},         // 226: if A == 0xac goto 467 else 227
-			{Code: 0x15, JT: 0, JF: 238, K: 0xa7},         // 227: if A == 0xa7 goto 228 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 228: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 229: if A == 0x0 goto 230 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 234, K: 0x53564d41},   // 231: if A == 0x53564d41 goto 232 else 466
+			{Code: 0x15, JT: 59, JF: 5, K: 0x0},           // 176: if A == 0x0 goto 236 else 182
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdf},           // 177: if A == 0xdf goto 178 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 178: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 180: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80000000},     // 181: if A >= 0x80000000 goto 182 else 183
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 183: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 184: if A == 0x0 goto 185 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 185: A = arg3.lo
+			{Code: 0x35, JT: 177, JF: 1, K: 0x6},          // 186: if A >= 0x6 goto 364 else 188
+			{Code: 0x35, JT: 1, JF: 19, K: 0xd3},          // 187: if A >= 0xd3 goto 189 else 207
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 189: if A >= 0xd8 goto 190 else 195
+			{Code: 0x15, JT: 0, JF: 173, K: 0xdc},         // 190: if A == 0xdc goto 191 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 192: if A == 0x0 goto 193 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
+			{Code: 0x15, JT: 178, JF: 169, K: 0x50f00},    // 194: if A == 0x50f00 goto 373 else 364
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 195: if A == 0xd3 goto 196 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 197: if A == 0x0 goto 198 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 364 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 201: if A == 0x0 goto 202 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 203: if A >= 0x4001 goto 204 else 205
+			{Code: 0x15, JT: 168, JF: 159, K: 0x4040},     // 204: if A == 0x4040 goto 373 else 364
+			{Code: 0x15, JT: 167, JF: 158, K: 0x4000},     // 205: if A == 0x4000 goto 373 else 364
+			{Code: 0x15, JT: 166, JF: 157, K: 0xd7},       // 206: if A == 0xd7 goto 373 else 364
+			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 207: if A >= 0xb4 goto 208 else 218
+			{Code: 0x15, JT: 0, JF: 155, K: 0xcf},         // 208: if A == 0xcf goto 209 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 210: if A == 0x0 goto 211 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
+			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 212: if A >= 0x80000000 goto 364 else 213
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 213: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 214: if A == 0x0 goto 215 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 215: A = arg3.lo
+			{Code: 0x15, JT: 255, JF: 0, K: 0x0},          // 216: if A == 0x0 goto 472 else 217
+			{Code: 0x15, JT: 254, JF: 253, K: 0x40},       // 217: if A == 0x40 goto 472 else 471
+			{Code: 0x15, JT: 252, JF: 253, K: 0xad},       // 218: if A == 0xad goto 471 else 472
+			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 219: if A >= 0x82 goto 220 else 245
+			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 220: if A >= 0x8c goto 221 else 241
+			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 221: if A >= 0xa7 goto 222 else 240
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 222: if A == 0xa7 goto 223 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 224: if A == 0x0 goto 225 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 244, K: 0x53564d41},   // 226: if A == 0x53564d41 goto 227 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 227: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 228: if A == 0x0 goto 229 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 229: A = arg1.lo
+			{Code: 0x15, JT: 241, JF: 240, K: 0x0},        // 230: if A == 0x0 goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 239, K: 0xa8},         // 231: if A == 0xa8 goto 232 else 471
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 232: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 233: if A == 0x0 goto 234 else 466
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 233: if A == 0x0 goto 234 else 471
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 234: A = arg1.lo
-			{Code: 0x15, JT: 231, JF: 230, K: 0x0},        // 235: if A == 0x0 goto 467 else 466
-			{Code: 0x15, JT: 230, JF: 0, K: 0x9e},         // 236: if A == 0x9e goto 467 else 237
-			{Code: 0x15, JT: 229, JF: 228, K: 0x8b},       // 237: if A == 0x8b goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 238: if A >= 0x84 goto 239 else 240
-			{Code: 0x15, JT: 226, JF: 227, K: 0x85},       // 239: if A == 0x85 goto 466 else 467
-			{Code: 0x35, JT: 0, JF: 10, K: 0x81},          // 240: if A >= 0x81 goto 241 else 251
-			{Code: 0x15, JT: 0, JF: 224, K: 0x81},         // 241: if A == 0x81 goto 242 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 243: if A == 0x0 goto 244 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
-			{Code: 0x15, JT: 220, JF: 0, K: 0x0},          // 245: if A == 0x0 goto 466 else 246
-			{Code: 0x35, JT: 219, JF: 0, K: 0x80000000},   // 246: if A >= 0x80000000 goto 466 else 247
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 248: if A == 0x0 goto 249 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
-			{Code: 0x15, JT: 216, JF: 215, K: 0x9},        // 250: if A == 0x9 goto 467 else 466
-			{Code: 0x15, JT: 215, JF: 214, K: 0x80},       // 251: if A == 0x80 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 7, K: 0x71},           // 252: if A >= 0x71 goto 253 else 260
-			{Code: 0x35, JT: 0, JF: 5, K: 0x7b},           // 253: if A >= 0x7b goto 254 else 259
-			{Code: 0x15, JT: 0, JF: 212, K: 0x7b},         // 254: if A == 0x7b goto 255 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 255: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 256: if A == 0x0 goto 257 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 257: A = arg0.lo
-			{Code: 0x15, JT: 208, JF: 207, K: 0x0},        // 258: if A == 0x0 goto 467 else 466
-			{Code: 0x35, JT: 206, JF: 207, K: 0x73},       // 259: if A >= 0x73 goto 466 else 467
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 260: if A >= 0x60 goto 261 else 262
-			{Code: 0x15, JT: 205, JF: 204, K: 0x65},       // 261: if A == 0x65 goto 467 else 466
-			{Code: 0x15, JT: 0, JF: 20, K: 0x5f},          // 262: if A == 0x5f goto 263 else 283
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 264: if A == 0x0 goto 265 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 199, K: 0x1},          // 266: if A == 0x1 goto 267 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 268: if A == 0x0 goto 269 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
-			{Code: 0x15, JT: 195, JF: 0, K: 0x0},          // 270: if A == 0x0 goto 466 else 271
-			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 271: if A >= 0x80000000 goto 466 else 272
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 272: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 273: if A == 0x0 goto 274 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 274: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 275: if A >= 0x41000003 goto 276 else 278
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 276: if A == 0x41000003 goto 279 else 277
-			{Code: 0x15, JT: 1, JF: 188, K: 0x41000005},   // 277: if A == 0x41000005 goto 279 else 466
-			{Code: 0x15, JT: 0, JF: 187, K: 0x1000005},    // 278: if A == 0x1000005 goto 279 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 279: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 280: if A == 0x0 goto 281 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 281: A = arg4.lo
-			{Code: 0x15, JT: 184, JF: 183, K: 0x0},        // 282: if A == 0x0 goto 467 else 466
-			{Code: 0x35, JT: 183, JF: 182, K: 0x5d},       // 283: if A >= 0x5d goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 62, K: 0x2d},          // 284: if A >= 0x2d goto 285 else 347
-			{Code: 0x35, JT: 0, JF: 18, K: 0x3f},          // 285: if A >= 0x3f goto 286 else 304
-			{Code: 0x35, JT: 0, JF: 9, K: 0x4e},           // 286: if A >= 0x4e goto 287 else 296
-			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 287: if A >= 0x54 goto 288 else 294
-			{Code: 0x15, JT: 178, JF: 0, K: 0x5a},         // 288: if A == 0x5a goto 467 else 289
-			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 289: if A == 0x58 goto 290 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 290: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 291: if A == 0x0 goto 292 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 292: A = arg0.lo
-			{Code: 0x35, JT: 172, JF: 85, K: 0x80000000},  // 293: if A >= 0x80000000 goto 466 else 379
-			{Code: 0x15, JT: 89, JF: 0, K: 0x4e},          // 294: if A == 0x4e goto 384 else 295
-			{Code: 0x35, JT: 171, JF: 170, K: 0x52},       // 295: if A >= 0x52 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 296: if A >= 0x45 goto 297 else 302
-			{Code: 0x15, JT: 0, JF: 168, K: 0x49},         // 297: if A == 0x49 goto 298 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 299: if A == 0x0 goto 300 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
-			{Code: 0x15, JT: 77, JF: 164, K: 0x1},         // 301: if A == 0x1 goto 379 else 466
-			{Code: 0x35, JT: 0, JF: 164, K: 0x41},         // 302: if A >= 0x41 goto 303 else 467
-			{Code: 0x35, JT: 163, JF: 162, K: 0x43},       // 303: if A >= 0x43 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 304: if A >= 0x37 goto 305 else 325
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 305: if A >= 0x3a goto 306 else 307
-			{Code: 0x15, JT: 160, JF: 159, K: 0x3d},       // 306: if A == 0x3d goto 467 else 466
-			{Code: 0x15, JT: 0, JF: 159, K: 0x38},         // 307: if A == 0x38 goto 308 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 309: if A == 0x0 goto 310 else 317
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 311: if A >= 0x80000000 goto 318 else 312
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 312: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 313: if A == 0x0 goto 314 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 314: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 151, K: 0xffe3a2ff},   // 315: if A & 0xffe3a2ff goto 316 else 467
-			{Code: 0x45, JT: 149, JF: 150, K: 0xffe3a0fc}, // 316: if A & 0xffe3a0fc goto 466 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 147, K: 0xffffff9c},   // 318: if A == 0xffffff9c goto 320 else 466
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 321: if A == 0x0 goto 322 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 136, K: 0x80001},      // 323: if A >= 0x80001 goto 324 else 460
-			{Code: 0x15, JT: 142, JF: 141, K: 0x284000},   // 324: if A == 0x284000 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 20, K: 0x2f},          // 325: if A >= 0x2f goto 326 else 346
-			{Code: 0x35, JT: 0, JF: 10, K: 0x35},          // 326: if A >= 0x35 goto 327 else 337
-			{Code: 0x15, JT: 56, JF: 0, K: 0x35},          // 327: if A == 0x35 goto 384 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 329: if A == 0x0 goto 330 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 331: if A >= 0x80000000 goto 466 else 332
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 332: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 333: if A == 0x0 goto 334 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 334: A = arg4.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 335: if A == 0x0 goto 467 else 336
-			{Code: 0x15, JT: 130, JF: 129, K: 0x100},      // 336: if A == 0x100 goto 467 else 466
-			{Code: 0x15, JT: 0, JF: 128, K: 0x2f},         // 337: if A == 0x2f goto 338 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 339: if A == 0x0 goto 340 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
-			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 341: if A >= 0x80000000 goto 466 else 342
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 343: if A == 0x0 goto 344 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
-			{Code: 0x45, JT: 120, JF: 121, K: 0xffffff80}, // 345: if A & 0xffffff80 goto 466 else 467
-			{Code: 0x15, JT: 119, JF: 120, K: 0x2d},       // 346: if A == 0x2d goto 466 else 467
-			{Code: 0x35, JT: 0, JF: 98, K: 0x15},          // 347: if A >= 0x15 goto 348 else 446
-			{Code: 0x35, JT: 0, JF: 48, K: 0x21},          // 348: if A >= 0x21 goto 349 else 397
-			{Code: 0x35, JT: 0, JF: 21, K: 0x24},          // 349: if A >= 0x24 goto 350 else 371
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 350: if A >= 0x26 goto 351 else 352
-			{Code: 0x15, JT: 115, JF: 114, K: 0x2c},       // 351: if A == 0x2c goto 467 else 466
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 352: if A == 0x24 goto 353 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 353: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 354: if A == 0x0 goto 355 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 355: A = arg1.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 356: if A >= 0x80000000 goto 466 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 357: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 358: if A == 0x0 goto 359 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 359: A = arg0.lo
-			{Code: 0x35, JT: 105, JF: 1, K: 0x80000000},   // 360: if A >= 0x80000000 goto 466 else 362
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 361: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 362: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 363: if A == 0x0 goto 364 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 364: A = arg2.lo
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 365: if A >= 0x80000000 goto 466 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 366: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 367: if A == 0x0 goto 368 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 368: A = arg4.lo
-			{Code: 0x15, JT: 97, JF: 96, K: 0x400},        // 369: if A == 0x400 goto 467 else 466
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 370: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 371: if A == 0x21 goto 372 else 383
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 373: if A == 0x0 goto 374 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 374: A = arg0.lo
-			{Code: 0x35, JT: 90, JF: 0, K: 0x80000000},    // 375: if A >= 0x80000000 goto 466 else 376
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 376: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 377: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 87, K: 0x8000},        // 378: if A == 0x8000 goto 379 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 379: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 380: if A == 0x0 goto 381 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 381: A = arg3.lo
-			{Code: 0x15, JT: 84, JF: 83, K: 0x0},          // 382: if A == 0x0 goto 467 else 466
-			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 383: if A == 0x22 goto 384 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 384: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 385: if A == 0x0 goto 386 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
-			{Code: 0x35, JT: 78, JF: 79, K: 0x80000000},   // 387: if A >= 0x80000000 goto 466 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 388: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 389: if A == 0x0 goto 390 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
-			{Code: 0x35, JT: 74, JF: 0, K: 0x80000000},    // 391: if A >= 0x80000000 goto 466 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 392: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 393: if A == 0x0 goto 394 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 394: A = arg2.lo
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 395: if A == 0x0 goto 467 else 396
-			{Code: 0x15, JT: 70, JF: 69, K: 0x200},        // 396: if A == 0x200 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 397: if A >= 0x1a goto 398 else 416
-			{Code: 0x15, JT: 0, JF: 67, K: 0x1d},          // 398: if A == 0x1d goto 399 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 399: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 400: if A == 0x0 goto 401 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 401: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 402: if A >= 0x80000000 goto 466 else 403
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 403: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 404: if A == 0x0 goto 405 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 406: if A >= 0x5413 goto 407 else 411
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 407: if A >= 0x541c goto 408 else 409
-			{Code: 0x15, JT: 58, JF: 57, K: 0x5425},       // 408: if A == 0x5425 goto 467 else 466
-			{Code: 0x15, JT: 57, JF: 0, K: 0x541b},        // 409: if A == 0x541b goto 467 else 410
-			{Code: 0x35, JT: 55, JF: 56, K: 0x5415},       // 410: if A >= 0x5415 goto 466 else 467
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 411: if A >= 0x540c goto 412 else 413
-			{Code: 0x15, JT: 54, JF: 53, K: 0x5411},       // 412: if A == 0x5411 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 413: if A >= 0x5405 goto 414 else 415
-			{Code: 0x35, JT: 52, JF: 51, K: 0x5409},       // 414: if A >= 0x5409 goto 467 else 466
-			{Code: 0x35, JT: 51, JF: 50, K: 0x5401},       // 415: if A >= 0x5401 goto 467 else 466
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 416: if A == 0x15 goto 417 else 430
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 417: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 418: if A == 0x0 goto 419 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 419: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 420: if A >= 0x80000000 goto 466 else 421
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 421: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 422: if A == 0x0 goto 423 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 423: A = arg1.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 424: if A == 0x0 goto 466 else 425
-			{Code: 0x35, JT: 40, JF: 0, K: 0x3},           // 425: if A >= 0x3 goto 466 else 426
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 426: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 427: if A == 0x0 goto 428 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 428: A = arg2.lo
-			{Code: 0x35, JT: 36, JF: 37, K: 0x80000000},   // 429: if A >= 0x80000000 goto 466 else 467
-			{Code: 0x15, JT: 0, JF: 35, K: 0x19},          // 430: if A == 0x19 goto 431 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 431: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 432: if A == 0x0 goto 433 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 433: A = arg0.lo
-			{Code: 0x35, JT: 31, JF: 0, K: 0x80000000},    // 434: if A >= 0x80000000 goto 466 else 435
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 435: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 436: if A == 0x0 goto 437 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 437: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 438: if A >= 0x4 goto 439 else 445
-			{Code: 0x15, JT: 27, JF: 0, K: 0x406},         // 439: if A == 0x406 goto 467 else 440
-			{Code: 0x15, JT: 0, JF: 25, K: 0x4},           // 440: if A == 0x4 goto 441 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 441: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 442: if A == 0x0 goto 443 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 443: A = arg2.lo
-			{Code: 0x45, JT: 21, JF: 22, K: 0xfff9f3ff},   // 444: if A & 0xfff9f3ff goto 466 else 467
-			{Code: 0x15, JT: 21, JF: 20, K: 0x3},          // 445: if A == 0x3 goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 446: if A >= 0xc goto 447 else 462
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 447: if A >= 0x13 goto 448 else 461
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 448: if A == 0x13 goto 449 else 457
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 235: if A == 0x0 goto 236 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 237: if A == 0x0 goto 238 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
+			{Code: 0x15, JT: 232, JF: 231, K: 0x0},        // 239: if A == 0x0 goto 472 else 471
+			{Code: 0x15, JT: 231, JF: 230, K: 0x9e},       // 240: if A == 0x9e goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 241: if A >= 0x86 goto 242 else 244
+			{Code: 0x15, JT: 229, JF: 0, K: 0x8b},         // 242: if A == 0x8b goto 472 else 243
+			{Code: 0x35, JT: 227, JF: 228, K: 0x88},       // 243: if A >= 0x88 goto 471 else 472
+			{Code: 0x15, JT: 227, JF: 226, K: 0x84},       // 244: if A == 0x84 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 20, K: 0x71},          // 245: if A >= 0x71 goto 246 else 266
+			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 246: if A >= 0x7c goto 247 else 259
+			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 247: if A >= 0x80 goto 248 else 258
+			{Code: 0x15, JT: 223, JF: 0, K: 0x80},         // 248: if A == 0x80 goto 472 else 249
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 250: if A == 0x0 goto 251 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x15, JT: 218, JF: 0, K: 0x0},          // 252: if A == 0x0 goto 471 else 253
+			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 253: if A >= 0x80000000 goto 471 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 255: if A == 0x0 goto 256 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
+			{Code: 0x15, JT: 214, JF: 213, K: 0x9},        // 257: if A == 0x9 goto 472 else 471
+			{Code: 0x15, JT: 213, JF: 212, K: 0x7c},       // 258: if A == 0x7c goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 5, K: 0x7a},           // 259: if A >= 0x7a goto 260 else 265
+			{Code: 0x15, JT: 0, JF: 116, K: 0x7a},         // 260: if A == 0x7a goto 261 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 261: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 262: if A == 0x0 goto 263 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 263: A = arg0.lo
+			{Code: 0x15, JT: 206, JF: 200, K: 0x0},        // 264: if A == 0x0 goto 471 else 465
+			{Code: 0x35, JT: 205, JF: 206, K: 0x73},       // 265: if A >= 0x73 goto 471 else 472
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 266: if A >= 0x60 goto 267 else 268
+			{Code: 0x15, JT: 204, JF: 203, K: 0x65},       // 267: if A == 0x65 goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 203, K: 0x5f},         // 268: if A == 0x5f goto 269 else 472
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 270: if A == 0x0 goto 271 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 198, K: 0x1},          // 272: if A == 0x1 goto 273 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 273: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 274: if A == 0x0 goto 275 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 275: A = arg1.lo
+			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 276: if A == 0x0 goto 471 else 277
+			{Code: 0x35, JT: 193, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 471 else 278
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 278: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 279: if A == 0x0 goto 280 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 280: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 281: if A >= 0x41000003 goto 282 else 284
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 282: if A == 0x41000003 goto 285 else 283
+			{Code: 0x15, JT: 1, JF: 187, K: 0x41000005},   // 283: if A == 0x41000005 goto 285 else 471
+			{Code: 0x15, JT: 0, JF: 186, K: 0x1000005},    // 284: if A == 0x1000005 goto 285 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 285: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 286: if A == 0x0 goto 287 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 287: A = arg4.lo
+			{Code: 0x15, JT: 183, JF: 182, K: 0x0},        // 288: if A == 0x0 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 62, K: 0x2e},          // 289: if A >= 0x2e goto 290 else 352
+			{Code: 0x35, JT: 0, JF: 19, K: 0x3f},          // 290: if A >= 0x3f goto 291 else 310
+			{Code: 0x35, JT: 0, JF: 10, K: 0x4e},          // 291: if A >= 0x4e goto 292 else 302
+			{Code: 0x35, JT: 0, JF: 7, K: 0x54},           // 292: if A >= 0x54 goto 293 else 300
+			{Code: 0x35, JT: 0, JF: 1, K: 0x59},           // 293: if A >= 0x59 goto 294 else 295
+			{Code: 0x15, JT: 177, JF: 176, K: 0x5a},       // 294: if A == 0x5a goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 175, K: 0x58},         // 295: if A == 0x58 goto 296 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 297: if A == 0x0 goto 298 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
+			{Code: 0x35, JT: 171, JF: 117, K: 0x80000000}, // 299: if A >= 0x80000000 goto 471 else 417
+			{Code: 0x15, JT: 76, JF: 0, K: 0x4e},          // 300: if A == 0x4e goto 377 else 301
+			{Code: 0x35, JT: 170, JF: 169, K: 0x52},       // 301: if A >= 0x52 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 302: if A >= 0x45 goto 303 else 308
+			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 303: if A == 0x49 goto 304 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 304: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 305: if A == 0x0 goto 306 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 306: A = arg1.lo
+			{Code: 0x15, JT: 109, JF: 163, K: 0x1},        // 307: if A == 0x1 goto 417 else 471
+			{Code: 0x35, JT: 0, JF: 163, K: 0x41},         // 308: if A >= 0x41 goto 309 else 472
+			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 309: if A >= 0x43 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 310: if A >= 0x37 goto 311 else 331
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 311: if A >= 0x3a goto 312 else 313
+			{Code: 0x15, JT: 159, JF: 158, K: 0x3d},       // 312: if A == 0x3d goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 313: if A == 0x38 goto 314 else 472
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 315: if A == 0x0 goto 316 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 317: if A >= 0x80000000 goto 325 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 318: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 151, K: 0x0},          // 319: if A == 0x0 goto 321 else 471
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 322: if A & 0xffe3a2ff goto 323 else 472
+			{Code: 0x45, JT: 147, JF: 148, K: 0xffe3a0fc}, // 323: if A & 0xffe3a0fc goto 471 else 472
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 145, K: 0xffffff9c},   // 325: if A == 0xffffff9c goto 326 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 326: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 327: if A == 0x0 goto 328 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 328: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 122, K: 0x80001},      // 329: if A >= 0x80001 goto 330 else 452
+			{Code: 0x15, JT: 141, JF: 140, K: 0x284000},   // 330: if A == 0x284000 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 11, K: 0x30},          // 331: if A >= 0x30 goto 332 else 343
+			{Code: 0x15, JT: 0, JF: 9, K: 0x36},           // 332: if A == 0x36 goto 333 else 342
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 334: if A == 0x0 goto 335 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 336: if A >= 0x80000000 goto 471 else 337
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 337: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 338: if A == 0x0 goto 339 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 339: A = arg4.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 340: if A == 0x0 goto 472 else 341
+			{Code: 0x15, JT: 130, JF: 129, K: 0x100},      // 341: if A == 0x100 goto 472 else 471
+			{Code: 0x15, JT: 34, JF: 128, K: 0x35},        // 342: if A == 0x35 goto 377 else 471
+			{Code: 0x15, JT: 128, JF: 0, K: 0x2e},         // 343: if A == 0x2e goto 472 else 344
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 345: if A == 0x0 goto 346 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 347: if A >= 0x80000000 goto 471 else 348
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 348: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 349: if A == 0x0 goto 350 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 350: A = arg1.lo
+			{Code: 0x45, JT: 119, JF: 120, K: 0xffffff80}, // 351: if A & 0xffffff80 goto 471 else 472
+			{Code: 0x35, JT: 0, JF: 84, K: 0x16},          // 352: if A >= 0x16 goto 353 else 437
+			{Code: 0x35, JT: 0, JF: 36, K: 0x22},          // 353: if A >= 0x22 goto 354 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 354: if A >= 0x26 goto 355 else 356
+			{Code: 0x15, JT: 116, JF: 115, K: 0x2c},       // 355: if A == 0x2c goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 356: if A >= 0x24 goto 357 else 376
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 357: if A == 0x24 goto 358 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 358: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 359: if A == 0x0 goto 360 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 360: A = arg1.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 361: if A >= 0x80000000 goto 471 else 472
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 362: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 107, K: 0x0},          // 363: if A == 0x0 goto 365 else 471
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 366: if A >= 0x80000000 goto 471 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 367: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 368: if A == 0x0 goto 369 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 369: A = arg2.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 370: if A >= 0x80000000 goto 471 else 371
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 371: A = arg4.hi
+			{Code: 0x15, JT: 1, JF: 98, K: 0x0},           // 372: if A == 0x0 goto 374 else 471
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 373: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 374: A = arg4.lo
+			{Code: 0x15, JT: 96, JF: 95, K: 0x400},        // 375: if A == 0x400 goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 376: if A == 0x22 goto 377 else 381
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 378: if A == 0x0 goto 379 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
+			{Code: 0x35, JT: 90, JF: 91, K: 0x80000000},   // 380: if A >= 0x80000000 goto 471 else 472
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 382: if A == 0x0 goto 383 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
+			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 384: if A >= 0x80000000 goto 471 else 385
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 385: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 386: if A == 0x0 goto 387 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 387: A = arg2.lo
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 388: if A == 0x0 goto 472 else 389
+			{Code: 0x15, JT: 82, JF: 81, K: 0x200},        // 389: if A == 0x200 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 30, K: 0x1d},          // 390: if A >= 0x1d goto 391 else 421
+			{Code: 0x15, JT: 0, JF: 17, K: 0x1d},          // 391: if A == 0x1d goto 392 else 409
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 393: if A == 0x0 goto 394 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
+			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 471 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 396: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 397: if A == 0x0 goto 398 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 398: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 399: if A >= 0x5413 goto 400 else 404
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 400: if A >= 0x541c goto 401 else 402
+			{Code: 0x15, JT: 70, JF: 69, K: 0x5425},       // 401: if A == 0x5425 goto 472 else 471
+			{Code: 0x15, JT: 69, JF: 0, K: 0x541b},        // 402: if A == 0x541b goto 472 else 403
+			{Code: 0x35, JT: 67, JF: 68, K: 0x5415},       // 403: if A >= 0x5415 goto 471 else 472
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 404: if A >= 0x540c goto 405 else 406
+			{Code: 0x15, JT: 66, JF: 65, K: 0x5411},       // 405: if A == 0x5411 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 406: if A >= 0x5405 goto 407 else 408
+			{Code: 0x35, JT: 64, JF: 63, K: 0x5409},       // 407: if A >= 0x5409 goto 472 else 471
+			{Code: 0x35, JT: 63, JF: 62, K: 0x5401},       // 408: if A >= 0x5401 goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 61, K: 0x21},          // 409: if A == 0x21 goto 410 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 410: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 411: if A == 0x0 goto 412 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 412: A = arg0.lo
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 413: if A >= 0x80000000 goto 471 else 414
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 415: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 54, K: 0x8000},        // 416: if A == 0x8000 goto 417 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 417: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 418: if A == 0x0 goto 419 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 419: A = arg3.lo
+			{Code: 0x15, JT: 51, JF: 50, K: 0x0},          // 420: if A == 0x0 goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 49, K: 0x19},          // 421: if A == 0x19 goto 422 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 423: if A == 0x0 goto 424 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 425: if A >= 0x80000000 goto 471 else 426
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 426: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 427: if A == 0x0 goto 428 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 428: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 429: if A >= 0x4 goto 430 else 436
+			{Code: 0x15, JT: 41, JF: 0, K: 0x406},         // 430: if A == 0x406 goto 472 else 431
+			{Code: 0x15, JT: 0, JF: 39, K: 0x4},           // 431: if A == 0x4 goto 432 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 432: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 433: if A == 0x0 goto 434 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 434: A = arg2.lo
+			{Code: 0x45, JT: 35, JF: 36, K: 0xfff9f3ff},   // 435: if A & 0xfff9f3ff goto 471 else 472
+			{Code: 0x15, JT: 35, JF: 34, K: 0x3},          // 436: if A == 0x3 goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 29, K: 0xc},           // 437: if A >= 0xc goto 438 else 467
+			{Code: 0x35, JT: 0, JF: 27, K: 0x13},          // 438: if A >= 0x13 goto 439 else 466
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 439: if A == 0x13 goto 440 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 440: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 441: if A == 0x0 goto 442 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 442: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 443: if A == 0x0 goto 444 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 444: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 445: if A == 0x0 goto 446 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 446: A = arg1.lo
+			{Code: 0x15, JT: 24, JF: 23, K: 0x80800},      // 447: if A == 0x80800 goto 472 else 471
+			{Code: 0x15, JT: 0, JF: 4, K: 0x14},           // 448: if A == 0x14 goto 449 else 453
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 450: if A == 0x0 goto 451 else 466
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 450: if A == 0x0 goto 451 else 471
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 452: if A == 0x0 goto 453 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 454: if A == 0x0 goto 455 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 9, K: 0x80800},       // 456: if A == 0x80800 goto 467 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 457: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 458: if A == 0x0 goto 459 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 459: A = arg0.lo
-			{Code: 0x15, JT: 6, JF: 5, K: 0x80000},        // 460: if A == 0x80000 goto 467 else 466
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 461: if A == 0xe goto 467 else 466
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 462: if A >= 0x8 goto 463 else 465
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 463: if A == 0x8 goto 467 else 464
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 464: if A == 0xb goto 467 else 466
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 465: if A == 0x5 goto 467 else 466
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 466: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 467: return 0x7fff0000
+			{Code: 0x15, JT: 19, JF: 18, K: 0x80000},      // 452: if A == 0x80000 goto 472 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 453: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 454: if A == 0x0 goto 455 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 455: A = arg0.lo
+			{Code: 0x35, JT: 14, JF: 0, K: 0x80000000},    // 456: if A >= 0x80000000 goto 471 else 457
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 457: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 458: if A == 0x0 goto 459 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 459: A = arg1.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 460: if A == 0x0 goto 471 else 461
+			{Code: 0x35, JT: 9, JF: 0, K: 0x3},            // 461: if A >= 0x3 goto 471 else 462
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 462: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 463: if A == 0x0 goto 464 else 471
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 464: A = arg2.lo
+			{Code: 0x35, JT: 5, JF: 6, K: 0x80000000},     // 465: if A >= 0x80000000 goto 471 else 472
+			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 466: if A == 0xe goto 472 else 471
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 467: if A >= 0x8 goto 468 else 470
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 468: if A == 0x8 goto 472 else 469
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 469: if A == 0xb goto 472 else 471
+			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 470: if A == 0x5 goto 472 else 471
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 471: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 472: return 0x7fff0000
 		},
 	},
 }
