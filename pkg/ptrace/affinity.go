@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/affinity"
 )
 
 // A tracer and its thread never run at the same time, so they are best off on
@@ -86,7 +88,7 @@ func (p *pair) pin() {
 		return
 	}
 	var allowed, one unix.CPUSet
-	cpu, err := currentCPU()
+	cpu, err := affinity.CurrentCPU()
 	if err != nil || unix.SchedGetaffinity(0, &allowed) != nil || allowed.Count() < 2 {
 		p.quick = 0
 		return

@@ -94,16 +94,6 @@ func getSyscallInfo(tid int, info *syscallInfo) error {
 	return ptraceMemory(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Sizeof(*info), unsafe.Pointer(info))
 }
 
-// currentCPU returns the number of the CPU that the caller runs on.
-func currentCPU() (int, error) {
-	var cpu uint32
-	_, _, errno := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(cpu), nil
-}
-
 // sigaction is the kernel's struct sigaction (asm/signal.h).
 type sigaction struct {
 	handler, flags, restorer uintptr

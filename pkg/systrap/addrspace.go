@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
@@ -33,9 +34,13 @@ type addressSpace struct {
 	dropFile func()
 
 	// reqMu is held for a request to the system call thread.
-	reqMu   sync.Mutex
-	seq     uint32
-	spinner sysmsg.Spinner
+	reqMu sync.Mutex
+	seq   uint32
+	// caller is the system call thread's id, cpu the CPU that it may run on, or
+	// anyCPU, and cpus those that it could when it was born.
+	caller int
+	cpu    int
+	cpus   unix.CPUSet
 
 	// growMu is held while a thread is made. chunks is how many chunks of slots the
 	// stub has mapped.
@@ -83,7 +88,7 @@ func newAddressSpace() (*addressSpace, error) {
 		return nil, err
 	}
 	extra := zygote.Layout.Extra
-	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile}
+	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile, cpu: anyCPU}
 	as.quiet.L = &as.mu
 	as.at.ro = zygote.Layout.Start - roSize
 	as.at.hint = as.at.ro - pageSize
@@ -92,7 +97,7 @@ func newAddressSpace() (*addressSpace, error) {
 	as.at.entry, as.at.handler = extra, extra+t.handler
 	err = as.initRegion(num)
 	if err == nil {
-		as.pid, _, err = zygote.ForkAt(as.at.entry, uint32(num))
+		as.pid, as.caller, err = zygote.ForkAt(as.at.entry, uint32(num))
 	}
 	if err != nil {
 		dropFile()
@@ -255,7 +260,7 @@ func (e *callError) Unwrap() error { return e.errno }
 func (as *addressSpace) do(calls ...call) (int, error) {
 	as.reqMu.Lock()
 	defer as.reqMu.Unlock()
-	m, hint := as.mem, as.hintWord()
+	m := as.mem
 	for i, c := range calls {
 		off := requestCalls + i*callSize
 		m.put64(off, c.nr)
@@ -266,16 +271,14 @@ func (as *addressSpace) do(calls ...call) (int, error) {
 	word32(m.region, requestCount).Store(uint32(len(calls)))
 	before := as.seq
 	as.seq = as.seq%maxSeq + 1
-	spins := as.spinner.Next(spinLimit())
-	word32(m.region, requestSpin).Store(spins)
+	if calls[len(calls)-1].nr != unix.SYS_CLONE {
+		as.follow()
+	} else {
+		as.unfollow() // The new thread inherits it.
+	}
 	request := word32(m.region, requestSeq)
 	request.Store(as.seq)
 	sysmsg.FutexWake(request)
-	outcome := sysmsg.Spun
-	if sysmsg.SpinWhile(hint, before, spins) == before {
-		outcome = sysmsg.Slept
-	}
-	as.spinner.Report(outcome)
 	r, err := as.await(before)
 	if err != nil || r >= 0 {
 		return int(r), err
@@ -285,6 +288,34 @@ func (as *addressSpace) do(calls ...call) (int, error) {
 		return 0, as.fail(fmt.Errorf("stub process %d: result %#x of %d system calls: %w", as.pid, r, len(calls), unix.EPROTO))
 	}
 	return 0, &callError{calls[len(calls)-left], unix.Errno(-r & (1<<resultLeftShift - 1))}
+}
+
+// anyCPU is no CPU.
+const anyCPU = -1
+
+// follow makes the system call thread run on the CPU of the calling thread, which
+// is about to sleep for it: to wake a thread on another one, which may be idle,
+// takes several times as long. None of this has to succeed.
+func (as *addressSpace) follow() {
+	cpu, err := affinity.CurrentCPU()
+	if err != nil || cpu == as.cpu {
+		return
+	}
+	if as.cpus == (unix.CPUSet{}) && unix.SchedGetaffinity(as.caller, &as.cpus) != nil {
+		return
+	}
+	var one unix.CPUSet
+	one.Set(cpu)
+	if unix.SchedSetaffinity(as.caller, &one) == nil {
+		as.cpu = cpu
+	}
+}
+
+// unfollow lets the system call thread run where it could when it was born.
+func (as *addressSpace) unfollow() {
+	if as.cpu != anyCPU && unix.SchedSetaffinity(as.caller, &as.cpus) == nil {
+		as.cpu = anyCPU
+	}
 }
 
 // await waits for the result of the last request; before is the number of the one

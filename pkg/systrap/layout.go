@@ -38,7 +38,6 @@ const (
 // The read-only region. The first page is the request to the system call thread.
 const (
 	requestSeq   = 0  // changes with every request
-	requestSpin  = 4  // how often the thread looks at requestSeq before it sleeps
 	requestFD    = 8  // the number of the memory file
 	requestHint  = 16 // the address of the hint page
 	requestCount = 24 // how many system calls there are: the first that fails is the last

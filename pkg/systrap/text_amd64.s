@@ -47,25 +47,16 @@ TEXT ·syscallThread(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	JNE exit
 	XORL R14, R14
 next:
-	MOVL const_requestSpin(R13), CX
-look:
 	MOVL const_requestSeq(R13), AX
 	CMPL AX, R14
 	JNE request
-	TESTL CX, CX
-	JEQ sleep
-	PAUSE
-	DECL CX
-	JMP look
-sleep:
 	LEAQ const_requestSeq(R13), DI
 	MOVL $FUTEX_WAIT, SI
 	MOVL R14, DX
 	XORL R10, R10
 	MOVL $SYS_futex, AX
 	SYSCALL
-	XORL CX, CX
-	JMP look
+	JMP next
 request:
 	MOVL AX, R14
 	LEAQ const_requestCalls(R13), R12
