@@ -1,6 +1,7 @@
-// Package tags checks that tests say what they need of the host: every test
-// target that opens /dev/kvm or calls ptrace(2) carries the tag that selects it
-// (see test/README.md).
+// Package tags checks that tests say what they need of the host: a test target
+// carries the tag that selects it exactly if it opens /dev/kvm, calls ptrace(2)
+// or uses seccomp's user notification, every tag is documented, and the sets of
+// .bazelrc are those of test/README.md and select each test once.
 //
 // It reads the workspace's sources and BUILD files and depends on the standard
 // library alone.
@@ -27,7 +28,11 @@ const (
 	module = "github.com/ringfence/ringfence"
 	kvm    = "requires-kvm"
 	ptrace = "requires-ptrace"
+	notify = "requires-seccomp-notify"
 )
+
+// platformTags are the tags that platform_go_test gives; see tools/bazel/go.bzl.
+var platformTags = map[string]string{"kvm": kvm, "ptrace": ptrace}
 
 // platformsDir is the package that imports every backend.
 const platformsDir = "pkg/platform/platforms"
@@ -41,7 +46,6 @@ var backends = map[string]string{
 // harmless are packages that import a backend and whose tests yet open no
 // platform, with the reason.
 var harmless = map[string]string{
-	module + "/cmd/ringfence":              "the command line is parsed, e2e runs it",
 	module + "/pkg/sentry/filter/programs": "rules are compiled, for either architecture",
 }
 
@@ -95,6 +99,9 @@ func needs(pkg string, files map[string]*ast.File, linked []string) map[string]s
 				}
 			case *ast.CallExpr:
 				pkg, name := selector(n.Fun)
+				if name == "StartMonitor" || name == "InstallWithListener" || slices.ContainsFunc(n.Args, receivesNotification) {
+					found[notify] = fileName + " uses seccomp's user notification"
+				}
 				if pkg != "unix" && pkg != "syscall" {
 					break
 				}
@@ -122,14 +129,24 @@ func needs(pkg string, files map[string]*ast.File, linked []string) map[string]s
 	return found
 }
 
-// selector returns the two names of a selector like unix.Ptrace.
+// selector returns the two names of a selector like unix.Ptrace; of a plain name
+// the first is empty.
 func selector(e ast.Expr) (x, sel string) {
-	if s, ok := e.(*ast.SelectorExpr); ok {
-		if id, ok := s.X.(*ast.Ident); ok {
-			return id.Name, s.Sel.Name
+	switch e := e.(type) {
+	case *ast.SelectorExpr:
+		if id, ok := e.X.(*ast.Ident); ok {
+			return id.Name, e.Sel.Name
 		}
+	case *ast.Ident:
+		return "", e.Name
 	}
 	return "", ""
+}
+
+// receivesNotification reports whether an argument is the ioctl(2) of a listener.
+func receivesNotification(arg ast.Expr) bool {
+	_, name := selector(arg)
+	return name == "SECCOMP_IOCTL_NOTIF_RECV"
 }
 
 // opensFiles reports whether the file calls something named Open, OpenFile,
@@ -150,36 +167,67 @@ func opensFiles(file *ast.File) bool {
 }
 
 var (
-	testRule  = regexp.MustCompile(`(?ms)^(\w*go_test)\(\n(.*?)^\)$`)
+	testRule  = regexp.MustCompile(`(?ms)^(\w*_test)\(\n(.*?)^\)$`)
 	ruleTags  = regexp.MustCompile(`(?ms)^    tags = \[(.*?)\],$`)
 	quoted    = regexp.MustCompile(`"([^"]*)"`)
 	platforms = regexp.MustCompile(`(?ms)^    platforms = \[(.*?)\],$`)
 )
 
-// carried returns the tags that every go_test of a BUILD file carries together:
-// a package has one, or one for each platform.
+// list returns the strings of an attribute of a rule, sorted.
+func list(attribute *regexp.Regexp, rule string) []string {
+	var all []string
+	for _, list := range attribute.FindAllStringSubmatch(rule, -1) {
+		for _, s := range quoted.FindAllStringSubmatch(list[1], -1) {
+			all = append(all, s[1])
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// carried returns the tags that the test rules of a BUILD file carry together: a
+// package has one go_test, or one for each platform.
 func carried(build string) map[string]bool {
 	tags := map[string]bool{}
 	for _, rule := range testRule.FindAllStringSubmatch(build, -1) {
-		for _, list := range ruleTags.FindAllStringSubmatch(rule[2], -1) {
-			for _, tag := range quoted.FindAllStringSubmatch(list[1], -1) {
-				tags[tag[1]] = true
-			}
+		for _, tag := range list(ruleTags, rule[2]) {
+			tags[tag] = true
 		}
 		// A platform_go_test makes a test for each platform, with its tags.
-		for _, list := range platforms.FindAllStringSubmatch(rule[2], -1) {
-			for _, p := range quoted.FindAllStringSubmatch(list[1], -1) {
-				tags["requires-"+p[1]] = true
+		for _, p := range list(platforms, rule[2]) {
+			if tag := platformTags[p]; tag != "" {
+				tags[tag] = true
 			}
 		}
 	}
 	return tags
 }
 
-func TestTestsCarryTheirTags(t *testing.T) {
-	root := root(t)
-	packages := map[string]map[string]*ast.File{} // by directory from the root
+// sources parses the workspace's Go files, by directory from the root.
+func sources(t *testing.T, root string) map[string]map[string]*ast.File {
+	t.Helper()
+	packages := map[string]map[string]*ast.File{}
 	fset := token.NewFileSet()
+	walk(t, root, func(dir, name string) error {
+		if filepath.Ext(name) != ".go" {
+			return nil
+		}
+		file, err := parser.ParseFile(fset, filepath.Join(root, dir, name), nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		if packages[dir] == nil {
+			packages[dir] = map[string]*ast.File{}
+		}
+		packages[dir][name] = file
+		return nil
+	})
+	return packages
+}
+
+// walk calls f for every file of the workspace.
+func walk(t *testing.T, root string, f func(dir, name string) error) {
+	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -191,68 +239,219 @@ func TestTestsCarryTheirTags(t *testing.T) {
 			}
 			return nil
 		}
-		if !d.Type().IsRegular() || filepath.Ext(p) != ".go" {
+		if !d.Type().IsRegular() {
 			return nil
 		}
-		file, err := parser.ParseFile(fset, p, nil, parser.SkipObjectResolution)
-		if err != nil {
-			return err
-		}
-		dir := filepath.Dir(rel)
-		if packages[dir] == nil {
-			packages[dir] = map[string]*ast.File{}
-		}
-		packages[dir][d.Name()] = file
-		return nil
+		return f(filepath.Dir(rel), d.Name())
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func read(t *testing.T, path ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestTestsCarryTheirTags(t *testing.T) {
+	root := root(t)
+	packages := sources(t, root)
 	linked := imports(packages[platformsDir])
 	checked := 0
 	for _, dir := range slices.Sorted(maps.Keys(packages)) {
 		need := needs(path.Join(module, dir), packages[dir], linked)
-		if len(need) == 0 {
-			continue
-		}
 		build, err := os.ReadFile(filepath.Join(root, dir, "BUILD.bazel"))
-		if err != nil {
+		if err != nil && len(need) > 0 {
 			t.Errorf("%s: %v\nfix: tools/bazel/bazelw run //tools/bazel:fix", dir, err)
 			continue
 		}
 		tags := carried(string(build))
-		for _, tag := range slices.Sorted(maps.Keys(need)) {
-			checked++
-			if !tags[tag] {
+		for _, tag := range []string{kvm, ptrace, notify} {
+			switch {
+			case need[tag] != "" && !tags[tag]:
 				t.Errorf("%s: its test lacks the tag %s: %s\nfix: add tags = [%q] to the go_test in %s/BUILD.bazel", dir, tag, need[tag], tag, dir)
+			case need[tag] == "" && tags[tag]:
+				t.Errorf("%s: its test carries the tag %s without need\nfix: take it off in %s/BUILD.bazel, or teach test/tags to see the need", dir, tag, dir)
+			case tags[tag]:
+				checked++
 			}
 		}
 	}
-	t.Logf("%d needs found", checked)
+	if checked == 0 {
+		t.Error("no test of the workspace needs anything: the check is broken")
+	}
 }
 
-// Every backend that is linked in has its test among each platform_go_test's.
-func TestEveryPlatformIsTested(t *testing.T) {
+// The tables of test/README.md have every tag and every set of tests.
+func TestDocumented(t *testing.T) {
 	root := root(t)
-	build, err := os.ReadFile(filepath.Join(root, "test/e2e/BUILD.bazel"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tested := carried(string(build))
-	sources, err := filepath.Glob(filepath.Join(root, platformsDir, "*.go"))
-	if err != nil || len(sources) == 0 {
-		t.Fatalf("sources of %s: %v, %v", platformsDir, sources, err)
-	}
-	for _, source := range sources {
-		file, err := parser.ParseFile(token.NewFileSet(), source, nil, parser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
+	readme := read(t, root, "test/README.md")
+	tags := firstColumn(t, readme, "| tag |")
+	used := map[string]bool{}
+	walk(t, root, func(dir, name string) error {
+		if name == "BUILD.bazel" {
+			maps.Copy(used, carried(read(t, root, dir, name)))
 		}
-		for _, imported := range imports(map[string]*ast.File{source: file}) {
-			if name := path.Base(imported); !tested["requires-"+name] {
-				t.Errorf("test/e2e is not run on %s\nfix: add %q to platforms in test/e2e/BUILD.bazel", name, name)
+		return nil
+	})
+	for tag := range used {
+		if !slices.Contains(tags, tag) {
+			t.Errorf("a test carries the tag %s, which the table of tags in test/README.md does not have", tag)
+		}
+	}
+
+	configs := firstColumn(t, readme, "| config |")
+	filters := testFilters(read(t, root, ".bazelrc"))
+	for _, config := range slices.Sorted(maps.Keys(filters)) {
+		if !slices.Contains(configs, "--config="+config) {
+			t.Errorf(".bazelrc has --config=%s, which the table of configs in test/README.md does not have", config)
+		}
+		row := fmt.Sprintf("| `--config=%s` | %s |", config, describe(filters[config]))
+		if !strings.Contains(readme, row+"\n") {
+			t.Errorf("test/README.md lacks the row that says what --config=%s selects:\n%s", config, row)
+		}
+	}
+	for _, config := range configs {
+		if _, ok := filters[strings.TrimPrefix(config, "--config=")]; !ok {
+			t.Errorf("test/README.md has %s, which .bazelrc does not have", config)
+		}
+	}
+}
+
+// Whatever tags a test carries, exactly one of the sets that are run one after
+// the other has it; all has every test.
+func TestEverySetExcludesTheOthers(t *testing.T) {
+	filters := testFilters(read(t, root(t), ".bazelrc"))
+	known := map[string]bool{}
+	for _, filter := range filters {
+		for _, tag := range filter {
+			known[strings.TrimPrefix(tag, "-")] = true
+		}
+	}
+	tags := slices.Sorted(maps.Keys(known))
+	if len(tags) < 4 {
+		t.Fatalf("the filters of .bazelrc name only the tags %v", tags)
+	}
+	for bits := range 1 << len(tags) {
+		carried := map[string]bool{}
+		for i, tag := range tags {
+			if bits>>i&1 != 0 {
+				carried[tag] = true
 			}
 		}
+		var in []string
+		for config, filter := range filters {
+			if selects(filter, carried) {
+				in = append(in, config)
+			}
+		}
+		slices.Sort(in)
+		if len(in) != 2 || in[0] != "all" {
+			t.Errorf("a test with the tags %v is in the sets %v, want all and one more", slices.Sorted(maps.Keys(carried)), in)
+		}
+	}
+}
+
+// firstColumn returns the names in backquotes in the first column of the table
+// whose first line starts with head.
+func firstColumn(t *testing.T, readme, head string) []string {
+	t.Helper()
+	_, table, ok := strings.Cut(readme, "\n"+head)
+	if !ok {
+		t.Fatalf("test/README.md has no table that starts with %q", head)
+	}
+	table, _, _ = strings.Cut(table, "\n\n")
+	var names []string
+	for _, line := range strings.Split(table, "\n")[2:] {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(line, "|"), "|")
+		for _, name := range regexp.MustCompile("`([^`]*)`").FindAllStringSubmatch(cell, -1) {
+			names = append(names, name[1])
+		}
+	}
+	return names
+}
+
+// testFilters returns the --test_tag_filters of each config in a bazelrc.
+func testFilters(rc string) map[string][]string {
+	filters := map[string][]string{}
+	for _, line := range regexp.MustCompile(`(?m)^test:(\w+) --test_tag_filters=(\S*)$`).FindAllStringSubmatch(rc, -1) {
+		filters[line[1]] = strings.FieldsFunc(line[2], func(r rune) bool { return r == ',' })
+	}
+	return filters
+}
+
+// selects evaluates --test_tag_filters as Bazel does: one of the tags that it
+// asks for, if any, and none of those with a minus sign.
+func selects(filter []string, carried map[string]bool) bool {
+	asked, has := false, false
+	for _, tag := range filter {
+		if without, ok := strings.CutPrefix(tag, "-"); ok {
+			if carried[without] {
+				return false
+			}
+			continue
+		}
+		asked, has = true, has || carried[tag]
+	}
+	return has || !asked
+}
+
+// describe puts --test_tag_filters into words.
+func describe(filter []string) string {
+	var with, without []string
+	for _, tag := range filter {
+		if name, ok := strings.CutPrefix(tag, "-"); ok {
+			without = append(without, "`"+name+"`")
+		} else {
+			with = append(with, "`"+tag+"`")
+		}
+	}
+	switch {
+	case len(filter) == 0:
+		return "all"
+	case len(with) == 0:
+		return "all without " + strings.Join(without, ", ")
+	case len(without) == 0:
+		return strings.Join(with, ", ")
+	}
+	return strings.Join(with, ", ") + ", but not " + strings.Join(without, ", ")
+}
+
+// Every backend that is linked in has its test among those of each
+// platform_go_test, and no other.
+func TestEveryPlatformIsTested(t *testing.T) {
+	root := root(t)
+	var linked []string
+	for _, imported := range imports(sources(t, root)[platformsDir]) {
+		linked = append(linked, path.Base(imported))
+	}
+	slices.Sort(linked)
+	if len(linked) == 0 {
+		t.Fatalf("%s imports nothing", platformsDir)
+	}
+	rules := 0
+	walk(t, root, func(dir, name string) error {
+		if name != "BUILD.bazel" {
+			return nil
+		}
+		for _, rule := range testRule.FindAllStringSubmatch(read(t, root, dir, name), -1) {
+			if rule[1] != "platform_go_test" {
+				continue
+			}
+			rules++
+			if tested := list(platforms, rule[2]); !slices.Equal(tested, linked) {
+				t.Errorf("%s is run on %v, but linked in are %v\nfix: platforms = %q in %s/BUILD.bazel", dir, tested, linked, linked, dir)
+			}
+		}
+		return nil
+	})
+	if rules == 0 {
+		t.Error("there is no platform_go_test")
 	}
 }
 
@@ -270,6 +469,8 @@ func TestNeeds(t *testing.T) {
 		{"exec", "a_test.go", header + `var a = syscall.SysProcAttr{Ptrace: true}`, []string{ptrace}},
 		{"backend", "a_test.go", `package x; import _ "` + module + `/pkg/kvm"`, []string{kvm}},
 		{"every backend", "a_test.go", `package x; import _ "` + module + `/pkg/platform/platforms"`, []string{ptrace}},
+		{"monitor", "a_test.go", `package x; func f() { StartMonitor(nil) }`, []string{notify}},
+		{"listener", "a_test.go", header + `func f() { unix.Syscall(unix.SYS_IOCTL, 3, unix.SECCOMP_IOCTL_NOTIF_RECV, 0) }`, []string{notify}},
 		{"no test", "a.go", header + `var e = unix.PtraceAttach(1)`, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -312,10 +513,10 @@ platform_go_test(
 )
 `
 	got := slices.Sorted(maps.Keys(carried(build)))
-	if want := []string{"local", "requires-kvm", "requires-ptrace", "requires-systrap", "soak"}; !slices.Equal(got, want) {
+	if want := []string{"local", "requires-kvm", "requires-ptrace", "soak"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if got := carried(strings.ReplaceAll(build, "go_test", "go_binary")); len(got) != 0 {
+	if got := carried(strings.ReplaceAll(build, "_test(", "_binary(")); len(got) != 0 {
 		t.Errorf("tags of other rules are counted: %v", got)
 	}
 }
