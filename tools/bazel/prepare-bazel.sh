@@ -23,8 +23,9 @@ for tool in apt-get apt-cache dpkg dpkg-deb; do
 done
 suite=${BAZEL_SUITE:-forky}
 # The archive is the one that this machine's own apt configuration names.
-mirror=${BAZEL_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/*$' || true)}
-[[ -n $mirror ]] || die "this machine's apt configuration names no Debian archive (or 'apt-get update' never ran): set BAZEL_MIRROR to the address of one"
+# It may never have been used: `apt-get update` need not have run.
+mirror=${BAZEL_MIRROR:-$(apt-get update --print-uris | sed -n "s#^'\([^']*/debian\)/dists/.*#\1#p" | sort -u | head -n 1)}
+[[ -n $mirror ]] || die "this machine's apt configuration names no Debian archive: set BAZEL_MIRROR to the address of one"
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 [[ -e $keyring ]] || die "$keyring is missing: apt-get install debian-archive-keyring"
 case $(dpkg --print-architecture) in
