@@ -125,8 +125,11 @@ func MonitorMain(stderr io.Writer) int {
 			call, err := receive(listener)
 			if err == nil {
 				fmt.Fprintf(stderr, "ringfence: %s\n", call)
-				// A thread's ID does for its process's.
-				unix.Kill(int(call.tid), unix.SIGKILL)
+				// A thread's ID does for its process's. A signal may have made the
+				// thread start the call anew: once is enough to be said.
+				if unix.Kill(int(call.tid), unix.SIGKILL) == nil {
+					return 0
+				}
 			}
 			continue // else it has ended meanwhile, or a signal came first
 		}
