@@ -88,11 +88,11 @@ func (fs *files) acquire(file memmap.File) (*handle, error) {
 			fs.evict(maxFiles / 2)
 		}
 		rights := unix.UnixRights(fd)
-		num, _, err := fs.zygote.request(opPutFile, 0, rights)
+		num, err := fs.zygote.request(opPutFile, 0, rights)
 		if err == unix.EBADF && len(fs.byFile) > 0 {
 			// The table is full: the kernel leaves the descriptor out.
 			fs.evict(0)
-			num, _, err = fs.zygote.request(opPutFile, 0, rights)
+			num, err = fs.zygote.request(opPutFile, 0, rights)
 		}
 		if err == unix.EBADF {
 			err = unix.EMFILE

@@ -53,7 +53,8 @@ const (
 
 // What the zygote sends in the second word of its replies, below bit 32: the
 // stage of its start that it has come to, or the request. The first word is the
-// result, or an errno negated.
+// result, or an errno negated. opFork is answered twice: by the zygote with the
+// process's id, and by the new stub with the id of its thread.
 const (
 	stageUnmap   = 101
 	stageSignals = 102
@@ -63,6 +64,8 @@ const (
 	opPutFile   = 1
 	opCloseFile = 2
 	opFork      = 3
+	// opBorn is what a new stub sends, with its process's id above bit 32.
+	opBorn = 4
 )
 
 // textSymbols returns where this program's linker has put the stub's text.

@@ -46,6 +46,19 @@
 // How many descriptors are closed one by one on kernels without close_range(2).
 #define MAX_INHERITED 4096
 
+// Sends AX and BX.
+#define REPLY \
+	MOVQ AX, const_infoReply(R12) \
+	MOVQ BX, (const_infoReply+8)(R12) \
+	XORL DI, DI \
+	LEAQ const_infoReply(R12), SI \
+	MOVL $16, DX \
+	MOVL $MSG_NOSIGNAL, R10 \
+	XORL R8, R8 \
+	XORL R9, R9 \
+	MOVL $SYS_sendto, AX \
+	SYSCALL
+
 // The entry point of the image.
 TEXT ·zygoteEntry(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	LEAQ ·zygoteEntry(SB), R12
@@ -151,30 +164,11 @@ signalsDone:
 	JMP reply
 
 failed:
-	MOVQ AX, const_infoReply(R12)
-	MOVQ BX, (const_infoReply+8)(R12)
-	XORL DI, DI
-	LEAQ const_infoReply(R12), SI
-	MOVL $16, DX
-	MOVL $MSG_NOSIGNAL, R10
-	XORL R8, R8
-	XORL R9, R9
-	MOVL $SYS_sendto, AX
-	SYSCALL
+	REPLY
 	JMP exit
 
-// Sends AX and BX.
 reply:
-	MOVQ AX, const_infoReply(R12)
-	MOVQ BX, (const_infoReply+8)(R12)
-	XORL DI, DI
-	LEAQ const_infoReply(R12), SI
-	MOVL $16, DX
-	MOVL $MSG_NOSIGNAL, R10
-	XORL R8, R8
-	XORL R9, R9
-	MOVL $SYS_sendto, AX
-	SYSCALL
+	REPLY
 
 receive:
 	MOVQ $const_controlSize, (const_infoMsg+40)(R12) // msg_controllen
@@ -219,11 +213,9 @@ fork:
 	MOVL $SYS_clone, AX
 	SYSCALL
 	TESTQ AX, AX
-	JEQ child
-	JLT reply
-	JMP receive // the child replies
+	JNE reply // and the child does, too
 
-child:
+	// The child.
 	MOVL $PR_SET_PDEATHSIG, DI
 	MOVL $SIGKILL, SI
 	MOVL $SYS_prctl, AX
@@ -237,6 +229,7 @@ child:
 	MOVL $SYS_getpid, AX
 	SYSCALL
 	SHLQ $32, AX
+	MOVL $const_opBorn, BX
 	ORQ AX, BX
 	// The first thread must never get a signal: it stays for ever, since its end
 	// would be reported only after that of all others. The second one is the first
@@ -263,16 +256,7 @@ child:
 second:
 	MOVL $SYS_gettid, AX
 	SYSCALL
-	MOVQ AX, const_infoReply(R12)
-	MOVQ BX, (const_infoReply+8)(R12)
-	XORL DI, DI
-	LEAQ const_infoReply(R12), SI
-	MOVL $16, DX
-	MOVL $MSG_NOSIGNAL, R10
-	XORL R8, R8
-	XORL R9, R9
-	MOVL $SYS_sendto, AX
-	SYSCALL
+	REPLY
 	LEAQ ·newThread(SB), AX
 	MOVQ (const_infoRequest+8)(R12), DI
 	MOVL DI, DX // a backend's entry, relative to the image, or 0

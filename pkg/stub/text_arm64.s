@@ -220,12 +220,9 @@ closeFile:
 
 fork:
 	CLONE(CLONE_PARENT|CLONE_FILES|SIGCHLD)
-	CBZ R0, child
-	CMP $0, R0
-	BLT reply
-	B receive // the child replies
+	CBNZ R0, reply // and the child does, too
 
-child:
+	// The child.
 	MOVD $PR_SET_PDEATHSIG, R0
 	MOVD $SIGKILL, R1
 	MOVD $SYS_prctl, R8
@@ -238,6 +235,7 @@ child:
 	MOVD $SYS_getpid, R8
 	SVC
 	LSL $32, R0
+	MOVD $const_opBorn, R21
 	ORR R0, R21
 	SIGPROCMASK(const_infoFullMask)
 	CLONE(CLONE_THREAD)

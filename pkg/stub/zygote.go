@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -139,7 +138,7 @@ func start(image []byte, layout Layout) (*Zygote, error) {
 		z.fail(fmt.Errorf("setsockopt(SO_RCVTIMEO): %w", err))
 		return nil, z.dead
 	}
-	errno, stage, err := z.receive()
+	r, err := z.receive(0)
 	switch {
 	case err != nil:
 		if errors.Is(err, unix.EPIPE) {
@@ -147,17 +146,17 @@ func start(image []byte, layout Layout) (*Zygote, error) {
 		}
 		z.fail(err)
 		return nil, err
-	case stage == stageReady:
+	case r.op == stageReady:
 		return z, nil
 	}
-	err = unix.Errno(-errno)
-	switch stage {
+	err = unix.Errno(-r.result)
+	switch r.op {
 	case stageUnmap:
 		err = fmt.Errorf("stub process: munmap of the stack and the vDSO: %w: the kernel may be built with CONFIG_MSEAL_SYSTEM_MAPPINGS, which must be off", err)
 	case stageSeccomp:
 		err = fmt.Errorf("stub process: installing a seccomp filter: %w: the kernel needs CONFIG_SECCOMP_FILTER, and no filter of our own may forbid seccomp(2)", err)
 	default:
-		err = fmt.Errorf("stub process: start, stage %d: %w", stage, err)
+		err = fmt.Errorf("stub process: start, stage %d: %w", r.op, err)
 	}
 	z.fail(err)
 	return nil, err
@@ -186,17 +185,17 @@ func (z *Zygote) alive() bool {
 	if z.dead != nil {
 		return false
 	}
-	if z.exited() {
+	if exited(z.pid) {
 		z.fail(fmt.Errorf("the stub zygote %d has died: %w", z.pid, unix.EPIPE))
 		return false
 	}
 	return true
 }
 
-// exited reports whether the zygote is a zombie.
-func (z *Zygote) exited() bool {
+// exited reports whether the child pid, which was not reaped, is a zombie.
+func exited(pid int) bool {
 	var info unix.Siginfo
-	err := unix.Waitid(unix.P_PID, z.pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 	return err == nil && info.Signo != 0
 }
 
@@ -235,66 +234,94 @@ func Reap(id int) {
 	}
 }
 
-// receive returns the two words of a reply.
-func (z *Zygote) receive() (int64, uint64, error) {
+// reply is what the zygote or a new stub sends.
+type reply struct {
+	result int64
+	op     uint32
+	pid    int // of a new stub
+}
+
+// errStillborn says that a new stub died before it sent anything.
+var errStillborn = fmt.Errorf("the stub process died when it was just born: %w", unix.EAGAIN)
+
+// receive returns the next reply. While the stub born, if not 0, has not sent
+// anything its death is errStillborn; any other error is the end of the zygote.
+func (z *Zygote) receive(born int) (reply, error) {
 	var buf [16]byte
+	dead := false
 	for start := time.Now(); ; {
 		n, _, err := unix.Recvfrom(z.sock, buf[:], 0)
 		switch {
 		case err == unix.EINTR:
-		case err == unix.EAGAIN && !z.exited():
+		case err == unix.EAGAIN && !exited(z.pid):
+			if dead {
+				return reply{}, errStillborn
+			}
+			// What it sent before is still to be received.
+			dead = born != 0 && exited(born)
 			if time.Since(start) > replyTimeout {
-				return 0, 0, fmt.Errorf("the stub zygote %d does not answer: %w", z.pid, unix.ETIMEDOUT)
+				return reply{}, fmt.Errorf("the stub zygote %d does not answer: %w", z.pid, unix.ETIMEDOUT)
 			}
 		case err != nil && err != unix.EAGAIN && err != unix.ECONNRESET:
-			return 0, 0, fmt.Errorf("recvfrom the stub zygote %d: %w", z.pid, err)
+			return reply{}, fmt.Errorf("recvfrom the stub zygote %d: %w", z.pid, err)
 		case n != len(buf):
-			return 0, 0, fmt.Errorf("the stub zygote %d has died: %w", z.pid, unix.EPIPE)
+			return reply{}, fmt.Errorf("the stub zygote %d has died: %w", z.pid, unix.EPIPE)
 		default:
-			return int64(binary.LittleEndian.Uint64(buf[:])), binary.LittleEndian.Uint64(buf[8:]), nil
+			kind := binary.LittleEndian.Uint64(buf[8:])
+			return reply{int64(binary.LittleEndian.Uint64(buf[:])), uint32(kind), int(kind >> 32)}, nil
 		}
 	}
 }
 
-// request makes a request and returns its result, and what is above bit 32 of
-// the reply's second word. An error from the zygote's
-// system call is an Errno; any other error is the end of the zygote.
-func (z *Zygote) request(op, arg uint64, rights []byte) (result, extra int, err error) {
-	z.mu.Lock()
-	defer z.mu.Unlock()
+// send makes a request. An error of the file that goes with it is an Errno; any
+// other is the end of the zygote.
+func (z *Zygote) send(op, arg uint64, rights []byte) error {
 	if z.dead != nil {
-		return 0, 0, z.dead
+		return z.dead
 	}
 	var buf [16]byte
 	binary.LittleEndian.PutUint64(buf[:], op)
 	binary.LittleEndian.PutUint64(buf[8:], arg)
 	for {
 		err := unix.Sendmsg(z.sock, buf[:], rights, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EINTR {
-			continue
-		}
-		if err == unix.EBADF || err == unix.ETOOMANYREFS || err == unix.EINVAL {
-			return 0, 0, err // of the file that we send
-		}
-		if err != nil {
+		switch err {
+		case unix.EINTR:
+		case nil, unix.EBADF, unix.ETOOMANYREFS, unix.EINVAL:
+			return err
+		default:
 			err = fmt.Errorf("sendmsg to the stub zygote %d: %w", z.pid, err)
 			z.fail(err)
-			return 0, 0, err
+			return err
 		}
-		break
 	}
-	v, kind, err := z.receive()
-	if err == nil && kind&math.MaxUint32 != op {
-		err = fmt.Errorf("the stub zygote %d answers request %d with %d: %w", z.pid, op, kind, unix.EPROTO)
+}
+
+// unexpected gives the zygote up because of a reply to request op.
+func (z *Zygote) unexpected(op uint64, r reply) error {
+	err := fmt.Errorf("the stub zygote %d answers request %d with %d: %w", z.pid, op, r.op, unix.EPROTO)
+	z.fail(err)
+	return err
+}
+
+// request makes a request with one reply and returns its result. An error from
+// the zygote's system call is an Errno; any other error is the end of the zygote.
+func (z *Zygote) request(op, arg uint64, rights []byte) (int, error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if err := z.send(op, arg, rights); err != nil {
+		return 0, err
 	}
-	if err != nil {
+	r, err := z.receive(0)
+	switch {
+	case err != nil:
 		z.fail(err)
-		return 0, 0, err
+		return 0, err
+	case r.op != uint32(op):
+		return 0, z.unexpected(op, r)
+	case r.result < 0:
+		return 0, unix.Errno(-r.result)
 	}
-	if v < 0 {
-		return 0, int(kind >> 32), unix.Errno(-v)
-	}
-	return int(v), int(kind >> 32), nil
+	return int(r.result), nil
 }
 
 // Fork clones a stub off the zygote. It returns the process's id, and that of the
@@ -311,15 +338,44 @@ func (z *Zygote) ForkAt(entry uintptr, param uint32) (pid, tid int, err error) {
 }
 
 func (z *Zygote) fork(arg uint64) (pid, tid int, err error) {
-	tid, pid, err = z.request(opFork, arg, nil)
-	if err != nil {
-		if pid != 0 {
-			Reap(pid)
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if err := z.send(opFork, arg, nil); err != nil {
+		return 0, 0, fmt.Errorf("clone of a stub process: %w", err)
+	}
+	// The zygote's reply and the stub's, in any order.
+	var told, born reply
+	for told.op == 0 || born.op == 0 {
+		r, err := z.receive(int(told.result))
+		switch {
+		case err == errStillborn:
+			Reap(int(told.result))
+			return 0, 0, fmt.Errorf("clone of a stub process: %w", err)
+		case err != nil:
+			z.fail(err)
+			if pid := max(int(told.result), born.pid); pid > 0 {
+				Kill(pid)
+				Reap(pid)
+			}
+			return 0, 0, err
+		case r.op == opFork && told.op == 0:
+			if told = r; r.result <= 0 {
+				err := unix.Errno(-r.result)
+				return 0, 0, fmt.Errorf("clone of a stub process: %w%s", err, hint(err))
+			}
+		case r.op == opBorn && born.op == 0:
+			born = r
+		default:
+			return 0, 0, z.unexpected(opFork, r)
 		}
-		return 0, 0, fmt.Errorf("clone of a stub process: %w%s", err, hint(err))
+	}
+	if born.result < 0 { // It ends.
+		Reap(born.pid)
+		err := unix.Errno(-born.result)
+		return 0, 0, fmt.Errorf("clone of a stub process's thread: %w%s", err, hint(err))
 	}
 	z.stubs.Add(1)
-	return pid, tid, nil
+	return born.pid, int(born.result), nil
 }
 
 // Release kills and reaps the stub pid, all of whose traced threads were reaped.
