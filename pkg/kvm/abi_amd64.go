@@ -12,7 +12,6 @@ const (
 	kvmCreateVCPU        = 0xae41
 	kvmSetTSSAddr        = 0xae47
 	kvmGetSRegs          = 0x8138ae83
-	kvmSetMSRs           = 0x4008ae89
 	kvmSetCPUID2         = 0x4008ae90
 	kvmSetXCRs           = 0x4188aea7
 )

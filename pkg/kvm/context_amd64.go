@@ -194,6 +194,7 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32) (info
 		if !loaded {
 			v.load(&ac.Regs, as.root)
 		}
+		v.entered.Store(true)
 		c.pulled = false
 		interrupted, err := v.exit(as)
 		if err != nil {
@@ -255,6 +256,10 @@ func (v *vcpu) failure() error {
 	switch r.exitReason {
 	case exitShutdown:
 		what = " (a triple fault)"
+		// On SVM the CPU is reset with that.
+		if err := v.setMSRs(); err != nil {
+			return err
+		}
 	case exitFailEntry:
 		what = fmt.Sprintf(" (the CPU refuses the state: %#x)", r.exit[0])
 	case exitInternalError:

@@ -407,3 +407,53 @@ func TestKickBeforeRun(t *testing.T) {
 		t.Fatal("the kick was lost")
 	}
 }
+
+// A vCPU is asked for only when the Context that has it came to run it, a slice ago
+// at least; and no more than are waited for.
+func TestAskFor(t *testing.T) {
+	p := newTestPlatform(t, 3)
+	pool := &p.m.pool
+	for range 3 {
+		pool.take(nil, nil)
+	}
+	pool.waiters = make([]chan *vcpu, 1)
+	pool.timer = time.AfterFunc(time.Hour, func() {})
+	defer pool.timer.Stop()
+	asked := func() (n int) {
+		pool.askFor()
+		for _, v := range pool.all {
+			if v.yield.Load() {
+				n++
+			}
+		}
+		return n
+	}
+	for range 3 {
+		if n := asked(); n != 0 {
+			t.Fatalf("%d asked for that nobody runs", n)
+		}
+	}
+	pool.all[1].entered.Store(true)
+	pool.all[2].entered.Store(true)
+	if n := asked(); n != 0 {
+		t.Fatalf("%d asked for that just came to run", n)
+	}
+	if n := asked(); n != 1 || !pool.all[1].yield.Load() {
+		t.Fatalf("%d asked for, want the one that was taken first", n)
+	}
+	// Who takes it next has as long.
+	pool.tookLocked(pool.all[1])
+	pool.all[1].entered.Store(true)
+	pool.all[2].entered.Store(false)
+	if n := asked(); n != 0 {
+		t.Fatalf("%d asked for that just came to run", n)
+	}
+	if n := asked(); n != 1 {
+		t.Fatalf("%d asked for, want 1", n)
+	}
+	pool.waiters = nil
+	for _, v := range pool.all {
+		v.run.clearImmediateExit()
+		pool.put(v)
+	}
+}

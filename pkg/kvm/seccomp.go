@@ -25,6 +25,7 @@ const (
 	kvmRun                 = 0xae80
 	kvmGetXSave            = 0x9000aea4
 	kvmSetXSave            = 0x5000aea5
+	kvmSetMSRs             = 0x4008ae89
 	kvmGetXSave2           = 0x9000aecf
 )
 
@@ -67,6 +68,7 @@ func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRule
 			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmGetXSave)},
 			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmGetXSave2)},
 			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmSetXSave)},
+			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmSetMSRs)}, // after a triple fault
 			seccomp.PerArg{seccomp.EqualTo(vars[vmVariable]), seccomp.EqualTo(kvmSetUserMemoryRegion)},
 		},
 		// Files that applications map, and page tables.

@@ -1,9 +1,10 @@
 package kvm
 
 import (
+	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,8 +39,12 @@ type vcpu struct {
 	// yield says that a Context waits for a vCPU.
 	yield atomic.Bool
 
-	// since orders vCPUs by when they were taken; the pool's lock protects it.
-	since uint64
+	// entered says that the Context which has the vCPU has come to run it.
+	entered atomic.Bool
+
+	// since orders vCPUs by when they were taken, seen is what it was when askFor last
+	// found that the Context runs it; the pool's lock protects both.
+	since, seen uint64
 
 	// owner is the Context that it ran last, whose floating point state it may hold.
 	owner *vcpuContext
@@ -74,17 +79,8 @@ func (m *machine) newVCPU(id int) (*vcpu, error) {
 	if errno := ioctlStruct(fd, kvmSetXCRs, &x); errno != 0 {
 		return v, fmt.Errorf("ioctl(KVM_SET_XCRS) of %#x: %w", m.xcr0, errno)
 	}
-	r := msrs{n: 4}
-	for i, e := range [4][2]uint64{
-		{msrSTAR, userCS32<<48 | kernelCS<<32},
-		{msrLSTAR, lstarAddr},
-		{msrCSTAR, cstarAddr},
-		{msrFMASK, syscallMask},
-	} {
-		r.entries[i].index, r.entries[i].value = uint32(e[0]), e[1]
-	}
-	if n, errno := ioctlMSRs(fd, &r); errno != 0 || n != int(r.n) {
-		return v, fmt.Errorf("ioctl(KVM_SET_MSRS): %d of %d registers set: %w", n, r.n, errors.Join(errno, unix.EINVAL))
+	if err := v.setMSRs(); err != nil {
+		return v, err
 	}
 	s := &v.sregs
 	if errno := ioctlStruct(fd, kvmGetSRegs, s); errno != 0 {
@@ -101,6 +97,27 @@ func (m *machine) newVCPU(id int) (*vcpu, error) {
 	binary.LittleEndian.PutUint16(tss[102:], tssSize)                      // no I/O permissions
 	v.run.validRegs = syncRegs | syncSRegs | syncEvents
 	return v, nil
+}
+
+// setMSRs makes SYSCALL lead to the stubs.
+func (v *vcpu) setMSRs() error {
+	r := msrs{n: 4}
+	for i, e := range [4][2]uint64{
+		{msrSTAR, userCS32<<48 | kernelCS<<32},
+		{msrLSTAR, lstarAddr},
+		{msrCSTAR, cstarAddr},
+		{msrFMASK, syscallMask},
+	} {
+		r.entries[i].index, r.entries[i].value = uint32(e[0]), e[1]
+	}
+	n, errno := ioctlMSRs(v.fd, &r)
+	if errno != 0 {
+		return fmt.Errorf("ioctl(KVM_SET_MSRS) of vCPU %d: %w", v.id, errno)
+	}
+	if n != int(r.n) {
+		return fmt.Errorf("ioctl(KVM_SET_MSRS) of vCPU %d: %d of %d registers set: %w", v.id, n, r.n, unix.EINVAL)
+	}
+	return nil
 }
 
 // codeSegment returns the segment of 64-bit or 32-bit code of ring 3.
@@ -232,6 +249,9 @@ type pool struct {
 	idle    []*vcpu
 	waiters []chan *vcpu
 	taken   uint64
+
+	// timer calls askFor while there are waiters.
+	timer *time.Timer
 }
 
 // add adds a new vCPU.
@@ -241,7 +261,7 @@ func (p *pool) add(v *vcpu) {
 }
 
 // slice is how long a Context waits for a vCPU before one that others have is asked
-// for.
+// for, and how long these can run it at least.
 const slice = 2 * time.Millisecond
 
 // take returns a vCPU, preferred if it is idle; or nil when wake is signalled first.
@@ -262,35 +282,34 @@ func (p *pool) take(preferred *vcpu, wake <-chan struct{}) *vcpu {
 	}
 	ch := make(chan *vcpu, 1)
 	p.waiters = append(p.waiters, ch)
-	p.mu.Unlock()
-	timer := time.NewTimer(slice)
-	defer timer.Stop()
-	for {
-		select {
-		case v := <-ch:
-			return v
-		case <-timer.C:
-			p.askFor()
-			timer.Reset(slice)
-		case <-wake:
-			p.mu.Lock()
-			for i, w := range p.waiters {
-				if w == ch {
-					p.waiters = append(p.waiters[:i], p.waiters[i+1:]...)
-					p.mu.Unlock()
-					return nil
-				}
-			}
-			p.mu.Unlock()
-			p.put(<-ch) // it was handed over already
-			return nil
-		}
+	switch {
+	case p.timer == nil:
+		p.timer = time.AfterFunc(slice, p.askFor)
+	case len(p.waiters) == 1:
+		p.timer.Reset(slice)
 	}
+	p.mu.Unlock()
+	select {
+	case v := <-ch:
+		return v
+	case <-wake:
+	}
+	p.mu.Lock()
+	i := slices.Index(p.waiters, ch)
+	if i >= 0 {
+		p.waiters = slices.Delete(p.waiters, i, i+1)
+	}
+	p.mu.Unlock()
+	if i < 0 {
+		p.put(<-ch) // it was handed over already
+	}
+	return nil
 }
 
 func (p *pool) tookLocked(v *vcpu) {
 	p.taken++
 	v.since = p.taken
+	v.entered.Store(false)
 	v.yield.Store(false)
 }
 
@@ -308,21 +327,30 @@ func (p *pool) put(v *vcpu) {
 	p.idle = append(p.idle, v)
 }
 
-// askFor asks the Context that has a vCPU longest to give it up.
+// askFor asks Contexts to give up their vCPUs, as many as there are waiters, the one
+// that has its vCPU longest first. Each has run it for a slice before: when threads
+// wait for CPUs a Context may get a vCPU long before it can run it, and would give it
+// up without having run.
 func (p *pool) askFor() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.idle) > 0 {
+	if len(p.waiters) == 0 {
 		return
 	}
-	var oldest *vcpu
+	p.timer.Reset(slice)
+	var ripe []*vcpu
 	for _, v := range p.all {
-		if !v.yield.Load() && (oldest == nil || v.since < oldest.since) {
-			oldest = v
+		switch {
+		case v.yield.Load() || !v.entered.Load():
+		case v.seen != v.since:
+			v.seen = v.since
+		default:
+			ripe = append(ripe, v)
 		}
 	}
-	if oldest != nil {
-		oldest.yield.Store(true)
-		oldest.kick()
+	slices.SortFunc(ripe, func(a, b *vcpu) int { return cmp.Compare(a.since, b.since) })
+	for _, v := range ripe[:min(len(ripe), len(p.waiters))] {
+		v.yield.Store(true)
+		v.kick()
 	}
 }

@@ -16,15 +16,15 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 35}},
-			{Name: "monitor_pid", Uses: []uint16{326}},
-			{Name: "sentry_pid", Uses: []uint16{49}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 37}},
+			{Name: "monitor_pid", Uses: []uint16{328}},
+			{Name: "sentry_pid", Uses: []uint16{51}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 41, K: 0x10},          // 3: if A == 0x10 goto 4 else 45
+			{Code: 0x15, JT: 0, JF: 43, K: 0x10},          // 3: if A == 0x10 goto 4 else 47
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
@@ -35,368 +35,370 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
 			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 21, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 36 else 182
+			{Code: 0x15, JT: 23, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 38 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 40
-			{Code: 0x35, JT: 0, JF: 18, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 38
-			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x35, JT: 0, JF: 23, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 42
+			{Code: 0x35, JT: 0, JF: 20, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 40
+			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 12, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 35
-			{Code: 0x25, JT: 11, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 35 else 24
+			{Code: 0x35, JT: 0, JF: 14, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 37
+			{Code: 0x25, JT: 13, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 37 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 2, K: 0x9000aea4},     // 30: if A >= 0x9000aea4 goto 31 else 33
-			{Code: 0x15, JT: 168, JF: 0, K: 0x9000aea4},   // 31: if A == 0x9000aea4 goto 200 else 32
-			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
-			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 34: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 35: if A == kvm_vm_fd goto 36 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 36: A = arg1.lo
-			{Code: 0x15, JT: 162, JF: 144, K: 0x4020ae46}, // 37: if A == 0x4020ae46 goto 200 else 182
-			{Code: 0x15, JT: 161, JF: 0, K: 0x541b},       // 38: if A == 0x541b goto 200 else 39
-			{Code: 0x35, JT: 142, JF: 160, K: 0x5415},     // 39: if A >= 0x5415 goto 182 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 40: if A >= 0x540c goto 41 else 42
-			{Code: 0x15, JT: 158, JF: 140, K: 0x5411},     // 41: if A == 0x5411 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 42: if A >= 0x5405 goto 43 else 44
-			{Code: 0x35, JT: 156, JF: 138, K: 0x5409},     // 43: if A >= 0x5409 goto 200 else 182
-			{Code: 0x35, JT: 155, JF: 137, K: 0x5401},     // 44: if A >= 0x5401 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 45: if A == 0xea goto 46 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 46: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 47: if A == 0x0 goto 48 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 48: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 49: if A == sentry_pid goto 50 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 50: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 51: if A == 0x0 goto 52 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 52: A = arg2.lo
-			{Code: 0x35, JT: 128, JF: 146, K: 0x41},       // 53: if A >= 0x41 goto 182 else 200
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
-			{Code: 0x35, JT: 126, JF: 0, K: 0x80000000},   // 55: if A >= 0x80000000 goto 182 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 182 else 60
-			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 182 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 135, JF: 117, K: 0x11},       // 64: if A == 0x11 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 65: if A == 0xca goto 66 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 112, K: 0x80},         // 69: if A >= 0x80 goto 70 else 182
-			{Code: 0x35, JT: 111, JF: 129, K: 0x82},       // 70: if A >= 0x82 goto 182 else 200
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
-			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
-			{Code: 0x15, JT: 111, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 200 else 98
-			{Code: 0x15, JT: 101, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
-			{Code: 0x15, JT: 91, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 200 else 182
-			{Code: 0x15, JT: 90, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
-			{Code: 0x15, JT: 84, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 200 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
-			{Code: 0x15, JT: 251, JF: 9, K: 0x4022},       // 122: if A == 0x4022 goto 374 else 132
-			{Code: 0x15, JT: 250, JF: 251, K: 0x28},       // 123: if A == 0x28 goto 374 else 375
-			{Code: 0x15, JT: 249, JF: 0, K: 0x22},         // 124: if A == 0x22 goto 374 else 125
-			{Code: 0x35, JT: 249, JF: 7, K: 0x2},          // 125: if A >= 0x2 goto 375 else 133
-			{Code: 0x35, JT: 248, JF: 0, K: 0x2},          // 126: if A >= 0x2 goto 375 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 128: if A == 0x0 goto 129 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x15, JT: 171, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 30: if A >= 0x5000aea5 goto 31 else 35
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 31: if A >= 0x9000aea5 goto 32 else 33
+			{Code: 0x15, JT: 168, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 201 else 182
+			{Code: 0x15, JT: 167, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 201 else 34
+			{Code: 0x15, JT: 166, JF: 147, K: 0x9000aea4}, // 34: if A == 0x9000aea4 goto 201 else 182
+			{Code: 0x15, JT: 165, JF: 0, K: 0x4008ae89},   // 35: if A == 0x4008ae89 goto 201 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 37: if A == kvm_vm_fd goto 38 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 38: A = arg1.lo
+			{Code: 0x15, JT: 161, JF: 142, K: 0x4020ae46}, // 39: if A == 0x4020ae46 goto 201 else 182
+			{Code: 0x15, JT: 160, JF: 0, K: 0x541b},       // 40: if A == 0x541b goto 201 else 41
+			{Code: 0x35, JT: 140, JF: 159, K: 0x5415},     // 41: if A >= 0x5415 goto 182 else 201
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 42: if A >= 0x540c goto 43 else 44
+			{Code: 0x15, JT: 157, JF: 138, K: 0x5411},     // 43: if A == 0x5411 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 44: if A >= 0x5405 goto 45 else 46
+			{Code: 0x35, JT: 155, JF: 136, K: 0x5409},     // 45: if A >= 0x5409 goto 201 else 182
+			{Code: 0x35, JT: 154, JF: 135, K: 0x5401},     // 46: if A >= 0x5401 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 47: if A == 0xea goto 48 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 51: if A == sentry_pid goto 52 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 52: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 54: A = arg2.lo
+			{Code: 0x35, JT: 126, JF: 145, K: 0x41},       // 55: if A >= 0x41 goto 182 else 201
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 56: if A == 0x0 goto 182 else 57
+			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 57: if A >= 0x80000000 goto 182 else 58
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 59: if A == 0x0 goto 60 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 182 else 62
+			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 182 else 63
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
+			{Code: 0x15, JT: 134, JF: 115, K: 0x11},       // 66: if A == 0x11 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 67: if A == 0xca goto 68 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 68: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 70: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 110, K: 0x80},         // 71: if A >= 0x80 goto 72 else 182
+			{Code: 0x35, JT: 109, JF: 128, K: 0x82},       // 72: if A >= 0x82 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 73: if A == 0x119 goto 74 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 77: if A >= 0x80000000 goto 182 else 78
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 78: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 79: if A == 0x0 goto 80 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 80: A = arg4.lo
+			{Code: 0x15, JT: 119, JF: 100, K: 0x0},        // 81: if A == 0x0 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 82: if A == 0x1b5 goto 83 else 91
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 83: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 85: A = arg0.lo
+			{Code: 0x35, JT: 95, JF: 0, K: 0x80000000},    // 86: if A >= 0x80000000 goto 182 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 87: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 88: if A == 0x0 goto 89 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 89: A = arg3.lo
+			{Code: 0x15, JT: 110, JF: 91, K: 0x18},        // 90: if A == 0x18 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 91: if A == 0x106 goto 92 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 92: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 94: A = arg0.lo
+			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 182 else 96
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 96: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 97: if A == 0x0 goto 98 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 98: A = arg3.lo
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 99: if A == 0x0 goto 201 else 100
+			{Code: 0x15, JT: 100, JF: 81, K: 0x900},       // 100: if A == 0x900 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 101: if A == 0x9 goto 102 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 105: if A == 0x0 goto 106 else 112
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 106: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 107: if A == 0x0 goto 108 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 108: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 109: if A >= 0x23 goto 110 else 111
+			{Code: 0x15, JT: 90, JF: 71, K: 0x32},         // 110: if A == 0x32 goto 201 else 182
+			{Code: 0x15, JT: 89, JF: 70, K: 0x22},         // 111: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 112: if A == 0x3 goto 113 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 113: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 116: if A >= 0x23 goto 117 else 126
+			{Code: 0x15, JT: 83, JF: 0, K: 0x32},          // 117: if A == 0x32 goto 201 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 119: if A == 0x0 goto 120 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 121: if A == 0x0 goto 122 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 122: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 123: if A >= 0x29 goto 124 else 125
+			{Code: 0x15, JT: 251, JF: 9, K: 0x4022},       // 124: if A == 0x4022 goto 376 else 134
+			{Code: 0x15, JT: 250, JF: 251, K: 0x28},       // 125: if A == 0x28 goto 376 else 377
+			{Code: 0x15, JT: 249, JF: 0, K: 0x22},         // 126: if A == 0x22 goto 376 else 127
+			{Code: 0x35, JT: 249, JF: 7, K: 0x2},          // 127: if A >= 0x2 goto 377 else 135
+			{Code: 0x35, JT: 248, JF: 0, K: 0x2},          // 128: if A >= 0x2 goto 377 else 129
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 129: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 130: if A == 0x0 goto 131 else 377
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 242, K: 0x4001},       // 132: if A == 0x4001 goto 134 else 375
-			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 133: if A == 0x0 goto 375 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 135: if A == 0x0 goto 136 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
-			{Code: 0x35, JT: 237, JF: 236, K: 0x80000000}, // 137: if A >= 0x80000000 goto 375 else 374
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 140: if A == 0x0 goto 141 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
-			{Code: 0x15, JT: 229, JF: 230, K: 0x19},       // 144: if A == 0x19 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 228, K: 0x10},         // 145: if A >= 0x10 goto 146 else 374
-			{Code: 0x35, JT: 227, JF: 228, K: 0x16},       // 146: if A >= 0x16 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
-			{Code: 0x15, JT: 225, JF: 226, K: 0x8},        // 148: if A == 0x8 goto 374 else 375
-			{Code: 0x15, JT: 224, JF: 225, K: 0x4},        // 149: if A == 0x4 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 141, K: 0x7d},         // 150: if A >= 0x7d goto 151 else 292
-			{Code: 0x35, JT: 0, JF: 104, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 256
-			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 152: if A >= 0x10f goto 153 else 219
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
-			{Code: 0x15, JT: 0, JF: 219, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 157: if A == 0x0 goto 158 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 375 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 161: if A == 0x0 goto 162 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x35, JT: 211, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 375 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 165: if A == 0x0 goto 166 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 206, JF: 207, K: 0x200},      // 167: if A == 0x200 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
-			{Code: 0x15, JT: 0, JF: 205, K: 0x144},        // 169: if A == 0x144 goto 170 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 171: if A == 0x0 goto 172 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
-			{Code: 0x15, JT: 111, JF: 200, K: 0x10},       // 174: if A == 0x10 goto 286 else 375
-			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 286 else 176
-			{Code: 0x15, JT: 109, JF: 198, K: 0x8},        // 176: if A == 0x8 goto 286 else 375
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 179: if A == 0x0 goto 180 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
-			{Code: 0x45, JT: 193, JF: 192, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 375 else 374
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 132: if A >= 0x2 goto 134 else 135
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 133: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 242, K: 0x4001},       // 134: if A == 0x4001 goto 136 else 377
+			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 135: if A == 0x0 goto 377 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 136: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 137: if A == 0x0 goto 138 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 138: A = arg4.lo
+			{Code: 0x35, JT: 237, JF: 236, K: 0x80000000}, // 139: if A >= 0x80000000 goto 377 else 376
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 140: if A == 0x1c goto 141 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 141: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 142: if A == 0x0 goto 143 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 143: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 144: if A >= 0xe goto 145 else 149
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 145: if A >= 0x18 goto 146 else 147
+			{Code: 0x15, JT: 229, JF: 230, K: 0x19},       // 146: if A == 0x19 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 228, K: 0x10},         // 147: if A >= 0x10 goto 148 else 376
+			{Code: 0x35, JT: 227, JF: 228, K: 0x16},       // 148: if A >= 0x16 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 149: if A >= 0x5 goto 150 else 151
+			{Code: 0x15, JT: 225, JF: 226, K: 0x8},        // 150: if A == 0x8 goto 376 else 377
+			{Code: 0x15, JT: 224, JF: 225, K: 0x4},        // 151: if A == 0x4 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 141, K: 0x7d},         // 152: if A >= 0x7d goto 153 else 294
+			{Code: 0x35, JT: 0, JF: 104, K: 0xe4},         // 153: if A >= 0xe4 goto 154 else 258
+			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 154: if A >= 0x10f goto 155 else 221
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 155: if A >= 0x13e goto 156 else 191
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 156: if A >= 0x145 goto 157 else 170
+			{Code: 0x15, JT: 0, JF: 219, K: 0x1b7},        // 157: if A == 0x1b7 goto 158 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 159: if A == 0x0 goto 160 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 161: if A >= 0x80000000 goto 377 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 163: if A == 0x0 goto 164 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
+			{Code: 0x35, JT: 211, JF: 0, K: 0x8},          // 165: if A >= 0x8 goto 377 else 166
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 167: if A == 0x0 goto 168 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
+			{Code: 0x15, JT: 206, JF: 207, K: 0x200},      // 169: if A == 0x200 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 170: if A >= 0x140 goto 171 else 179
+			{Code: 0x15, JT: 0, JF: 205, K: 0x144},        // 171: if A == 0x144 goto 172 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 173: if A == 0x0 goto 174 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 175: if A >= 0x9 goto 176 else 177
+			{Code: 0x15, JT: 111, JF: 200, K: 0x10},       // 176: if A == 0x10 goto 288 else 377
+			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 177: if A == 0x0 goto 288 else 178
+			{Code: 0x15, JT: 109, JF: 198, K: 0x8},        // 178: if A == 0x8 goto 288 else 377
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 179: if A == 0x13e goto 180 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 195, K: 0x0},          // 181: if A == 0x0 goto 183 else 377
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
-			{Code: 0x15, JT: 187, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 374 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 183: A = arg2.lo
+			{Code: 0x45, JT: 192, JF: 191, K: 0xfffffffe}, // 184: if A & 0xfffffffe goto 377 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 185: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 186: if A == 0x0 goto 187 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 186, K: 0x2},        // 188: if A & 0x2 goto 368 else 375
-			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 189: if A >= 0x122 goto 190 else 205
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 190: if A == 0x122 goto 191 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 192: if A == 0x0 goto 193 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 194: if A == 0x0 goto 195 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 195: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 196: if A == 0x0 goto 197 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
-			{Code: 0x15, JT: 175, JF: 176, K: 0x80800},    // 198: if A == 0x80800 goto 374 else 375
-			{Code: 0x15, JT: 1, JF: 175, K: 0x123},        // 199: if A == 0x123 goto 201 else 375
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 202: if A == 0x0 goto 203 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
-			{Code: 0x15, JT: 169, JF: 170, K: 0x80000},    // 204: if A == 0x80000 goto 374 else 375
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 205: if A == 0x10f goto 206 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 206: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 207: if A == 0x0 goto 208 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 208: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 165, K: 0x1},        // 209: if A == 0x1 goto 331 else 375
-			{Code: 0x15, JT: 0, JF: 164, K: 0x11d},        // 210: if A == 0x11d goto 211 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 212: if A == 0x0 goto 213 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 375 else 215
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 216: if A == 0x0 goto 217 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x45, JT: 156, JF: 155, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 375 else 374
-			{Code: 0x35, JT: 0, JF: 20, K: 0x101},         // 219: if A >= 0x101 goto 220 else 240
-			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 220: if A == 0x101 goto 221 else 235
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 222: if A == 0x0 goto 223 else 229
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 224: if A >= 0x80000000 goto 230 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 225: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 226: if A == 0x0 goto 227 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 227: A = arg2.lo
-			{Code: 0x45, JT: 146, JF: 145, K: 0xffe2e2ff}, // 228: if A & 0xffe2e2ff goto 375 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 144, K: 0xffffff9c},   // 230: if A == 0xffffff9c goto 231 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 232: if A == 0x0 goto 233 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
-			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 234: if A == 0x80000 goto 374 else 375
-			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 235: if A == 0x10b goto 236 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 237: if A == 0x0 goto 238 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 239: if A >= 0x80000000 goto 375 else 374
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 240: if A >= 0xe8 goto 241 else 255
-			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 241: if A == 0xe9 goto 242 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 243: if A == 0x0 goto 244 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 245: if A >= 0x80000000 goto 375 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 247: if A == 0x0 goto 248 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 249: if A == 0x0 goto 375 else 250
-			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 250: if A >= 0x3 goto 375 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 251: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 252: if A == 0x0 goto 253 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 253: A = arg2.lo
-			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 254: if A >= 0x80000000 goto 375 else 374
-			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 255: if A == 0xe6 goto 375 else 374
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 256: if A >= 0xbf goto 257 else 277
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 257: if A >= 0xd9 goto 258 else 269
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 258: if A >= 0xdc goto 259 else 268
-			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 259: if A == 0xdd goto 260 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 261: if A == 0x0 goto 262 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 263: if A >= 0x80000000 goto 375 else 264
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 264: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 265: if A == 0x0 goto 266 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 266: A = arg3.lo
-			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 267: if A >= 0x6 goto 375 else 374
-			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 268: if A == 0xda goto 375 else 374
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 269: if A >= 0xc3 goto 270 else 275
-			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 270: if A == 0xcc goto 271 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 272: if A == 0x0 goto 273 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 274: if A == 0x0 goto 374 else 375
-			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 275: if A == 0xbf goto 374 else 276
-			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 276: if A == 0xc2 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 277: if A >= 0x8a goto 278 else 290
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 278: if A >= 0x9e goto 279 else 280
-			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 279: if A == 0xba goto 374 else 375
-			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 280: if A == 0x8a goto 374 else 281
-			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 281: if A == 0x9d goto 282 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 283: if A == 0x0 goto 284 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 285: if A == 0x53564d41 goto 286 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 286: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 287: if A == 0x0 goto 288 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 288: A = arg1.lo
-			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 289: if A == 0x0 goto 374 else 375
-			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 290: if A == 0x7d goto 374 else 291
-			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 291: if A == 0x83 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 292: if A >= 0x3c goto 293 else 335
-			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 293: if A >= 0x62 goto 294 else 301
-			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 294: if A >= 0x69 goto 295 else 298
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 295: if A >= 0x6d goto 296 else 297
-			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 296: if A == 0x73 goto 374 else 375
-			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 297: if A >= 0x6b goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 298: if A >= 0x66 goto 299 else 300
-			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 299: if A == 0x67 goto 375 else 374
-			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 300: if A == 0x63 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 301: if A >= 0x4a goto 302 else 305
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 302: if A >= 0x4e goto 303 else 304
-			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 303: if A == 0x61 goto 374 else 375
-			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 304: if A == 0x4c goto 375 else 374
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 305: if A >= 0x3e goto 306 else 322
-			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 306: if A == 0x48 goto 307 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 307: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 308: if A == 0x0 goto 309 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 310: if A >= 0x80000000 goto 375 else 311
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 311: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 312: if A == 0x0 goto 313 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 313: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 314: if A >= 0x4 goto 315 else 321
-			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 315: if A == 0x406 goto 374 else 316
-			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 316: if A == 0x4 goto 317 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 317: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 318: if A == 0x0 goto 319 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 319: A = arg2.lo
-			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 320: if A & 0xfffb73ff goto 375 else 374
-			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 321: if A == 0x3 goto 374 else 375
-			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 322: if A == 0x3c goto 374 else 323
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 323: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 324: if A == 0x0 goto 325 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 326: if A == monitor_pid goto 327 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 328: if A == 0x0 goto 329 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 330: if A == 0x0 goto 331 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 331: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 332: if A == 0x0 goto 333 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 333: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 334: if A == 0x0 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 30, K: 0x13},          // 335: if A >= 0x13 goto 336 else 366
-			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 336: if A >= 0x2d goto 337 else 362
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 337: if A >= 0x2f goto 338 else 343
-			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 338: if A == 0x38 goto 339 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 340: if A == 0x0 goto 341 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 342: if A == 0xd0f00 goto 374 else 375
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 343: if A == 0x2d goto 344 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 345: if A == 0x0 goto 346 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 347: if A >= 0x80000000 goto 375 else 348
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 349: if A == 0x0 goto 350 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 351: if A == 0x40 goto 374 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 353: if A == 0x0 goto 354 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 355: if A >= 0x80000000 goto 375 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 356: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 357: if A == 0x0 goto 358 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 358: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 359: if A >= 0x4001 goto 360 else 361
-			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 360: if A == 0x4040 goto 374 else 375
-			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 361: if A == 0x4000 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 362: if A >= 0x23 goto 363 else 365
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 363: if A == 0x23 goto 374 else 364
-			{Code: 0x15, JT: 9, JF: 10, K: 0x27},          // 364: if A == 0x27 goto 374 else 375
-			{Code: 0x15, JT: 8, JF: 9, K: 0x18},           // 365: if A == 0x18 goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 366: if A >= 0x8 goto 367 else 371
-			{Code: 0x35, JT: 6, JF: 1, K: 0xd},            // 367: if A >= 0xd goto 374 else 369
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 369: if A == 0x8 goto 374 else 370
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 370: if A == 0xb goto 374 else 375
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 371: if A >= 0x4 goto 372 else 373
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 372: if A == 0x5 goto 374 else 375
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 373: if A == 0x2 goto 375 else 374
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 375: return 0x7fc00000
+			{Code: 0x15, JT: 187, JF: 1, K: 0x1},          // 188: if A == 0x1 goto 376 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 186, K: 0x2},        // 190: if A & 0x2 goto 369 else 377
+			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 191: if A >= 0x122 goto 192 else 207
+			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 192: if A == 0x122 goto 193 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 193: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 194: if A == 0x0 goto 195 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 195: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 196: if A == 0x0 goto 197 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 197: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 198: if A == 0x0 goto 199 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 199: A = arg1.lo
+			{Code: 0x15, JT: 175, JF: 176, K: 0x80800},    // 200: if A == 0x80800 goto 376 else 377
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 174, K: 0x123},        // 202: if A == 0x123 goto 203 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 203: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 204: if A == 0x0 goto 205 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 205: A = arg0.lo
+			{Code: 0x15, JT: 169, JF: 170, K: 0x80000},    // 206: if A == 0x80000 goto 376 else 377
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 207: if A == 0x10f goto 208 else 212
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 208: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 209: if A == 0x0 goto 210 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 210: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 165, K: 0x1},        // 211: if A == 0x1 goto 333 else 377
+			{Code: 0x15, JT: 0, JF: 164, K: 0x11d},        // 212: if A == 0x11d goto 213 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 214: if A == 0x0 goto 215 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
+			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 377 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 217: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 218: if A == 0x0 goto 219 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 219: A = arg1.lo
+			{Code: 0x45, JT: 156, JF: 155, K: 0xffffff80}, // 220: if A & 0xffffff80 goto 377 else 376
+			{Code: 0x35, JT: 0, JF: 20, K: 0x101},         // 221: if A >= 0x101 goto 222 else 242
+			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 222: if A == 0x101 goto 223 else 237
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 224: if A == 0x0 goto 225 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 226: if A >= 0x80000000 goto 232 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 228: if A == 0x0 goto 229 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
+			{Code: 0x45, JT: 146, JF: 145, K: 0xffe2e2ff}, // 230: if A & 0xffe2e2ff goto 377 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 231: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 144, K: 0xffffff9c},   // 232: if A == 0xffffff9c goto 233 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 233: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 234: if A == 0x0 goto 235 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 235: A = arg2.lo
+			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 236: if A == 0x80000 goto 376 else 377
+			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 237: if A == 0x10b goto 238 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 239: if A == 0x0 goto 240 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 241: if A >= 0x80000000 goto 377 else 376
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 242: if A >= 0xe8 goto 243 else 257
+			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 243: if A == 0xe9 goto 244 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 244: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 245: if A == 0x0 goto 246 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 247: if A >= 0x80000000 goto 377 else 248
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 248: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 249: if A == 0x0 goto 250 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 251: if A == 0x0 goto 377 else 252
+			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 252: if A >= 0x3 goto 377 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 254: if A == 0x0 goto 255 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
+			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 256: if A >= 0x80000000 goto 377 else 376
+			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 257: if A == 0xe6 goto 377 else 376
+			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 258: if A >= 0xbf goto 259 else 279
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 259: if A >= 0xd9 goto 260 else 271
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 260: if A >= 0xdc goto 261 else 270
+			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 261: if A == 0xdd goto 262 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 263: if A == 0x0 goto 264 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 377 else 266
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 266: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 267: if A == 0x0 goto 268 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 268: A = arg3.lo
+			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 269: if A >= 0x6 goto 377 else 376
+			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 270: if A == 0xda goto 377 else 376
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 271: if A >= 0xc3 goto 272 else 277
+			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 272: if A == 0xcc goto 273 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 274: if A == 0x0 goto 275 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 276: if A == 0x0 goto 376 else 377
+			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 277: if A == 0xbf goto 376 else 278
+			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 278: if A == 0xc2 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 279: if A >= 0x8a goto 280 else 292
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 280: if A >= 0x9e goto 281 else 282
+			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 281: if A == 0xba goto 376 else 377
+			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 282: if A == 0x8a goto 376 else 283
+			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 283: if A == 0x9d goto 284 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 284: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 285: if A == 0x0 goto 286 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 286: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 287: if A == 0x53564d41 goto 288 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 289: if A == 0x0 goto 290 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
+			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 291: if A == 0x0 goto 376 else 377
+			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 292: if A == 0x7d goto 376 else 293
+			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 293: if A == 0x83 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 294: if A >= 0x3c goto 295 else 337
+			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 295: if A >= 0x62 goto 296 else 303
+			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 296: if A >= 0x69 goto 297 else 300
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 297: if A >= 0x6d goto 298 else 299
+			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 298: if A == 0x73 goto 376 else 377
+			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 299: if A >= 0x6b goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 300: if A >= 0x66 goto 301 else 302
+			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 301: if A == 0x67 goto 377 else 376
+			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 302: if A == 0x63 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 303: if A >= 0x4a goto 304 else 307
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 304: if A >= 0x4e goto 305 else 306
+			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 305: if A == 0x61 goto 376 else 377
+			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 306: if A == 0x4c goto 377 else 376
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 307: if A >= 0x3e goto 308 else 324
+			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 308: if A == 0x48 goto 309 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 310: if A == 0x0 goto 311 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 311: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 312: if A >= 0x80000000 goto 377 else 313
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 313: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 314: if A == 0x0 goto 315 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 315: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 316: if A >= 0x4 goto 317 else 323
+			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 317: if A == 0x406 goto 376 else 318
+			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 318: if A == 0x4 goto 319 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 320: if A == 0x0 goto 321 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
+			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 322: if A & 0xfffb73ff goto 377 else 376
+			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 323: if A == 0x3 goto 376 else 377
+			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 324: if A == 0x3c goto 376 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 325: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 326: if A == 0x0 goto 327 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 328: if A == monitor_pid goto 329 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 329: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 330: if A == 0x0 goto 331 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 331: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 332: if A == 0x0 goto 333 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 333: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 334: if A == 0x0 goto 335 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 335: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 336: if A == 0x0 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 30, K: 0x13},          // 337: if A >= 0x13 goto 338 else 368
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 338: if A >= 0x2d goto 339 else 364
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 339: if A >= 0x2f goto 340 else 345
+			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 340: if A == 0x38 goto 341 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 342: if A == 0x0 goto 343 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 344: if A == 0xd0f00 goto 376 else 377
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 345: if A == 0x2d goto 346 else 354
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 346: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 347: if A == 0x0 goto 348 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 349: if A >= 0x80000000 goto 377 else 350
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 351: if A == 0x0 goto 352 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 353: if A == 0x40 goto 376 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 354: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 355: if A == 0x0 goto 356 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 356: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 357: if A >= 0x80000000 goto 377 else 358
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 358: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 359: if A == 0x0 goto 360 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 360: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 361: if A >= 0x4001 goto 362 else 363
+			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 362: if A == 0x4040 goto 376 else 377
+			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 363: if A == 0x4000 goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 364: if A >= 0x23 goto 365 else 367
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 365: if A == 0x23 goto 376 else 366
+			{Code: 0x15, JT: 9, JF: 10, K: 0x27},          // 366: if A == 0x27 goto 376 else 377
+			{Code: 0x15, JT: 8, JF: 9, K: 0x18},           // 367: if A == 0x18 goto 376 else 377
+			{Code: 0x35, JT: 1, JF: 4, K: 0x8},            // 368: if A >= 0x8 goto 370 else 373
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 369: return 0x50001
+			{Code: 0x35, JT: 5, JF: 0, K: 0xd},            // 370: if A >= 0xd goto 376 else 371
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 371: if A == 0x8 goto 376 else 372
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 372: if A == 0xb goto 376 else 377
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 373: if A >= 0x4 goto 374 else 375
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 374: if A == 0x5 goto 376 else 377
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 375: if A == 0x2 goto 377 else 376
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 376: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 377: return 0x7fc00000
 		},
 	},
 	{
@@ -404,15 +406,15 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 35}},
-			{Name: "monitor_pid", Uses: []uint16{329}},
-			{Name: "sentry_pid", Uses: []uint16{49}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 37}},
+			{Name: "monitor_pid", Uses: []uint16{331}},
+			{Name: "sentry_pid", Uses: []uint16{51}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 41, K: 0x10},          // 3: if A == 0x10 goto 4 else 45
+			{Code: 0x15, JT: 0, JF: 43, K: 0x10},          // 3: if A == 0x10 goto 4 else 47
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
@@ -423,371 +425,373 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
 			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 21, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 36 else 182
+			{Code: 0x15, JT: 23, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 38 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 40
-			{Code: 0x35, JT: 0, JF: 18, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 38
-			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x35, JT: 0, JF: 23, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 42
+			{Code: 0x35, JT: 0, JF: 20, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 40
+			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 12, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 35
-			{Code: 0x25, JT: 11, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 35 else 24
+			{Code: 0x35, JT: 0, JF: 14, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 37
+			{Code: 0x25, JT: 13, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 37 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 2, K: 0x9000aea4},     // 30: if A >= 0x9000aea4 goto 31 else 33
-			{Code: 0x15, JT: 168, JF: 0, K: 0x9000aea4},   // 31: if A == 0x9000aea4 goto 200 else 32
-			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
-			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 34: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 35: if A == kvm_vm_fd goto 36 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 36: A = arg1.lo
-			{Code: 0x15, JT: 162, JF: 144, K: 0x4020ae46}, // 37: if A == 0x4020ae46 goto 200 else 182
-			{Code: 0x15, JT: 161, JF: 0, K: 0x541b},       // 38: if A == 0x541b goto 200 else 39
-			{Code: 0x35, JT: 142, JF: 160, K: 0x5415},     // 39: if A >= 0x5415 goto 182 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 40: if A >= 0x540c goto 41 else 42
-			{Code: 0x15, JT: 158, JF: 140, K: 0x5411},     // 41: if A == 0x5411 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 42: if A >= 0x5405 goto 43 else 44
-			{Code: 0x35, JT: 156, JF: 138, K: 0x5409},     // 43: if A >= 0x5409 goto 200 else 182
-			{Code: 0x35, JT: 155, JF: 137, K: 0x5401},     // 44: if A >= 0x5401 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 45: if A == 0xea goto 46 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 46: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 47: if A == 0x0 goto 48 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 48: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 49: if A == sentry_pid goto 50 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 50: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 51: if A == 0x0 goto 52 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 52: A = arg2.lo
-			{Code: 0x35, JT: 128, JF: 146, K: 0x41},       // 53: if A >= 0x41 goto 182 else 200
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
-			{Code: 0x35, JT: 126, JF: 0, K: 0x80000000},   // 55: if A >= 0x80000000 goto 182 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 182 else 60
-			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 182 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 135, JF: 117, K: 0x11},       // 64: if A == 0x11 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 65: if A == 0xca goto 66 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 112, K: 0x80},         // 69: if A >= 0x80 goto 70 else 182
-			{Code: 0x35, JT: 111, JF: 129, K: 0x82},       // 70: if A >= 0x82 goto 182 else 200
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
-			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
-			{Code: 0x15, JT: 111, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 200 else 98
-			{Code: 0x15, JT: 101, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
-			{Code: 0x15, JT: 91, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 200 else 182
-			{Code: 0x15, JT: 90, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
-			{Code: 0x15, JT: 84, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 200 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
-			{Code: 0x15, JT: 254, JF: 9, K: 0x4022},       // 122: if A == 0x4022 goto 377 else 132
-			{Code: 0x15, JT: 253, JF: 254, K: 0x28},       // 123: if A == 0x28 goto 377 else 378
-			{Code: 0x15, JT: 252, JF: 0, K: 0x22},         // 124: if A == 0x22 goto 377 else 125
-			{Code: 0x35, JT: 252, JF: 7, K: 0x2},          // 125: if A >= 0x2 goto 378 else 133
-			{Code: 0x35, JT: 251, JF: 0, K: 0x2},          // 126: if A >= 0x2 goto 378 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 128: if A == 0x0 goto 129 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x15, JT: 171, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 30: if A >= 0x5000aea5 goto 31 else 35
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 31: if A >= 0x9000aea5 goto 32 else 33
+			{Code: 0x15, JT: 168, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 201 else 182
+			{Code: 0x15, JT: 167, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 201 else 34
+			{Code: 0x15, JT: 166, JF: 147, K: 0x9000aea4}, // 34: if A == 0x9000aea4 goto 201 else 182
+			{Code: 0x15, JT: 165, JF: 0, K: 0x4008ae89},   // 35: if A == 0x4008ae89 goto 201 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 37: if A == kvm_vm_fd goto 38 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 38: A = arg1.lo
+			{Code: 0x15, JT: 161, JF: 142, K: 0x4020ae46}, // 39: if A == 0x4020ae46 goto 201 else 182
+			{Code: 0x15, JT: 160, JF: 0, K: 0x541b},       // 40: if A == 0x541b goto 201 else 41
+			{Code: 0x35, JT: 140, JF: 159, K: 0x5415},     // 41: if A >= 0x5415 goto 182 else 201
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 42: if A >= 0x540c goto 43 else 44
+			{Code: 0x15, JT: 157, JF: 138, K: 0x5411},     // 43: if A == 0x5411 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 44: if A >= 0x5405 goto 45 else 46
+			{Code: 0x35, JT: 155, JF: 136, K: 0x5409},     // 45: if A >= 0x5409 goto 201 else 182
+			{Code: 0x35, JT: 154, JF: 135, K: 0x5401},     // 46: if A >= 0x5401 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 47: if A == 0xea goto 48 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 51: if A == sentry_pid goto 52 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 52: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 54: A = arg2.lo
+			{Code: 0x35, JT: 126, JF: 145, K: 0x41},       // 55: if A >= 0x41 goto 182 else 201
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 56: if A == 0x0 goto 182 else 57
+			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 57: if A >= 0x80000000 goto 182 else 58
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 59: if A == 0x0 goto 60 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 182 else 62
+			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 182 else 63
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
+			{Code: 0x15, JT: 134, JF: 115, K: 0x11},       // 66: if A == 0x11 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 67: if A == 0xca goto 68 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 68: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 70: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 110, K: 0x80},         // 71: if A >= 0x80 goto 72 else 182
+			{Code: 0x35, JT: 109, JF: 128, K: 0x82},       // 72: if A >= 0x82 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 73: if A == 0x119 goto 74 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 77: if A >= 0x80000000 goto 182 else 78
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 78: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 79: if A == 0x0 goto 80 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 80: A = arg4.lo
+			{Code: 0x15, JT: 119, JF: 100, K: 0x0},        // 81: if A == 0x0 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 82: if A == 0x1b5 goto 83 else 91
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 83: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 85: A = arg0.lo
+			{Code: 0x35, JT: 95, JF: 0, K: 0x80000000},    // 86: if A >= 0x80000000 goto 182 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 87: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 88: if A == 0x0 goto 89 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 89: A = arg3.lo
+			{Code: 0x15, JT: 110, JF: 91, K: 0x18},        // 90: if A == 0x18 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 91: if A == 0x106 goto 92 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 92: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 94: A = arg0.lo
+			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 182 else 96
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 96: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 97: if A == 0x0 goto 98 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 98: A = arg3.lo
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 99: if A == 0x0 goto 201 else 100
+			{Code: 0x15, JT: 100, JF: 81, K: 0x900},       // 100: if A == 0x900 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 101: if A == 0x9 goto 102 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 105: if A == 0x0 goto 106 else 112
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 106: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 107: if A == 0x0 goto 108 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 108: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 109: if A >= 0x23 goto 110 else 111
+			{Code: 0x15, JT: 90, JF: 71, K: 0x32},         // 110: if A == 0x32 goto 201 else 182
+			{Code: 0x15, JT: 89, JF: 70, K: 0x22},         // 111: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 112: if A == 0x3 goto 113 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 113: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 116: if A >= 0x23 goto 117 else 126
+			{Code: 0x15, JT: 83, JF: 0, K: 0x32},          // 117: if A == 0x32 goto 201 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 119: if A == 0x0 goto 120 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 121: if A == 0x0 goto 122 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 122: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 123: if A >= 0x29 goto 124 else 125
+			{Code: 0x15, JT: 254, JF: 9, K: 0x4022},       // 124: if A == 0x4022 goto 379 else 134
+			{Code: 0x15, JT: 253, JF: 254, K: 0x28},       // 125: if A == 0x28 goto 379 else 380
+			{Code: 0x15, JT: 252, JF: 0, K: 0x22},         // 126: if A == 0x22 goto 379 else 127
+			{Code: 0x35, JT: 252, JF: 7, K: 0x2},          // 127: if A >= 0x2 goto 380 else 135
+			{Code: 0x35, JT: 251, JF: 0, K: 0x2},          // 128: if A >= 0x2 goto 380 else 129
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 129: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 130: if A == 0x0 goto 131 else 380
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 245, K: 0x4001},       // 132: if A == 0x4001 goto 134 else 378
-			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 133: if A == 0x0 goto 378 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 135: if A == 0x0 goto 136 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
-			{Code: 0x35, JT: 240, JF: 239, K: 0x80000000}, // 137: if A >= 0x80000000 goto 378 else 377
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 140: if A == 0x0 goto 141 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
-			{Code: 0x15, JT: 232, JF: 233, K: 0x19},       // 144: if A == 0x19 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 231, K: 0x10},         // 145: if A >= 0x10 goto 146 else 377
-			{Code: 0x35, JT: 230, JF: 231, K: 0x16},       // 146: if A >= 0x16 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
-			{Code: 0x15, JT: 228, JF: 229, K: 0x8},        // 148: if A == 0x8 goto 377 else 378
-			{Code: 0x15, JT: 227, JF: 228, K: 0x4},        // 149: if A == 0x4 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 144, K: 0x7d},         // 150: if A >= 0x7d goto 151 else 295
-			{Code: 0x35, JT: 0, JF: 107, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 259
-			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 152: if A >= 0x10f goto 153 else 219
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
-			{Code: 0x15, JT: 0, JF: 222, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 157: if A == 0x0 goto 158 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 378 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 161: if A == 0x0 goto 162 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x35, JT: 214, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 378 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 165: if A == 0x0 goto 166 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 209, JF: 210, K: 0x200},      // 167: if A == 0x200 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
-			{Code: 0x15, JT: 0, JF: 208, K: 0x144},        // 169: if A == 0x144 goto 170 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 171: if A == 0x0 goto 172 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
-			{Code: 0x15, JT: 114, JF: 203, K: 0x10},       // 174: if A == 0x10 goto 289 else 378
-			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 289 else 176
-			{Code: 0x15, JT: 112, JF: 201, K: 0x8},        // 176: if A == 0x8 goto 289 else 378
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 179: if A == 0x0 goto 180 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
-			{Code: 0x45, JT: 196, JF: 195, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 378 else 377
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 132: if A >= 0x2 goto 134 else 135
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 133: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 245, K: 0x4001},       // 134: if A == 0x4001 goto 136 else 380
+			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 135: if A == 0x0 goto 380 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 136: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 137: if A == 0x0 goto 138 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 138: A = arg4.lo
+			{Code: 0x35, JT: 240, JF: 239, K: 0x80000000}, // 139: if A >= 0x80000000 goto 380 else 379
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 140: if A == 0x1c goto 141 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 141: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 142: if A == 0x0 goto 143 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 143: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 144: if A >= 0xe goto 145 else 149
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 145: if A >= 0x18 goto 146 else 147
+			{Code: 0x15, JT: 232, JF: 233, K: 0x19},       // 146: if A == 0x19 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 231, K: 0x10},         // 147: if A >= 0x10 goto 148 else 379
+			{Code: 0x35, JT: 230, JF: 231, K: 0x16},       // 148: if A >= 0x16 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 149: if A >= 0x5 goto 150 else 151
+			{Code: 0x15, JT: 228, JF: 229, K: 0x8},        // 150: if A == 0x8 goto 379 else 380
+			{Code: 0x15, JT: 227, JF: 228, K: 0x4},        // 151: if A == 0x4 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 144, K: 0x7d},         // 152: if A >= 0x7d goto 153 else 297
+			{Code: 0x35, JT: 0, JF: 107, K: 0xe4},         // 153: if A >= 0xe4 goto 154 else 261
+			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 154: if A >= 0x10f goto 155 else 221
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 155: if A >= 0x13e goto 156 else 191
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 156: if A >= 0x145 goto 157 else 170
+			{Code: 0x15, JT: 0, JF: 222, K: 0x1b7},        // 157: if A == 0x1b7 goto 158 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 159: if A == 0x0 goto 160 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 161: if A >= 0x80000000 goto 380 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 163: if A == 0x0 goto 164 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
+			{Code: 0x35, JT: 214, JF: 0, K: 0x8},          // 165: if A >= 0x8 goto 380 else 166
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 167: if A == 0x0 goto 168 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
+			{Code: 0x15, JT: 209, JF: 210, K: 0x200},      // 169: if A == 0x200 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 170: if A >= 0x140 goto 171 else 179
+			{Code: 0x15, JT: 0, JF: 208, K: 0x144},        // 171: if A == 0x144 goto 172 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 173: if A == 0x0 goto 174 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 175: if A >= 0x9 goto 176 else 177
+			{Code: 0x15, JT: 114, JF: 203, K: 0x10},       // 176: if A == 0x10 goto 291 else 380
+			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 177: if A == 0x0 goto 291 else 178
+			{Code: 0x15, JT: 112, JF: 201, K: 0x8},        // 178: if A == 0x8 goto 291 else 380
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 179: if A == 0x13e goto 180 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 198, K: 0x0},          // 181: if A == 0x0 goto 183 else 380
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
-			{Code: 0x15, JT: 190, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 377 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 183: A = arg2.lo
+			{Code: 0x45, JT: 195, JF: 194, K: 0xfffffffe}, // 184: if A & 0xfffffffe goto 380 else 379
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 185: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 186: if A == 0x0 goto 187 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 189, K: 0x2},        // 188: if A & 0x2 goto 368 else 378
-			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 189: if A >= 0x122 goto 190 else 205
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 190: if A == 0x122 goto 191 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 192: if A == 0x0 goto 193 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 194: if A == 0x0 goto 195 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 195: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 196: if A == 0x0 goto 197 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
-			{Code: 0x15, JT: 178, JF: 179, K: 0x80800},    // 198: if A == 0x80800 goto 377 else 378
-			{Code: 0x15, JT: 1, JF: 178, K: 0x123},        // 199: if A == 0x123 goto 201 else 378
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 202: if A == 0x0 goto 203 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
-			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 204: if A == 0x80000 goto 377 else 378
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 205: if A == 0x10f goto 206 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 206: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 207: if A == 0x0 goto 208 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 208: A = arg1.lo
-			{Code: 0x15, JT: 124, JF: 168, K: 0x1},        // 209: if A == 0x1 goto 334 else 378
-			{Code: 0x15, JT: 0, JF: 167, K: 0x11d},        // 210: if A == 0x11d goto 211 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 212: if A == 0x0 goto 213 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 378 else 215
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 216: if A == 0x0 goto 217 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x45, JT: 159, JF: 158, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 378 else 377
-			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 219: if A >= 0x101 goto 220 else 243
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 220: if A == 0x101 goto 221 else 238
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 222: if A == 0x0 goto 223 else 230
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 224: if A >= 0x80000000 goto 231 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 225: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 226: if A == 0x0 goto 227 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 227: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 148, K: 0xffe2e2ff},   // 228: if A & 0xffe2e2ff goto 229 else 377
-			{Code: 0x45, JT: 148, JF: 147, K: 0xffe2e0fc}, // 229: if A & 0xffe2e0fc goto 378 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 230: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 231: if A == 0xffffff9c goto 232 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 233: if A == 0x0 goto 234 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 235: if A >= 0x80001 goto 236 else 237
-			{Code: 0x15, JT: 140, JF: 141, K: 0x290000},   // 236: if A == 0x290000 goto 377 else 378
-			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 237: if A == 0x80000 goto 377 else 378
-			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 238: if A == 0x10b goto 239 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 239: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 240: if A == 0x0 goto 241 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 241: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 242: if A >= 0x80000000 goto 378 else 377
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 243: if A >= 0xe8 goto 244 else 258
-			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 244: if A == 0xe9 goto 245 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 246: if A == 0x0 goto 247 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 247: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 248: if A >= 0x80000000 goto 378 else 249
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 249: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 250: if A == 0x0 goto 251 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 251: A = arg1.lo
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 252: if A == 0x0 goto 378 else 253
-			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 253: if A >= 0x3 goto 378 else 254
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 254: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 255: if A == 0x0 goto 256 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 256: A = arg2.lo
-			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 257: if A >= 0x80000000 goto 378 else 377
-			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 258: if A == 0xe6 goto 378 else 377
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 259: if A >= 0xbf goto 260 else 280
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 260: if A >= 0xd9 goto 261 else 272
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 261: if A >= 0xdc goto 262 else 271
-			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 262: if A == 0xdd goto 263 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 264: if A == 0x0 goto 265 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 378 else 267
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 268: if A == 0x0 goto 269 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
-			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 270: if A >= 0x6 goto 378 else 377
-			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 271: if A == 0xda goto 378 else 377
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 272: if A >= 0xc3 goto 273 else 278
-			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 273: if A == 0xcc goto 274 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 275: if A == 0x0 goto 276 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 277: if A == 0x0 goto 377 else 378
-			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 278: if A == 0xbf goto 377 else 279
-			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 279: if A == 0xc2 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 280: if A >= 0x8a goto 281 else 293
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 281: if A >= 0x9e goto 282 else 283
-			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 282: if A == 0xba goto 377 else 378
-			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 283: if A == 0x8a goto 377 else 284
-			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 284: if A == 0x9d goto 285 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 286: if A == 0x0 goto 287 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 288: if A == 0x53564d41 goto 289 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 289: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 290: if A == 0x0 goto 291 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 291: A = arg1.lo
-			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 292: if A == 0x0 goto 377 else 378
-			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 293: if A == 0x7d goto 377 else 294
-			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 294: if A == 0x83 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 295: if A >= 0x3c goto 296 else 338
-			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 296: if A >= 0x62 goto 297 else 304
-			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 297: if A >= 0x69 goto 298 else 301
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 298: if A >= 0x6d goto 299 else 300
-			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 299: if A == 0x73 goto 377 else 378
-			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 300: if A >= 0x6b goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 301: if A >= 0x66 goto 302 else 303
-			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 302: if A == 0x67 goto 378 else 377
-			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 303: if A == 0x63 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 304: if A >= 0x4a goto 305 else 308
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 305: if A >= 0x4e goto 306 else 307
-			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 306: if A == 0x61 goto 377 else 378
-			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 307: if A == 0x4c goto 378 else 377
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 308: if A >= 0x3e goto 309 else 325
-			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 309: if A == 0x48 goto 310 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 311: if A == 0x0 goto 312 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 313: if A >= 0x80000000 goto 378 else 314
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 314: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 315: if A == 0x0 goto 316 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 316: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 317: if A >= 0x4 goto 318 else 324
-			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 318: if A == 0x406 goto 377 else 319
-			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 319: if A == 0x4 goto 320 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 321: if A == 0x0 goto 322 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
-			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 323: if A & 0xfffb73ff goto 378 else 377
-			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 324: if A == 0x3 goto 377 else 378
-			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 325: if A == 0x3c goto 377 else 326
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 327: if A == 0x0 goto 328 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 329: if A == monitor_pid goto 330 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 330: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 331: if A == 0x0 goto 332 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 332: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 333: if A == 0x0 goto 334 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 334: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 335: if A == 0x0 goto 336 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 336: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 337: if A == 0x0 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 338: if A >= 0x13 goto 339 else 370
-			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 339: if A >= 0x2d goto 340 else 365
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 340: if A >= 0x2f goto 341 else 346
-			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 341: if A == 0x38 goto 342 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 343: if A == 0x0 goto 344 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 345: if A == 0xd0f00 goto 377 else 378
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 346: if A == 0x2d goto 347 else 355
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 348: if A == 0x0 goto 349 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 350: if A >= 0x80000000 goto 378 else 351
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 352: if A == 0x0 goto 353 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 354: if A == 0x40 goto 377 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 356: if A == 0x0 goto 357 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 358: if A >= 0x80000000 goto 378 else 359
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 359: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 360: if A == 0x0 goto 361 else 378
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 361: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 362: if A >= 0x4001 goto 363 else 364
-			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 363: if A == 0x4040 goto 377 else 378
-			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 364: if A == 0x4000 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 3, K: 0x23},           // 365: if A >= 0x23 goto 366 else 369
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 366: if A == 0x23 goto 377 else 367
-			{Code: 0x15, JT: 9, JF: 10, K: 0x27},          // 367: if A == 0x27 goto 377 else 378
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
-			{Code: 0x15, JT: 7, JF: 8, K: 0x18},           // 369: if A == 0x18 goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 370: if A >= 0x8 goto 371 else 374
-			{Code: 0x35, JT: 5, JF: 0, K: 0xd},            // 371: if A >= 0xd goto 377 else 372
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 372: if A == 0x8 goto 377 else 373
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 373: if A == 0xb goto 377 else 378
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 374: if A >= 0x4 goto 375 else 376
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 375: if A == 0x5 goto 377 else 378
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 376: if A == 0x2 goto 378 else 377
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 377: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 378: return 0x7fc00000
+			{Code: 0x15, JT: 190, JF: 1, K: 0x1},          // 188: if A == 0x1 goto 379 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 189, K: 0x2},        // 190: if A & 0x2 goto 369 else 380
+			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 191: if A >= 0x122 goto 192 else 207
+			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 192: if A == 0x122 goto 193 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 193: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 194: if A == 0x0 goto 195 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 195: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 196: if A == 0x0 goto 197 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 197: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 198: if A == 0x0 goto 199 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 199: A = arg1.lo
+			{Code: 0x15, JT: 178, JF: 179, K: 0x80800},    // 200: if A == 0x80800 goto 379 else 380
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 177, K: 0x123},        // 202: if A == 0x123 goto 203 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 203: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 204: if A == 0x0 goto 205 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 205: A = arg0.lo
+			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 206: if A == 0x80000 goto 379 else 380
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 207: if A == 0x10f goto 208 else 212
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 208: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 209: if A == 0x0 goto 210 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 210: A = arg1.lo
+			{Code: 0x15, JT: 124, JF: 168, K: 0x1},        // 211: if A == 0x1 goto 336 else 380
+			{Code: 0x15, JT: 0, JF: 167, K: 0x11d},        // 212: if A == 0x11d goto 213 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 214: if A == 0x0 goto 215 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 380 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 217: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 218: if A == 0x0 goto 219 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 219: A = arg1.lo
+			{Code: 0x45, JT: 159, JF: 158, K: 0xffffff80}, // 220: if A & 0xffffff80 goto 380 else 379
+			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 221: if A >= 0x101 goto 222 else 245
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 222: if A == 0x101 goto 223 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 224: if A == 0x0 goto 225 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 226: if A >= 0x80000000 goto 233 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 228: if A == 0x0 goto 229 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 148, K: 0xffe2e2ff},   // 230: if A & 0xffe2e2ff goto 231 else 379
+			{Code: 0x45, JT: 148, JF: 147, K: 0xffe2e0fc}, // 231: if A & 0xffe2e0fc goto 380 else 379
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 233: if A == 0xffffff9c goto 234 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 235: if A == 0x0 goto 236 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 237: if A >= 0x80001 goto 238 else 239
+			{Code: 0x15, JT: 140, JF: 141, K: 0x290000},   // 238: if A == 0x290000 goto 379 else 380
+			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 239: if A == 0x80000 goto 379 else 380
+			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 240: if A == 0x10b goto 241 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 242: if A == 0x0 goto 243 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 244: if A >= 0x80000000 goto 380 else 379
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 245: if A >= 0xe8 goto 246 else 260
+			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 246: if A == 0xe9 goto 247 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 248: if A == 0x0 goto 249 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 250: if A >= 0x80000000 goto 380 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 251: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 252: if A == 0x0 goto 253 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 253: A = arg1.lo
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 254: if A == 0x0 goto 380 else 255
+			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 255: if A >= 0x3 goto 380 else 256
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 256: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 257: if A == 0x0 goto 258 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 258: A = arg2.lo
+			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 259: if A >= 0x80000000 goto 380 else 379
+			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 260: if A == 0xe6 goto 380 else 379
+			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 261: if A >= 0xbf goto 262 else 282
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 262: if A >= 0xd9 goto 263 else 274
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 263: if A >= 0xdc goto 264 else 273
+			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 264: if A == 0xdd goto 265 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 266: if A == 0x0 goto 267 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 268: if A >= 0x80000000 goto 380 else 269
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 269: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 270: if A == 0x0 goto 271 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 271: A = arg3.lo
+			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 272: if A >= 0x6 goto 380 else 379
+			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 273: if A == 0xda goto 380 else 379
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 274: if A >= 0xc3 goto 275 else 280
+			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 275: if A == 0xcc goto 276 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 276: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 277: if A == 0x0 goto 278 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 278: A = arg0.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 279: if A == 0x0 goto 379 else 380
+			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 280: if A == 0xbf goto 379 else 281
+			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 281: if A == 0xc2 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 282: if A >= 0x8a goto 283 else 295
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 283: if A >= 0x9e goto 284 else 285
+			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 284: if A == 0xba goto 379 else 380
+			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 285: if A == 0x8a goto 379 else 286
+			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 286: if A == 0x9d goto 287 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 288: if A == 0x0 goto 289 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 290: if A == 0x53564d41 goto 291 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 292: if A == 0x0 goto 293 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
+			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 294: if A == 0x0 goto 379 else 380
+			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 295: if A == 0x7d goto 379 else 296
+			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 296: if A == 0x83 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 297: if A >= 0x3c goto 298 else 340
+			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 298: if A >= 0x62 goto 299 else 306
+			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 299: if A >= 0x69 goto 300 else 303
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 300: if A >= 0x6d goto 301 else 302
+			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 301: if A == 0x73 goto 379 else 380
+			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 302: if A >= 0x6b goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 303: if A >= 0x66 goto 304 else 305
+			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 304: if A == 0x67 goto 380 else 379
+			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 305: if A == 0x63 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 306: if A >= 0x4a goto 307 else 310
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 307: if A >= 0x4e goto 308 else 309
+			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 308: if A == 0x61 goto 379 else 380
+			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 309: if A == 0x4c goto 380 else 379
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 310: if A >= 0x3e goto 311 else 327
+			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 311: if A == 0x48 goto 312 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 313: if A == 0x0 goto 314 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 315: if A >= 0x80000000 goto 380 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 316: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 317: if A == 0x0 goto 318 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 318: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 319: if A >= 0x4 goto 320 else 326
+			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 320: if A == 0x406 goto 379 else 321
+			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 321: if A == 0x4 goto 322 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 322: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 323: if A == 0x0 goto 324 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 324: A = arg2.lo
+			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 325: if A & 0xfffb73ff goto 380 else 379
+			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 326: if A == 0x3 goto 379 else 380
+			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 327: if A == 0x3c goto 379 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 329: if A == 0x0 goto 330 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 331: if A == monitor_pid goto 332 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 332: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 333: if A == 0x0 goto 334 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 334: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 335: if A == 0x0 goto 336 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 336: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 337: if A == 0x0 goto 338 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 338: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 339: if A == 0x0 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 340: if A >= 0x13 goto 341 else 372
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 341: if A >= 0x2d goto 342 else 367
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 342: if A >= 0x2f goto 343 else 348
+			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 343: if A == 0x38 goto 344 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 345: if A == 0x0 goto 346 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 347: if A == 0xd0f00 goto 379 else 380
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 348: if A == 0x2d goto 349 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 349: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 350: if A == 0x0 goto 351 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 352: if A >= 0x80000000 goto 380 else 353
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 354: if A == 0x0 goto 355 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 356: if A == 0x40 goto 379 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 357: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 358: if A == 0x0 goto 359 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 359: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 360: if A >= 0x80000000 goto 380 else 361
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 361: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 362: if A == 0x0 goto 363 else 380
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 363: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 364: if A >= 0x4001 goto 365 else 366
+			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 365: if A == 0x4040 goto 379 else 380
+			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 366: if A == 0x4000 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 3, K: 0x23},           // 367: if A >= 0x23 goto 368 else 371
+			{Code: 0x15, JT: 10, JF: 1, K: 0x23},          // 368: if A == 0x23 goto 379 else 370
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 369: return 0x50001
+			{Code: 0x15, JT: 8, JF: 9, K: 0x27},           // 370: if A == 0x27 goto 379 else 380
+			{Code: 0x15, JT: 7, JF: 8, K: 0x18},           // 371: if A == 0x18 goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 372: if A >= 0x8 goto 373 else 376
+			{Code: 0x35, JT: 5, JF: 0, K: 0xd},            // 373: if A >= 0xd goto 379 else 374
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 374: if A == 0x8 goto 379 else 375
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 375: if A == 0xb goto 379 else 380
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 376: if A >= 0x4 goto 377 else 378
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 377: if A == 0x5 goto 379 else 380
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 378: if A == 0x2 goto 380 else 379
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 379: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 380: return 0x7fc00000
 		},
 	},
 	{
@@ -795,15 +799,15 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 35}},
-			{Name: "monitor_pid", Uses: []uint16{404}},
-			{Name: "sentry_pid", Uses: []uint16{49}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 37}},
+			{Name: "monitor_pid", Uses: []uint16{406}},
+			{Name: "sentry_pid", Uses: []uint16{51}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
 			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 41, K: 0x10},          // 3: if A == 0x10 goto 4 else 45
+			{Code: 0x15, JT: 0, JF: 43, K: 0x10},          // 3: if A == 0x10 goto 4 else 47
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
@@ -814,442 +818,444 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
 			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 21, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 36 else 182
+			{Code: 0x15, JT: 23, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 38 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 40
-			{Code: 0x35, JT: 0, JF: 18, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 38
+			{Code: 0x35, JT: 0, JF: 23, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 42
+			{Code: 0x35, JT: 0, JF: 20, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 40
 			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 12, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 35
-			{Code: 0x25, JT: 11, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 35 else 24
+			{Code: 0x35, JT: 0, JF: 14, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 37
+			{Code: 0x25, JT: 13, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 37 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
 			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 2, K: 0x9000aea4},     // 30: if A >= 0x9000aea4 goto 31 else 33
-			{Code: 0x15, JT: 168, JF: 0, K: 0x9000aea4},   // 31: if A == 0x9000aea4 goto 200 else 32
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 30: if A >= 0x5000aea5 goto 31 else 35
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 31: if A >= 0x9000aea5 goto 32 else 33
 			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
 			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 34: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 35: if A == kvm_vm_fd goto 36 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 36: A = arg1.lo
-			{Code: 0x15, JT: 162, JF: 144, K: 0x4020ae46}, // 37: if A == 0x4020ae46 goto 200 else 182
-			{Code: 0x15, JT: 161, JF: 0, K: 0x541b},       // 38: if A == 0x541b goto 200 else 39
-			{Code: 0x35, JT: 142, JF: 160, K: 0x5415},     // 39: if A >= 0x5415 goto 182 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 40: if A >= 0x540c goto 41 else 42
-			{Code: 0x15, JT: 158, JF: 140, K: 0x5411},     // 41: if A == 0x5411 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 42: if A >= 0x5405 goto 43 else 44
-			{Code: 0x35, JT: 156, JF: 138, K: 0x5409},     // 43: if A >= 0x5409 goto 200 else 182
-			{Code: 0x35, JT: 155, JF: 137, K: 0x5401},     // 44: if A >= 0x5401 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 45: if A == 0xea goto 46 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 46: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 47: if A == 0x0 goto 48 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 48: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 49: if A == sentry_pid goto 50 else 54
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 50: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 51: if A == 0x0 goto 52 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 52: A = arg2.lo
-			{Code: 0x35, JT: 128, JF: 146, K: 0x41},       // 53: if A >= 0x41 goto 182 else 200
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 182 else 55
-			{Code: 0x35, JT: 126, JF: 0, K: 0x80000000},   // 55: if A >= 0x80000000 goto 182 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 56: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 58: A = arg1.lo
-			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 182 else 60
-			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 182 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 61: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 63: A = arg2.lo
-			{Code: 0x15, JT: 135, JF: 117, K: 0x11},       // 64: if A == 0x11 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 65: if A == 0xca goto 66 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 112, K: 0x80},         // 69: if A >= 0x80 goto 70 else 182
-			{Code: 0x35, JT: 111, JF: 129, K: 0x82},       // 70: if A >= 0x82 goto 182 else 200
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
-			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
-			{Code: 0x15, JT: 111, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 200 else 98
-			{Code: 0x15, JT: 101, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
-			{Code: 0x15, JT: 91, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 200 else 182
-			{Code: 0x15, JT: 90, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
-			{Code: 0x15, JT: 84, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 200 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
-			{Code: 0x15, JT: 77, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 200 else 132
-			{Code: 0x15, JT: 76, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 200 else 182
-			{Code: 0x15, JT: 75, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 200 else 125
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x15, JT: 165, JF: 147, K: 0x9000aea4}, // 34: if A == 0x9000aea4 goto 200 else 182
+			{Code: 0x15, JT: 164, JF: 0, K: 0x4008ae89},   // 35: if A == 0x4008ae89 goto 200 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 37: if A == kvm_vm_fd goto 38 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 38: A = arg1.lo
+			{Code: 0x15, JT: 160, JF: 142, K: 0x4020ae46}, // 39: if A == 0x4020ae46 goto 200 else 182
+			{Code: 0x15, JT: 159, JF: 0, K: 0x541b},       // 40: if A == 0x541b goto 200 else 41
+			{Code: 0x35, JT: 140, JF: 158, K: 0x5415},     // 41: if A >= 0x5415 goto 182 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 42: if A >= 0x540c goto 43 else 44
+			{Code: 0x15, JT: 156, JF: 138, K: 0x5411},     // 43: if A == 0x5411 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 44: if A >= 0x5405 goto 45 else 46
+			{Code: 0x35, JT: 154, JF: 136, K: 0x5409},     // 45: if A >= 0x5409 goto 200 else 182
+			{Code: 0x35, JT: 153, JF: 135, K: 0x5401},     // 46: if A >= 0x5401 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 47: if A == 0xea goto 48 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 51: if A == sentry_pid goto 52 else 56
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 52: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 54: A = arg2.lo
+			{Code: 0x35, JT: 126, JF: 144, K: 0x41},       // 55: if A >= 0x41 goto 182 else 200
+			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 56: if A == 0x0 goto 182 else 57
+			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 57: if A >= 0x80000000 goto 182 else 58
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 59: if A == 0x0 goto 60 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 182 else 62
+			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 182 else 63
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
+			{Code: 0x15, JT: 133, JF: 115, K: 0x11},       // 66: if A == 0x11 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 67: if A == 0xca goto 68 else 73
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 68: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 70: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 110, K: 0x80},         // 71: if A >= 0x80 goto 72 else 182
+			{Code: 0x35, JT: 109, JF: 127, K: 0x82},       // 72: if A >= 0x82 goto 182 else 200
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 73: if A == 0x119 goto 74 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 77: if A >= 0x80000000 goto 182 else 78
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 78: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 79: if A == 0x0 goto 80 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 80: A = arg4.lo
+			{Code: 0x15, JT: 118, JF: 100, K: 0x0},        // 81: if A == 0x0 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 82: if A == 0x1b5 goto 83 else 91
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 83: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 85: A = arg0.lo
+			{Code: 0x35, JT: 95, JF: 0, K: 0x80000000},    // 86: if A >= 0x80000000 goto 182 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 87: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 88: if A == 0x0 goto 89 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 89: A = arg3.lo
+			{Code: 0x15, JT: 109, JF: 91, K: 0x18},        // 90: if A == 0x18 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 91: if A == 0x106 goto 92 else 101
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 92: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 94: A = arg0.lo
+			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 182 else 96
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 96: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 97: if A == 0x0 goto 98 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 98: A = arg3.lo
+			{Code: 0x15, JT: 100, JF: 0, K: 0x0},          // 99: if A == 0x0 goto 200 else 100
+			{Code: 0x15, JT: 99, JF: 81, K: 0x900},        // 100: if A == 0x900 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 101: if A == 0x9 goto 102 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 105: if A == 0x0 goto 106 else 112
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 106: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 107: if A == 0x0 goto 108 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 108: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 109: if A >= 0x23 goto 110 else 111
+			{Code: 0x15, JT: 89, JF: 71, K: 0x32},         // 110: if A == 0x32 goto 200 else 182
+			{Code: 0x15, JT: 88, JF: 70, K: 0x22},         // 111: if A == 0x22 goto 200 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 112: if A == 0x3 goto 113 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 113: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 116: if A >= 0x23 goto 117 else 126
+			{Code: 0x15, JT: 82, JF: 0, K: 0x32},          // 117: if A == 0x32 goto 200 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 119: if A == 0x0 goto 120 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 121: if A == 0x0 goto 122 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 122: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 123: if A >= 0x29 goto 124 else 125
+			{Code: 0x15, JT: 75, JF: 9, K: 0x4022},        // 124: if A == 0x4022 goto 200 else 134
+			{Code: 0x15, JT: 74, JF: 56, K: 0x28},         // 125: if A == 0x28 goto 200 else 182
+			{Code: 0x15, JT: 73, JF: 0, K: 0x22},          // 126: if A == 0x22 goto 200 else 127
+			{Code: 0x35, JT: 54, JF: 7, K: 0x2},           // 127: if A >= 0x2 goto 182 else 135
+			{Code: 0x35, JT: 53, JF: 0, K: 0x2},           // 128: if A >= 0x2 goto 182 else 129
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 129: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 130: if A == 0x0 goto 131 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 135: if A == 0x0 goto 136 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
-			{Code: 0x35, JT: 44, JF: 62, K: 0x80000000},   // 137: if A >= 0x80000000 goto 182 else 200
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
-			{Code: 0x15, JT: 55, JF: 37, K: 0x19},         // 144: if A == 0x19 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 54, K: 0x10},          // 145: if A >= 0x10 goto 146 else 200
-			{Code: 0x35, JT: 53, JF: 35, K: 0x16},         // 146: if A >= 0x16 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
-			{Code: 0x15, JT: 51, JF: 33, K: 0x8},          // 148: if A == 0x8 goto 200 else 182
-			{Code: 0x15, JT: 50, JF: 32, K: 0x4},          // 149: if A == 0x4 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 208, K: 0x9d},         // 150: if A >= 0x9d goto 151 else 359
-			{Code: 0x35, JT: 0, JF: 138, K: 0x102},        // 151: if A >= 0x102 goto 152 else 290
-			{Code: 0x35, JT: 0, JF: 79, K: 0x118},         // 152: if A >= 0x118 goto 153 else 232
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
-			{Code: 0x15, JT: 0, JF: 26, K: 0x1b7},         // 155: if A == 0x1b7 goto 156 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x35, JT: 22, JF: 0, K: 0x80000000},    // 159: if A >= 0x80000000 goto 182 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x8},           // 163: if A >= 0x8 goto 182 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 165: if A == 0x0 goto 166 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 32, JF: 14, K: 0x200},        // 167: if A == 0x200 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
-			{Code: 0x15, JT: 0, JF: 12, K: 0x144},         // 169: if A == 0x144 goto 170 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 171: if A == 0x0 goto 172 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
-			{Code: 0x15, JT: 180, JF: 7, K: 0x10},         // 174: if A == 0x10 goto 355 else 182
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 355 else 176
-			{Code: 0x15, JT: 178, JF: 5, K: 0x8},          // 176: if A == 0x8 goto 355 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 18, K: 0xfffffffe},    // 181: if A & 0xfffffffe goto 182 else 200
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 132: if A >= 0x2 goto 134 else 135
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 133: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 47, K: 0x4001},        // 134: if A == 0x4001 goto 136 else 182
+			{Code: 0x15, JT: 46, JF: 0, K: 0x0},           // 135: if A == 0x0 goto 182 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 136: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 137: if A == 0x0 goto 138 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 138: A = arg4.lo
+			{Code: 0x35, JT: 42, JF: 60, K: 0x80000000},   // 139: if A >= 0x80000000 goto 182 else 200
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 140: if A == 0x1c goto 141 else 152
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 141: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 142: if A == 0x0 goto 143 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 143: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 144: if A >= 0xe goto 145 else 149
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 145: if A >= 0x18 goto 146 else 147
+			{Code: 0x15, JT: 53, JF: 35, K: 0x19},         // 146: if A == 0x19 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 52, K: 0x10},          // 147: if A >= 0x10 goto 148 else 200
+			{Code: 0x35, JT: 51, JF: 33, K: 0x16},         // 148: if A >= 0x16 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 149: if A >= 0x5 goto 150 else 151
+			{Code: 0x15, JT: 49, JF: 31, K: 0x8},          // 150: if A == 0x8 goto 200 else 182
+			{Code: 0x15, JT: 48, JF: 30, K: 0x4},          // 151: if A == 0x4 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 208, K: 0x9d},         // 152: if A >= 0x9d goto 153 else 361
+			{Code: 0x35, JT: 0, JF: 138, K: 0x102},        // 153: if A >= 0x102 goto 154 else 292
+			{Code: 0x35, JT: 0, JF: 79, K: 0x118},         // 154: if A >= 0x118 goto 155 else 234
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 155: if A >= 0x13e goto 156 else 191
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 156: if A >= 0x145 goto 157 else 170
+			{Code: 0x15, JT: 0, JF: 24, K: 0x1b7},         // 157: if A == 0x1b7 goto 158 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 159: if A == 0x0 goto 160 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
+			{Code: 0x35, JT: 20, JF: 0, K: 0x80000000},    // 161: if A >= 0x80000000 goto 182 else 162
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 163: if A == 0x0 goto 164 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x8},           // 165: if A >= 0x8 goto 182 else 166
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 167: if A == 0x0 goto 168 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
+			{Code: 0x15, JT: 30, JF: 12, K: 0x200},        // 169: if A == 0x200 goto 200 else 182
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 170: if A >= 0x140 goto 171 else 179
+			{Code: 0x15, JT: 0, JF: 10, K: 0x144},         // 171: if A == 0x144 goto 172 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 173: if A == 0x0 goto 174 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 175: if A >= 0x9 goto 176 else 177
+			{Code: 0x15, JT: 180, JF: 5, K: 0x10},         // 176: if A == 0x10 goto 357 else 182
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 177: if A == 0x0 goto 357 else 178
+			{Code: 0x15, JT: 178, JF: 3, K: 0x8},          // 178: if A == 0x8 goto 357 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 179: if A == 0x13e goto 180 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
-			{Code: 0x15, JT: 13, JF: 1, K: 0x1},           // 186: if A == 0x1 goto 200 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 183: A = arg2.lo
+			{Code: 0x45, JT: 179, JF: 15, K: 0xfffffffe},  // 184: if A & 0xfffffffe goto 364 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 185: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 186: if A == 0x0 goto 187 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 180, K: 0x2},        // 188: if A & 0x2 goto 368 else 369
-			{Code: 0x35, JT: 0, JF: 28, K: 0x122},         // 189: if A >= 0x122 goto 190 else 218
-			{Code: 0x35, JT: 0, JF: 14, K: 0x124},         // 190: if A >= 0x124 goto 191 else 205
-			{Code: 0x15, JT: 0, JF: 177, K: 0x13c},        // 191: if A == 0x13c goto 192 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 192: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 193: if A == 0x0 goto 194 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 194: A = arg0.lo
-			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 195: if A >= 0x80000000 goto 448 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 196: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 197: if A == 0x0 goto 198 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 198: A = arg2.lo
-			{Code: 0x35, JT: 248, JF: 1, K: 0x80000000},   // 199: if A >= 0x80000000 goto 448 else 201
+			{Code: 0x15, JT: 11, JF: 1, K: 0x1},           // 188: if A == 0x1 goto 200 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 173, K: 0x2},        // 190: if A & 0x2 goto 370 else 364
+			{Code: 0x35, JT: 0, JF: 28, K: 0x122},         // 191: if A >= 0x122 goto 192 else 220
+			{Code: 0x35, JT: 0, JF: 14, K: 0x124},         // 192: if A >= 0x124 goto 193 else 207
+			{Code: 0x15, JT: 0, JF: 170, K: 0x13c},        // 193: if A == 0x13c goto 194 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 194: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 195: if A == 0x0 goto 196 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 196: A = arg0.lo
+			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 197: if A >= 0x80000000 goto 450 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 198: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 250, K: 0x0},          // 199: if A == 0x0 goto 201 else 450
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 202: if A == 0x0 goto 203 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
-			{Code: 0x45, JT: 243, JF: 244, K: 0xfffffff8}, // 204: if A & 0xfffffff8 goto 448 else 449
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 205: if A == 0x122 goto 206 else 214
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 207: if A == 0x0 goto 208 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 209: if A == 0x0 goto 210 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 210: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 211: if A == 0x0 goto 212 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 212: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 234, K: 0x80800},    // 213: if A == 0x80800 goto 449 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 215: if A == 0x0 goto 216 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
-			{Code: 0x15, JT: 231, JF: 230, K: 0x80000},    // 217: if A == 0x80000 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 218: if A == 0x118 goto 219 else 223
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 220: if A == 0x0 goto 221 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
-			{Code: 0x35, JT: 225, JF: 186, K: 0x80000000}, // 222: if A >= 0x80000000 goto 448 else 409
-			{Code: 0x15, JT: 0, JF: 224, K: 0x11d},        // 223: if A == 0x11d goto 224 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 225: if A == 0x0 goto 226 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
-			{Code: 0x35, JT: 220, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 448 else 228
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 228: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 229: if A == 0x0 goto 230 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 230: A = arg1.lo
-			{Code: 0x45, JT: 216, JF: 217, K: 0xffffff80}, // 231: if A & 0xffffff80 goto 448 else 449
-			{Code: 0x35, JT: 0, JF: 24, K: 0x109},         // 232: if A >= 0x109 goto 233 else 257
-			{Code: 0x35, JT: 0, JF: 5, K: 0x10d},          // 233: if A >= 0x10d goto 234 else 239
-			{Code: 0x15, JT: 0, JF: 213, K: 0x10f},        // 234: if A == 0x10f goto 235 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 235: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 236: if A == 0x0 goto 237 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 237: A = arg1.lo
-			{Code: 0x15, JT: 170, JF: 209, K: 0x1},        // 238: if A == 0x1 goto 409 else 448
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 239: if A == 0x109 goto 240 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 240: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 241: if A == 0x0 goto 242 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 242: A = arg0.lo
-			{Code: 0x35, JT: 204, JF: 0, K: 0x80000000},   // 243: if A >= 0x80000000 goto 448 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 244: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 245: if A == 0x0 goto 246 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 246: A = arg2.lo
-			{Code: 0x35, JT: 200, JF: 0, K: 0x80000000},   // 247: if A >= 0x80000000 goto 448 else 248
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 248: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 249: if A == 0x0 goto 250 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 250: A = arg4.lo
-			{Code: 0x15, JT: 197, JF: 196, K: 0x400},      // 251: if A == 0x400 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 16, K: 0x10a},         // 252: if A == 0x10a goto 253 else 269
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 254: if A == 0x0 goto 255 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
-			{Code: 0x35, JT: 191, JF: 192, K: 0x80000000}, // 256: if A >= 0x80000000 goto 448 else 449
-			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 257: if A >= 0x105 goto 258 else 268
-			{Code: 0x15, JT: 0, JF: 189, K: 0x107},        // 258: if A == 0x107 goto 259 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 187, K: 0x0},          // 260: if A == 0x0 goto 261 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 185, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 448 else 263
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 263: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 264: if A == 0x0 goto 265 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 265: A = arg2.lo
-			{Code: 0x15, JT: 182, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 449 else 267
-			{Code: 0x15, JT: 181, JF: 180, K: 0x200},      // 267: if A == 0x200 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 4, K: 0x102},          // 268: if A == 0x102 goto 269 else 273
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 270: if A == 0x0 goto 271 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
-			{Code: 0x35, JT: 175, JF: 176, K: 0x80000000}, // 272: if A >= 0x80000000 goto 448 else 449
-			{Code: 0x15, JT: 0, JF: 7, K: 0x103},          // 273: if A == 0x103 goto 274 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 275: if A == 0x0 goto 276 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
-			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 448 else 278
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 278: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 279: A &= 0xf000
-			{Code: 0x15, JT: 128, JF: 167, K: 0x8000},     // 280: if A == 0x8000 goto 409 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 282: if A == 0x0 goto 283 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 284: if A >= 0x80000000 goto 448 else 285
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 285: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 286: if A == 0x0 goto 287 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 287: A = arg4.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 288: if A == 0x0 goto 449 else 289
-			{Code: 0x15, JT: 159, JF: 158, K: 0x100},      // 289: if A == 0x100 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 46, K: 0xd9},          // 290: if A >= 0xd9 goto 291 else 337
-			{Code: 0x35, JT: 0, JF: 34, K: 0xe4},          // 291: if A >= 0xe4 goto 292 else 326
-			{Code: 0x35, JT: 0, JF: 32, K: 0xe8},          // 292: if A >= 0xe8 goto 293 else 325
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 293: if A == 0x101 goto 294 else 311
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 295: if A == 0x0 goto 296 else 303
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 297: if A >= 0x80000000 goto 304 else 298
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 298: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 299: if A == 0x0 goto 300 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 300: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 147, K: 0xffe2e2ff},   // 301: if A & 0xffe2e2ff goto 302 else 449
-			{Code: 0x45, JT: 145, JF: 146, K: 0xffe2e0fc}, // 302: if A & 0xffe2e0fc goto 448 else 449
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 143, K: 0xffffff9c},   // 304: if A == 0xffffff9c goto 305 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 305: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 306: if A == 0x0 goto 307 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 307: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 308: if A >= 0x80001 goto 309 else 310
-			{Code: 0x15, JT: 139, JF: 138, K: 0x290000},   // 309: if A == 0x290000 goto 449 else 448
-			{Code: 0x15, JT: 138, JF: 137, K: 0x80000},    // 310: if A == 0x80000 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 136, K: 0xe9},         // 311: if A == 0xe9 goto 312 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 313: if A == 0x0 goto 314 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 315: if A >= 0x80000000 goto 448 else 316
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 316: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 317: if A == 0x0 goto 318 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 318: A = arg1.lo
-			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 319: if A == 0x0 goto 448 else 320
-			{Code: 0x35, JT: 127, JF: 0, K: 0x3},          // 320: if A >= 0x3 goto 448 else 321
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 321: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 322: if A == 0x0 goto 323 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 323: A = arg2.lo
-			{Code: 0x35, JT: 123, JF: 124, K: 0x80000000}, // 324: if A >= 0x80000000 goto 448 else 449
-			{Code: 0x15, JT: 122, JF: 123, K: 0xe6},       // 325: if A == 0xe6 goto 448 else 449
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 326: if A >= 0xdc goto 327 else 336
-			{Code: 0x15, JT: 0, JF: 120, K: 0xdd},         // 327: if A == 0xdd goto 328 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 329: if A == 0x0 goto 330 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
-			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 331: if A >= 0x80000000 goto 448 else 332
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 332: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 333: if A == 0x0 goto 334 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 334: A = arg3.lo
-			{Code: 0x35, JT: 112, JF: 113, K: 0x6},        // 335: if A >= 0x6 goto 448 else 449
-			{Code: 0x15, JT: 111, JF: 112, K: 0xda},       // 336: if A == 0xda goto 448 else 449
-			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 337: if A >= 0xc2 goto 338 else 346
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 338: if A >= 0xc6 goto 339 else 344
-			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 339: if A == 0xcc goto 340 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 341: if A == 0x0 goto 342 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
-			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 343: if A == 0x0 goto 449 else 448
-			{Code: 0x15, JT: 104, JF: 0, K: 0xc2},         // 344: if A == 0xc2 goto 449 else 345
-			{Code: 0x15, JT: 103, JF: 102, K: 0xc5},       // 345: if A == 0xc5 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 346: if A >= 0xbd goto 347 else 348
-			{Code: 0x15, JT: 101, JF: 100, K: 0xbf},       // 347: if A == 0xbf goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 348: if A >= 0xba goto 349 else 350
-			{Code: 0x15, JT: 98, JF: 99, K: 0xbb},         // 349: if A == 0xbb goto 448 else 449
-			{Code: 0x15, JT: 0, JF: 97, K: 0x9d},          // 350: if A == 0x9d goto 351 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 352: if A == 0x0 goto 353 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 354: if A == 0x53564d41 goto 355 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 356: if A == 0x0 goto 357 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
-			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 358: if A == 0x0 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 36, K: 0x3e},          // 359: if A >= 0x3e goto 360 else 396
-			{Code: 0x35, JT: 0, JF: 13, K: 0x64},          // 360: if A >= 0x64 goto 361 else 374
-			{Code: 0x35, JT: 0, JF: 8, K: 0x6d},           // 361: if A >= 0x6d goto 362 else 370
-			{Code: 0x35, JT: 0, JF: 4, K: 0x7d},           // 362: if A >= 0x7d goto 363 else 367
-			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 363: if A >= 0x84 goto 364 else 365
-			{Code: 0x15, JT: 84, JF: 83, K: 0x8a},         // 364: if A == 0x8a goto 449 else 448
-			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 365: if A == 0x7d goto 449 else 366
-			{Code: 0x15, JT: 82, JF: 81, K: 0x83},         // 366: if A == 0x83 goto 449 else 448
-			{Code: 0x15, JT: 81, JF: 80, K: 0x73},         // 367: if A == 0x73 goto 449 else 448
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 370: if A >= 0x68 goto 371 else 373
-			{Code: 0x15, JT: 77, JF: 0, K: 0x68},          // 371: if A == 0x68 goto 449 else 372
-			{Code: 0x35, JT: 76, JF: 75, K: 0x6b},         // 372: if A >= 0x6b goto 449 else 448
-			{Code: 0x15, JT: 75, JF: 74, K: 0x66},         // 373: if A == 0x66 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 374: if A >= 0x4e goto 375 else 378
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 375: if A >= 0x61 goto 376 else 377
-			{Code: 0x15, JT: 71, JF: 72, K: 0x62},         // 376: if A == 0x62 goto 448 else 449
-			{Code: 0x15, JT: 71, JF: 70, K: 0x5d},         // 377: if A == 0x5d goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 378: if A >= 0x4a goto 379 else 380
-			{Code: 0x15, JT: 68, JF: 69, K: 0x4c},         // 379: if A == 0x4c goto 448 else 449
-			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 380: if A == 0x48 goto 381 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 382: if A == 0x0 goto 383 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 384: if A >= 0x80000000 goto 448 else 385
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 385: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 386: if A == 0x0 goto 387 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 387: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 388: if A >= 0x4 goto 389 else 395
-			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 389: if A == 0x406 goto 449 else 390
-			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 390: if A == 0x4 goto 391 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 391: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 392: if A == 0x0 goto 393 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 393: A = arg2.lo
-			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 394: if A & 0xfffb73ff goto 448 else 449
-			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 395: if A == 0x3 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 396: if A >= 0x13 goto 397 else 441
-			{Code: 0x35, JT: 0, JF: 39, K: 0x2d},          // 397: if A >= 0x2d goto 398 else 437
-			{Code: 0x35, JT: 0, JF: 19, K: 0x2f},          // 398: if A >= 0x2f goto 399 else 418
-			{Code: 0x35, JT: 0, JF: 13, K: 0x3c},          // 399: if A >= 0x3c goto 400 else 413
-			{Code: 0x15, JT: 48, JF: 0, K: 0x3c},          // 400: if A == 0x3c goto 449 else 401
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 401: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 402: if A == 0x0 goto 403 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 404: if A == monitor_pid goto 405 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 405: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 406: if A == 0x0 goto 407 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 407: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 408: if A == 0x0 goto 409 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 409: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 410: if A == 0x0 goto 411 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 411: A = arg3.lo
-			{Code: 0x15, JT: 36, JF: 35, K: 0x0},          // 412: if A == 0x0 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 413: if A == 0x38 goto 414 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 415: if A == 0x0 goto 416 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 417: if A == 0xd0f00 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 418: if A == 0x2d goto 419 else 427
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 419: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 420: if A == 0x0 goto 421 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 421: A = arg0.lo
-			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 448 else 423
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 423: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 424: if A == 0x0 goto 425 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 425: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 426: if A == 0x40 goto 449 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 428: if A == 0x0 goto 429 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 430: if A >= 0x80000000 goto 448 else 431
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 431: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 432: if A == 0x0 goto 433 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 433: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 434: if A >= 0x4001 goto 435 else 436
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 435: if A == 0x4040 goto 449 else 448
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 436: if A == 0x4000 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 437: if A >= 0x23 goto 438 else 440
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 438: if A == 0x23 goto 449 else 439
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 439: if A == 0x27 goto 449 else 448
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 440: if A == 0x18 goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 441: if A >= 0x8 goto 442 else 445
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 442: if A >= 0xd goto 449 else 443
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 443: if A == 0x8 goto 449 else 444
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 444: if A == 0xb goto 449 else 448
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 445: if A >= 0x4 goto 446 else 447
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 446: if A == 0x5 goto 449 else 448
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 447: if A == 0x2 goto 448 else 449
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 448: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 449: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 201: A = arg2.lo
+			{Code: 0x35, JT: 247, JF: 0, K: 0x80000000},   // 202: if A >= 0x80000000 goto 450 else 203
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 203: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 204: if A == 0x0 goto 205 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 205: A = arg4.lo
+			{Code: 0x45, JT: 243, JF: 244, K: 0xfffffff8}, // 206: if A & 0xfffffff8 goto 450 else 451
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 207: if A == 0x122 goto 208 else 216
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 208: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 209: if A == 0x0 goto 210 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 210: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 211: if A == 0x0 goto 212 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 212: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 213: if A == 0x0 goto 214 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 214: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 234, K: 0x80800},    // 215: if A == 0x80800 goto 451 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 217: if A == 0x0 goto 218 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
+			{Code: 0x15, JT: 231, JF: 230, K: 0x80000},    // 219: if A == 0x80000 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 220: if A == 0x118 goto 221 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 222: if A == 0x0 goto 223 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 225, JF: 186, K: 0x80000000}, // 224: if A >= 0x80000000 goto 450 else 411
+			{Code: 0x15, JT: 0, JF: 224, K: 0x11d},        // 225: if A == 0x11d goto 226 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 227: if A == 0x0 goto 228 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
+			{Code: 0x35, JT: 220, JF: 0, K: 0x80000000},   // 229: if A >= 0x80000000 goto 450 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 230: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 231: if A == 0x0 goto 232 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 232: A = arg1.lo
+			{Code: 0x45, JT: 216, JF: 217, K: 0xffffff80}, // 233: if A & 0xffffff80 goto 450 else 451
+			{Code: 0x35, JT: 0, JF: 24, K: 0x109},         // 234: if A >= 0x109 goto 235 else 259
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10d},          // 235: if A >= 0x10d goto 236 else 241
+			{Code: 0x15, JT: 0, JF: 213, K: 0x10f},        // 236: if A == 0x10f goto 237 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 237: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 238: if A == 0x0 goto 239 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 239: A = arg1.lo
+			{Code: 0x15, JT: 170, JF: 209, K: 0x1},        // 240: if A == 0x1 goto 411 else 450
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 241: if A == 0x109 goto 242 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 243: if A == 0x0 goto 244 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
+			{Code: 0x35, JT: 204, JF: 0, K: 0x80000000},   // 245: if A >= 0x80000000 goto 450 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 246: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 247: if A == 0x0 goto 248 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 248: A = arg2.lo
+			{Code: 0x35, JT: 200, JF: 0, K: 0x80000000},   // 249: if A >= 0x80000000 goto 450 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 250: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 251: if A == 0x0 goto 252 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 252: A = arg4.lo
+			{Code: 0x15, JT: 197, JF: 196, K: 0x400},      // 253: if A == 0x400 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 16, K: 0x10a},         // 254: if A == 0x10a goto 255 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 255: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 256: if A == 0x0 goto 257 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 257: A = arg1.lo
+			{Code: 0x35, JT: 191, JF: 192, K: 0x80000000}, // 258: if A >= 0x80000000 goto 450 else 451
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 259: if A >= 0x105 goto 260 else 270
+			{Code: 0x15, JT: 0, JF: 189, K: 0x107},        // 260: if A == 0x107 goto 261 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 261: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 187, K: 0x0},          // 262: if A == 0x0 goto 263 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 263: A = arg0.lo
+			{Code: 0x35, JT: 185, JF: 0, K: 0x80000000},   // 264: if A >= 0x80000000 goto 450 else 265
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 265: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 266: if A == 0x0 goto 267 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 267: A = arg2.lo
+			{Code: 0x15, JT: 182, JF: 0, K: 0x0},          // 268: if A == 0x0 goto 451 else 269
+			{Code: 0x15, JT: 181, JF: 180, K: 0x200},      // 269: if A == 0x200 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 4, K: 0x102},          // 270: if A == 0x102 goto 271 else 275
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 272: if A == 0x0 goto 273 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
+			{Code: 0x35, JT: 175, JF: 176, K: 0x80000000}, // 274: if A >= 0x80000000 goto 450 else 451
+			{Code: 0x15, JT: 0, JF: 7, K: 0x103},          // 275: if A == 0x103 goto 276 else 283
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 276: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 277: if A == 0x0 goto 278 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 278: A = arg0.lo
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 279: if A >= 0x80000000 goto 450 else 280
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 280: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 281: A &= 0xf000
+			{Code: 0x15, JT: 128, JF: 167, K: 0x8000},     // 282: if A == 0x8000 goto 411 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 283: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 284: if A == 0x0 goto 285 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 285: A = arg0.lo
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 286: if A >= 0x80000000 goto 450 else 287
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 287: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 288: if A == 0x0 goto 289 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 289: A = arg4.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 290: if A == 0x0 goto 451 else 291
+			{Code: 0x15, JT: 159, JF: 158, K: 0x100},      // 291: if A == 0x100 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 46, K: 0xd9},          // 292: if A >= 0xd9 goto 293 else 339
+			{Code: 0x35, JT: 0, JF: 34, K: 0xe4},          // 293: if A >= 0xe4 goto 294 else 328
+			{Code: 0x35, JT: 0, JF: 32, K: 0xe8},          // 294: if A >= 0xe8 goto 295 else 327
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 295: if A == 0x101 goto 296 else 313
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 297: if A == 0x0 goto 298 else 305
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 299: if A >= 0x80000000 goto 306 else 300
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 301: if A == 0x0 goto 302 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 147, K: 0xffe2e2ff},   // 303: if A & 0xffe2e2ff goto 304 else 451
+			{Code: 0x45, JT: 145, JF: 146, K: 0xffe2e0fc}, // 304: if A & 0xffe2e0fc goto 450 else 451
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 305: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 143, K: 0xffffff9c},   // 306: if A == 0xffffff9c goto 307 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 308: if A == 0x0 goto 309 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 310: if A >= 0x80001 goto 311 else 312
+			{Code: 0x15, JT: 139, JF: 138, K: 0x290000},   // 311: if A == 0x290000 goto 451 else 450
+			{Code: 0x15, JT: 138, JF: 137, K: 0x80000},    // 312: if A == 0x80000 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 136, K: 0xe9},         // 313: if A == 0xe9 goto 314 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 315: if A == 0x0 goto 316 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 317: if A >= 0x80000000 goto 450 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 318: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 319: if A == 0x0 goto 320 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 320: A = arg1.lo
+			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 321: if A == 0x0 goto 450 else 322
+			{Code: 0x35, JT: 127, JF: 0, K: 0x3},          // 322: if A >= 0x3 goto 450 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 324: if A == 0x0 goto 325 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
+			{Code: 0x35, JT: 123, JF: 124, K: 0x80000000}, // 326: if A >= 0x80000000 goto 450 else 451
+			{Code: 0x15, JT: 122, JF: 123, K: 0xe6},       // 327: if A == 0xe6 goto 450 else 451
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 328: if A >= 0xdc goto 329 else 338
+			{Code: 0x15, JT: 0, JF: 120, K: 0xdd},         // 329: if A == 0xdd goto 330 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 330: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 331: if A == 0x0 goto 332 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 332: A = arg0.lo
+			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 333: if A >= 0x80000000 goto 450 else 334
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 334: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 335: if A == 0x0 goto 336 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 336: A = arg3.lo
+			{Code: 0x35, JT: 112, JF: 113, K: 0x6},        // 337: if A >= 0x6 goto 450 else 451
+			{Code: 0x15, JT: 111, JF: 112, K: 0xda},       // 338: if A == 0xda goto 450 else 451
+			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 339: if A >= 0xc2 goto 340 else 348
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 340: if A >= 0xc6 goto 341 else 346
+			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 341: if A == 0xcc goto 342 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 343: if A == 0x0 goto 344 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 345: if A == 0x0 goto 451 else 450
+			{Code: 0x15, JT: 104, JF: 0, K: 0xc2},         // 346: if A == 0xc2 goto 451 else 347
+			{Code: 0x15, JT: 103, JF: 102, K: 0xc5},       // 347: if A == 0xc5 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 348: if A >= 0xbd goto 349 else 350
+			{Code: 0x15, JT: 101, JF: 100, K: 0xbf},       // 349: if A == 0xbf goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 350: if A >= 0xba goto 351 else 352
+			{Code: 0x15, JT: 98, JF: 99, K: 0xbb},         // 351: if A == 0xbb goto 450 else 451
+			{Code: 0x15, JT: 0, JF: 97, K: 0x9d},          // 352: if A == 0x9d goto 353 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 354: if A == 0x0 goto 355 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 356: if A == 0x53564d41 goto 357 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 357: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 358: if A == 0x0 goto 359 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 359: A = arg1.lo
+			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 360: if A == 0x0 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 36, K: 0x3e},          // 361: if A >= 0x3e goto 362 else 398
+			{Code: 0x35, JT: 0, JF: 13, K: 0x64},          // 362: if A >= 0x64 goto 363 else 376
+			{Code: 0x35, JT: 1, JF: 8, K: 0x6d},           // 363: if A >= 0x6d goto 365 else 372
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 5, K: 0x7d},           // 365: if A >= 0x7d goto 366 else 371
+			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 366: if A >= 0x84 goto 367 else 368
+			{Code: 0x15, JT: 83, JF: 82, K: 0x8a},         // 367: if A == 0x8a goto 451 else 450
+			{Code: 0x15, JT: 82, JF: 0, K: 0x7d},          // 368: if A == 0x7d goto 451 else 369
+			{Code: 0x15, JT: 81, JF: 80, K: 0x83},         // 369: if A == 0x83 goto 451 else 450
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 370: return 0x50001
+			{Code: 0x15, JT: 79, JF: 78, K: 0x73},         // 371: if A == 0x73 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 372: if A >= 0x68 goto 373 else 375
+			{Code: 0x15, JT: 77, JF: 0, K: 0x68},          // 373: if A == 0x68 goto 451 else 374
+			{Code: 0x35, JT: 76, JF: 75, K: 0x6b},         // 374: if A >= 0x6b goto 451 else 450
+			{Code: 0x15, JT: 75, JF: 74, K: 0x66},         // 375: if A == 0x66 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 376: if A >= 0x4e goto 377 else 380
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 377: if A >= 0x61 goto 378 else 379
+			{Code: 0x15, JT: 71, JF: 72, K: 0x62},         // 378: if A == 0x62 goto 450 else 451
+			{Code: 0x15, JT: 71, JF: 70, K: 0x5d},         // 379: if A == 0x5d goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 380: if A >= 0x4a goto 381 else 382
+			{Code: 0x15, JT: 68, JF: 69, K: 0x4c},         // 381: if A == 0x4c goto 450 else 451
+			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 382: if A == 0x48 goto 383 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 384: if A == 0x0 goto 385 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 386: if A >= 0x80000000 goto 450 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 387: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 388: if A == 0x0 goto 389 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 389: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 390: if A >= 0x4 goto 391 else 397
+			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 391: if A == 0x406 goto 451 else 392
+			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 392: if A == 0x4 goto 393 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 393: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 394: if A == 0x0 goto 395 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 395: A = arg2.lo
+			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 396: if A & 0xfffb73ff goto 450 else 451
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 397: if A == 0x3 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 398: if A >= 0x13 goto 399 else 443
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2d},          // 399: if A >= 0x2d goto 400 else 439
+			{Code: 0x35, JT: 0, JF: 19, K: 0x2f},          // 400: if A >= 0x2f goto 401 else 420
+			{Code: 0x35, JT: 0, JF: 13, K: 0x3c},          // 401: if A >= 0x3c goto 402 else 415
+			{Code: 0x15, JT: 48, JF: 0, K: 0x3c},          // 402: if A == 0x3c goto 451 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 404: if A == 0x0 goto 405 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 406: if A == monitor_pid goto 407 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 407: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 408: if A == 0x0 goto 409 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 409: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 410: if A == 0x0 goto 411 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 411: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 412: if A == 0x0 goto 413 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 413: A = arg3.lo
+			{Code: 0x15, JT: 36, JF: 35, K: 0x0},          // 414: if A == 0x0 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 415: if A == 0x38 goto 416 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 416: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 417: if A == 0x0 goto 418 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 418: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 419: if A == 0xd0f00 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 420: if A == 0x2d goto 421 else 429
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 421: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 422: if A == 0x0 goto 423 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 423: A = arg0.lo
+			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 424: if A >= 0x80000000 goto 450 else 425
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 425: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 426: if A == 0x0 goto 427 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 427: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 428: if A == 0x40 goto 451 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 430: if A == 0x0 goto 431 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 432: if A >= 0x80000000 goto 450 else 433
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 433: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 434: if A == 0x0 goto 435 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 435: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 436: if A >= 0x4001 goto 437 else 438
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 437: if A == 0x4040 goto 451 else 450
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 438: if A == 0x4000 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 439: if A >= 0x23 goto 440 else 442
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 440: if A == 0x23 goto 451 else 441
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 441: if A == 0x27 goto 451 else 450
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 442: if A == 0x18 goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 443: if A >= 0x8 goto 444 else 447
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 444: if A >= 0xd goto 451 else 445
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 445: if A == 0x8 goto 451 else 446
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 446: if A == 0xb goto 451 else 450
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 447: if A >= 0x4 goto 448 else 449
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 448: if A == 0x5 goto 451 else 450
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 449: if A == 0x2 goto 450 else 451
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 450: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 451: return 0x7fff0000
 		},
 	},
 	{
