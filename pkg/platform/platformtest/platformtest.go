@@ -46,7 +46,8 @@ type Config struct {
 	// when as was made and first used.
 	Stubs func(as platform.AddressSpace) ([]int, error)
 
-	// Timeout bounds every subtest; 0 means one minute.
+	// Timeout bounds every subtest; 0 means the duration that the variable
+	// PLATFORMTEST_TIMEOUT holds, for slow machines, or one minute.
 	Timeout time.Duration
 }
 
@@ -115,6 +116,12 @@ func newSuite(tb testing.TB, cfg Config) *suite {
 	tb.Helper()
 	if cfg.Timeout == 0 {
 		cfg.Timeout = time.Minute
+		if value := os.Getenv("PLATFORMTEST_TIMEOUT"); value != "" {
+			var err error
+			if cfg.Timeout, err = time.ParseDuration(value); err != nil {
+				tb.Fatalf("PLATFORMTEST_TIMEOUT: %v", err)
+			}
+		}
 	}
 	dev, err := cfg.Constructor.OpenDevice(cfg.DevicePath)
 	if err != nil {
