@@ -19,8 +19,7 @@ import (
 type addressSpace struct {
 	platform.NoAddressSpaceIO
 
-	zygote *stub.Zygote
-	pid    int
+	*stub.Process
 
 	// frameMu is held while the kernel writes a signal frame onto the signal stack,
 	// which all threads share.
@@ -32,19 +31,9 @@ type addressSpace struct {
 	spare       int
 	spareWanted atomic.Bool
 
-	mu sync.Mutex
-
 	// threads are those that are traced, by the id of the OS thread that does it.
-	threads map[int]*thread
-
-	// users is the number of goroutines between enter and leave, idle is signalled
-	// when there are none.
-	users int
-	idle  sync.Cond
-
-	// dead is why the AddressSpace was given up, if it was.
-	dead     error
-	released bool
+	threadsMu sync.Mutex
+	threads   map[int]*thread
 }
 
 func newAddressSpace() (*addressSpace, error) {
@@ -57,59 +46,15 @@ func newAddressSpace() (*addressSpace, error) {
 	if err != nil {
 		return nil, err
 	}
-	as := &addressSpace{zygote: zygote, pid: pid, spare: tid, threads: make(map[int]*thread)}
-	as.idle.L = &as.mu
-	return as, nil
+	return &addressSpace{Process: stub.NewProcess(zygote, pid, nil), spare: tid, threads: make(map[int]*thread)}, nil
 }
-
-// enter keeps the AddressSpace from being reaped until leave. It returns an error
-// if it was released or given up.
-func (as *addressSpace) enter() error {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if as.dead != nil {
-		return as.dead
-	}
-	as.users++
-	return nil
-}
-
-func (as *addressSpace) leave() {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	as.users--
-	if as.users == 0 {
-		as.idle.Broadcast()
-	}
-}
-
-// fail gives the AddressSpace up because of err, unless it was before, and
-// returns the reason.
-func (as *addressSpace) fail(err error) error {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if as.dead == nil {
-		as.dead = err
-	}
-	as.kill()
-	return as.dead
-}
-
-func (as *addressSpace) isDead() bool {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	return as.dead != nil
-}
-
-// kill kills the stub process: nothing that we wait for in it goes on for long.
-func (as *addressSpace) kill() { stub.Kill(as.pid) }
 
 // thread returns the thread that belongs to self, the calling OS thread, to which
-// the goroutine must be locked. The caller is between enter and leave.
+// the goroutine must be locked. The caller is between Enter and Leave.
 func (as *addressSpace) thread(self int) (*thread, error) {
-	as.mu.Lock()
+	as.threadsMu.Lock()
 	t := as.threads[self]
-	as.mu.Unlock()
+	as.threadsMu.Unlock()
 	if t != nil {
 		if as.spareWanted.CompareAndSwap(true, false) {
 			as.spareMu.Lock()
@@ -123,13 +68,13 @@ func (as *addressSpace) thread(self int) (*thread, error) {
 	if as.spare == 0 {
 		// Somebody who has a thread will try again.
 		as.spareWanted.Store(true)
-		return nil, fmt.Errorf("clone of a thread in stub process %d: %w: raise RLIMIT_NPROC (ulimit -u) or the pids limit of the control group (pids.max)", as.pid, unix.EAGAIN)
+		return nil, fmt.Errorf("clone of a thread in stub process %d: %w: raise RLIMIT_NPROC (ulimit -u) or the pids limit of the control group (pids.max)", as.PID, unix.EAGAIN)
 	}
 	t, err := as.attach(as.spare, func(t *thread) {
 		as.spare = 0
-		as.mu.Lock()
+		as.threadsMu.Lock()
 		as.threads[self] = t
-		as.mu.Unlock()
+		as.threadsMu.Unlock()
 	})
 	if err != nil {
 		return nil, err
@@ -144,10 +89,10 @@ func (as *addressSpace) newSpare(t *thread) error {
 	if err := t.setSignalMask(^uint64(0)); err != nil {
 		return err
 	}
-	tid, err := t.call(as.zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
+	tid, err := t.call(as.Zygote.Layout.Clone, unix.SYS_CLONE, cloneThread)
 	if err == nil {
 		as.spare = int(tid)
-	} else if !errors.As(err, new(unix.Errno)) || as.isDead() {
+	} else if !errors.As(err, new(unix.Errno)) || as.Err() != nil {
 		return err
 	}
 	return t.setSignalMask(0)
@@ -164,14 +109,14 @@ func (as *addressSpace) call(nr uintptr, args ...uintptr) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.call(as.zygote.Layout.Call, nr, args...)
+	_, err = t.call(as.Zygote.Layout.Call, nr, args...)
 	return err
 }
 
 // checkRange returns an error unless applications may map [addr, addr+length).
 func (as *addressSpace) checkRange(addr hostarch.Addr, length uint64) error {
 	ar, ok := addr.ToRange(length)
-	if !ok || length == 0 || !ar.IsPageAligned() || ar.Start < platform.SystemMMapMinAddr() || ar.End > hostarch.Addr(as.zygote.Layout.Start) {
+	if !ok || length == 0 || !ar.IsPageAligned() || ar.Start < platform.SystemMMapMinAddr() || ar.End > hostarch.Addr(as.Zygote.Layout.Start) {
 		return fmt.Errorf("%#x bytes at %v: not whole pages that an application can have: %w", length, addr, unix.EINVAL)
 	}
 	return nil
@@ -185,15 +130,15 @@ func (as *addressSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.Fil
 	if err := as.checkRange(addr, fr.Length()); err != nil {
 		return fmt.Errorf("MapFile: %w", err)
 	}
-	if err := as.enter(); err != nil {
+	if err := as.Enter(); err != nil {
 		return fmt.Errorf("MapFile: %w", err)
 	}
-	defer as.leave()
+	defer as.Leave()
 	flags := unix.MAP_SHARED | unix.MAP_FIXED
 	if precommit {
 		flags |= unix.MAP_POPULATE
 	}
-	err := as.zygote.WithFile(f, func(num int) error {
+	err := as.Zygote.WithFile(f, func(num int) error {
 		return as.call(unix.SYS_MMAP, uintptr(addr), uintptr(fr.Length()), uintptr(at.Prot()), uintptr(flags), uintptr(num), uintptr(fr.Start))
 	})
 	if err == nil {
@@ -202,44 +147,36 @@ func (as *addressSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.Fil
 	if errors.Is(err, unix.ENOMEM) {
 		err = fmt.Errorf("%w: raise sysctl vm.max_map_count or RLIMIT_AS (ulimit -v), or give the host more memory", err)
 	}
-	return fmt.Errorf("MapFile: mmap of %#x bytes at %v with access %v in stub process %d: %w", fr.Length(), addr, at, as.pid, err)
+	return fmt.Errorf("MapFile: mmap of %#x bytes at %v with access %v in stub process %d: %w", fr.Length(), addr, at, as.PID, err)
 }
 
 // Unmap implements platform.AddressSpace.Unmap.
 func (as *addressSpace) Unmap(addr hostarch.Addr, length uint64) {
-	if as.enter() != nil {
+	if as.Enter() != nil {
 		return // Nothing runs in it any more.
 	}
-	defer as.leave()
+	defer as.Leave()
 	err := as.checkRange(addr, length)
 	if err == nil {
 		err = as.call(unix.SYS_MUNMAP, uintptr(addr), uintptr(length))
 	}
 	if err != nil {
-		as.fail(fmt.Errorf("munmap of %#x bytes at %v in stub process %d: %w", length, addr, as.pid, err))
+		as.Fail(fmt.Errorf("munmap of %#x bytes at %v in stub process %d: %w", length, addr, as.PID, err))
 	}
 }
 
 // Release implements platform.AddressSpace.Release.
 func (as *addressSpace) Release() {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if as.released {
+	first, _ := as.Retire()
+	if !first {
 		return
 	}
-	as.released = true
-	if as.dead == nil {
-		as.dead = fmt.Errorf("the AddressSpace was released: %w", unix.ESRCH)
-	}
-	as.kill()
-	for as.users > 0 {
-		as.idle.Wait()
-	}
+	as.Kill()
 	for _, t := range as.threads {
 		t.reap()
 	}
 	// Only now can the process go.
-	as.zygote.Release(as.pid)
+	as.Reap()
 }
 
 // PreFork implements platform.AddressSpace.PreFork.

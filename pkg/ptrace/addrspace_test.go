@@ -93,7 +93,7 @@ func TestTracerThreadEnds(t *testing.T) {
 func TestMapFileArguments(t *testing.T) {
 	m := newManager(t, syscallLoop)
 	f := newMemFile(t, 1<<20)
-	limit := hostarch.Addr(m.as.(*addressSpace).zygote.Layout.Start)
+	limit := hostarch.Addr(m.as.(*addressSpace).Zygote.Layout.Start)
 	const page = hostarch.PageSize
 	for name, test := range map[string]struct {
 		addr hostarch.Addr
@@ -139,7 +139,7 @@ func TestUnmapFails(t *testing.T) {
 func TestMapFileNoMemory(t *testing.T) {
 	m := newManager(t, syscallLoop)
 	as := m.as.(*addressSpace)
-	if err := unix.Prlimit(as.pid, unix.RLIMIT_AS, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}, nil); err != nil {
+	if err := unix.Prlimit(as.PID, unix.RLIMIT_AS, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}, nil); err != nil {
 		t.Fatal(err)
 	}
 	err := as.MapFile(1<<30, newMemFile(t, 1<<30), memmap.FileRange{End: 1 << 30}, hostarch.Read, false)

@@ -273,7 +273,7 @@ func (t *thread) fault(c *threadContext, ac *arch.Context64, sig unix.Signal, in
 			break
 		}
 		off += size
-		if sp+off >= t.as.zygote.Layout.SignalStack[1] {
+		if sp+off >= t.as.Zygote.Layout.SignalStack[1] {
 			break
 		}
 	}

@@ -64,10 +64,10 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 	if !ok {
 		return nil, hostarch.NoAccess, contextError(fmt.Errorf("Switch in an AddressSpace of another platform, or none: %w", unix.EINVAL))
 	}
-	if err := as.enter(); err != nil {
+	if err := as.Enter(); err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
-	defer as.leave()
+	defer as.Leave()
 	self := c.osThread
 	if self == 0 {
 		runtime.LockOSThread()
@@ -78,7 +78,7 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 	if err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
-	c.pid, c.tid = as.pid, t.tid
+	c.pid, c.tid = as.PID, t.tid
 	if !c.forwarder.Enable(c) {
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 	}

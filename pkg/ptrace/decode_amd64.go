@@ -134,7 +134,7 @@ const maxInstruction = 15
 // decodeFault is the way to a page fault's error code that takes two reads of
 // memory instead of a signal frame. known is false when it does not lead there.
 func (t *thread) decodeFault(r *arch.Registers, addr uint64) (code uint64, known bool) {
-	if addr-r.Rip < maxInstruction || addr >= uint64(t.as.zygote.Layout.Start) {
+	if addr-r.Rip < maxInstruction || addr >= uint64(t.as.Zygote.Layout.Start) {
 		return 0, false // the fetch of the instruction, perhaps
 	}
 	var b [16]byte

@@ -39,7 +39,7 @@ func (t *thread) writeFrame(sig unix.Signal) (sp uintptr, err error) {
 	if err := getRegs(t.tid, &regs); err != nil {
 		return 0, t.fail("reading the general registers", err)
 	}
-	l := &t.as.zygote.Layout
+	l := &t.as.Zygote.Layout
 	sp = stackPointer(&regs)
 	if instructionPointer(&regs) != l.Handler || sp < l.SignalStack[0] || sp >= l.SignalStack[1] {
 		return 0, t.fail("writing a signal frame", unix.ENOMEM)

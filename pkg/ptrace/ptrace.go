@@ -101,13 +101,13 @@ func (p *ptrace) probe() error {
 		return err
 	}
 	defer as.Release()
-	p.maxUserAddr = hostarch.Addr(as.zygote.Layout.Start)
+	p.maxUserAddr = hostarch.Addr(as.Zygote.Layout.Start)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := as.enter(); err != nil {
+	if err := as.Enter(); err != nil {
 		return err
 	}
-	defer as.leave()
+	defer as.Leave()
 	t, err := as.thread(unix.Gettid())
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func (p *ptrace) NewAddressSpace(any) (platform.AddressSpace, <-chan struct{}, e
 	if err != nil {
 		return nil, nil, err
 	}
-	if end := hostarch.Addr(as.zygote.Layout.Start); end < p.maxUserAddr {
+	if end := hostarch.Addr(as.Zygote.Layout.Start); end < p.maxUserAddr {
 		// A new zygote, after the death of one, that came to lie lower.
 		as.Release()
 		return nil, nil, fmt.Errorf("new stub processes end at %v, and the platform promised %v: %w", end, p.maxUserAddr, unix.ENOMEM)

@@ -30,10 +30,10 @@ func (c *threadContext) pullRegs() error {
 		return nil
 	}
 	c.lazy.regs = nil
-	if err := t.as.enter(); err != nil {
+	if err := t.as.Enter(); err != nil {
 		return err
 	}
-	defer t.as.leave()
+	defer t.as.Leave()
 	if err := t.leaveSyscall(); err != nil {
 		return err
 	}
@@ -62,10 +62,10 @@ func (c *threadContext) pullFP() error {
 		return nil
 	}
 	c.lazy.fp = nil
-	if err := t.as.enter(); err != nil {
+	if err := t.as.Enter(); err != nil {
 		return err
 	}
-	defer t.as.leave()
+	defer t.as.Leave()
 	if err := getFP(t.tid, c.ac.FloatingPointData()); err != nil {
 		return t.fail("reading the floating point state", err)
 	}

@@ -38,9 +38,9 @@ const seizeOptions = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD
 // wrong, and stops it.
 func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, error) {
 	if err := seize(tid); err != nil {
-		err = fmt.Errorf("ptrace(PTRACE_SEIZE) of thread %d of stub process %d: %w", tid, as.pid, err)
+		err = fmt.Errorf("ptrace(PTRACE_SEIZE) of thread %d of stub process %d: %w", tid, as.PID, err)
 		if errors.Is(err, unix.ESRCH) {
-			return nil, as.fail(err)
+			return nil, as.Fail(err)
 		}
 		return nil, fmt.Errorf("%w: allow ptrace(2) in the seccomp filter or security module, set sysctl kernel.yama.ptrace_scope to 0 or 1, and let no debugger follow our children (strace -f)", err)
 	}
@@ -53,7 +53,7 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 	if _, err := t.wait(); err != nil {
 		return nil, err
 	}
-	l := &as.zygote.Layout
+	l := &as.Zygote.Layout
 	var regs arch.Registers
 	if err := getRegs(tid, &regs); err != nil {
 		return nil, t.fail("reading the general registers", err)
@@ -93,18 +93,18 @@ func (t *thread) setSignalMask(mask uint64) error {
 func (t *thread) fail(op string, err error) error {
 	if errors.Is(err, unix.ESRCH) && op != "wait4" {
 		// It is dying, and wait says of what.
-		t.as.kill()
+		t.as.Kill()
 		if _, werr := t.wait(); werr != nil {
 			return werr
 		}
 	}
-	return t.as.fail(fmt.Errorf("%s of stub process %d: %w", op, t.as.pid, err))
+	return t.as.Fail(fmt.Errorf("%s of stub process %d: %w", op, t.as.PID, err))
 }
 
 // wait waits until the thread stops.
 func (t *thread) wait() (unix.WaitStatus, error) {
 	if t.gone {
-		return 0, t.as.fail(fmt.Errorf("stub process %d has died: %w", t.as.pid, unix.ESRCH))
+		return 0, t.as.Fail(fmt.Errorf("stub process %d has died: %w", t.as.PID, unix.ESRCH))
 	}
 	status, err := wait4(t.tid)
 	switch {
@@ -115,10 +115,7 @@ func (t *thread) wait() (unix.WaitStatus, error) {
 		return status, nil
 	}
 	t.gone = true
-	if status.Signaled() {
-		return 0, t.as.fail(fmt.Errorf("stub process %d was killed by %v: %w", t.as.pid, status.Signal(), unix.ESRCH))
-	}
-	return 0, t.as.fail(fmt.Errorf("stub process %d exited with status %d: %w", t.as.pid, status.ExitStatus(), unix.ESRCH))
+	return 0, t.as.FailKilled(status)
 }
 
 // reap waits for the thread's end. Any OS thread may call it once the stub process

@@ -44,7 +44,7 @@ func Shared() (*Zygote, error) { return SharedWith(nil) }
 func SharedWith(text []byte) (*Zygote, error) {
 	shared.Lock()
 	defer shared.Unlock()
-	if z := shared.zygotes[string(text)]; z != nil && z.alive() {
+	if z := shared.zygotes[string(text)]; z != nil && z.Alive() {
 		return z, nil
 	}
 	z, err := startWith(text)
@@ -179,7 +179,9 @@ func hint(err error) string {
 	return ""
 }
 
-func (z *Zygote) alive() bool {
+// Alive returns false if the zygote is gone: there are no new stubs then, and no
+// files for the old ones.
+func (z *Zygote) Alive() bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if z.dead != nil {

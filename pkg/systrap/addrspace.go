@@ -27,6 +27,7 @@ type addressSpace struct {
 	platform.NoAddressSpaceIO
 
 	zygote *stub.Zygote
+	proc   *stub.Process
 	pid    int
 	at     layout
 	mem    *memory
@@ -50,16 +51,10 @@ type addressSpace struct {
 	// gone says that the AddressSpace was released or given up.
 	gone atomic.Bool
 
+	// mu is taken after those of proc.
 	mu sync.Mutex
 	// threads are all that were made, idle those that no Context has.
 	threads, idle []*thread
-	// users is the number of goroutines between enter and leave, quiet is signalled
-	// when there are none.
-	users int
-	quiet sync.Cond
-	// dead is why the AddressSpace was given up, if it was.
-	dead     error
-	released bool
 }
 
 // cloneThread are the flags of a new thread of a stub.
@@ -89,7 +84,6 @@ func newAddressSpace() (*addressSpace, error) {
 	}
 	extra := zygote.Layout.Extra
 	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile, cpu: anyCPU}
-	as.quiet.L = &as.mu
 	as.at.ro = zygote.Layout.Start - roSize
 	as.at.hint = as.at.ro - pageSize
 	as.at.slots = as.at.hint&^(slotSize-1) - maxSlots*slotSize
@@ -104,8 +98,9 @@ func newAddressSpace() (*addressSpace, error) {
 		mem.dropRef()
 		return nil, err
 	}
+	as.proc = stub.NewProcess(zygote, as.pid, as.killed)
 	if err := as.start(num); err != nil {
-		as.Release()
+		as.destroy()
 		return nil, fmt.Errorf("starting stub process %d: %w", as.pid, err)
 	}
 	return as, nil
@@ -164,45 +159,16 @@ var handledSignals = []unix.Signal{
 	unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.Signal(platform.SignalInterrupt),
 }
 
-// enter keeps the AddressSpace from being reaped until leave. It returns an error
-// if it was released or given up.
-func (as *addressSpace) enter() error {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if as.dead != nil {
-		return as.dead
-	}
-	as.users++
-	return nil
-}
+// enter, leave and fail are those of stub.Process.
+func (as *addressSpace) enter() error         { return as.proc.Enter() }
+func (as *addressSpace) leave()               { as.proc.Leave() }
+func (as *addressSpace) fail(err error) error { return as.proc.Fail(err) }
 
-func (as *addressSpace) leave() {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	as.users--
-	if as.users == 0 {
-		as.quiet.Broadcast()
-	}
-}
-
-// fail gives the AddressSpace up because of err, unless it was before, and
-// returns the reason.
-func (as *addressSpace) fail(err error) error {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if as.dead == nil {
-		as.dead = err
-	}
-	as.abandon()
-	return as.dead
-}
-
-// abandon kills the stub and wakes those who wait for it. as.dead is set.
-//
-// Preconditions: as.mu is held.
-func (as *addressSpace) abandon() {
+// killed wakes those who wait for the stub, which was killed.
+func (as *addressSpace) killed() {
 	as.gone.Store(true)
-	stub.Kill(as.pid)
+	as.mu.Lock()
+	defer as.mu.Unlock()
 	for _, t := range as.threads {
 		t.word.Abort()
 	}
@@ -212,23 +178,14 @@ func (as *addressSpace) abandon() {
 // check returns an error if the AddressSpace was given up, or if it must be since
 // the stub has died.
 func (as *addressSpace) check() error {
-	as.mu.Lock()
-	dead := as.dead
-	as.mu.Unlock()
-	if dead != nil {
-		return dead
+	if err := as.proc.Err(); err != nil {
+		return err
 	}
-	ended, code, status := hasEnded(as.pid)
-	switch {
-	case !ended:
-		return nil
-	case code == cldExited:
-		return as.fail(fmt.Errorf("stub process %d exited with status %d: %w", as.pid, status, unix.ESRCH))
+	if ended, status := hasEnded(as.pid); ended {
+		return as.proc.FailKilled(status)
 	}
-	return as.fail(fmt.Errorf("stub process %d was killed by %v: %w", as.pid, unix.Signal(status), unix.ESRCH))
+	return nil
 }
-
-const cldExited = 1 // CLD_EXITED (asm-generic/siginfo.h)
 
 // hintWord is what the system call thread writes when it has done a request. The
 // application can write it, too.
@@ -257,7 +214,10 @@ func (e *callError) Unwrap() error { return e.errno }
 // do makes system calls of the host in the stub, until one fails, and returns the
 // low 31 bits of the last one's result. The error is a callError when a call
 // failed; otherwise the AddressSpace was given up.
-func (as *addressSpace) do(calls ...call) (int, error) {
+func (as *addressSpace) do(calls ...call) (int, error) { return as.doWithin(0, calls...) }
+
+// doWithin is do that gives up after a time, if that is not 0.
+func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, error) {
 	as.reqMu.Lock()
 	defer as.reqMu.Unlock()
 	m := as.mem
@@ -279,7 +239,7 @@ func (as *addressSpace) do(calls ...call) (int, error) {
 	request := word32(m.region, requestSeq)
 	request.Store(as.seq)
 	sysmsg.FutexWake(request)
-	r, err := as.await(before)
+	r, err := as.await(before, timeout)
 	if err != nil || r >= 0 {
 		return int(r), err
 	}
@@ -318,13 +278,13 @@ func (as *addressSpace) unfollow() {
 	}
 }
 
-// await waits for the result of the last request; before is the number of the one
-// before it.
+// await waits for the result of the last request, for some time if timeout is not
+// 0; before is the number of the one before it.
 //
 // Preconditions: as.reqMu is held.
-func (as *addressSpace) await(before uint32) (int32, error) {
+func (as *addressSpace) await(before uint32, timeout time.Duration) (int32, error) {
 	hint := as.hintWord()
-	for {
+	for start := time.Now(); ; {
 		v := hint.Load()
 		if v == as.seq {
 			break
@@ -343,6 +303,9 @@ func (as *addressSpace) await(before uint32) (int32, error) {
 			}
 			if err := as.check(); err != nil {
 				return 0, err
+			}
+			if timeout > 0 && time.Since(start) > timeout {
+				return 0, fmt.Errorf("stub process %d does not answer: %w", as.pid, unix.ETIMEDOUT)
 			}
 		}
 	}
@@ -453,26 +416,6 @@ func (as *addressSpace) Unmap(addr hostarch.Addr, length uint64) {
 	if err != nil {
 		as.fail(fmt.Errorf("munmap of %#x bytes at %v in stub process %d: %w", length, addr, as.pid, err))
 	}
-}
-
-// Release implements platform.AddressSpace.Release.
-func (as *addressSpace) Release() {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if as.released {
-		return
-	}
-	as.released = true
-	if as.dead == nil {
-		as.dead = fmt.Errorf("the AddressSpace was released: %w", unix.ESRCH)
-	}
-	as.abandon()
-	for as.users > 0 {
-		as.quiet.Wait()
-	}
-	as.dropFile()
-	as.zygote.Release(as.pid)
-	as.mem.dropRef()
 }
 
 // PreFork implements platform.AddressSpace.PreFork.

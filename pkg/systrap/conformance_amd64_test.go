@@ -43,7 +43,7 @@ func constructor(tb testing.TB) platform.Constructor {
 }
 
 func TestConformance(t *testing.T) {
-	platformtest.Run(t, platformtest.Config{Constructor: constructor(t)})
+	platformtest.Run(t, platformtest.Config{Constructor: constructor(t), Stubs: systrap.StubsOf})
 }
 
 // It needs no privilege, no ptrace(2), and no second CPU.

@@ -94,7 +94,7 @@ func (p *systrap) probe() error {
 	if err := seccomp.Probe(seccomp.FeatureFilter); err != nil {
 		return err
 	}
-	as, err := newAddressSpace()
+	as, err := stubs.take()
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (p *systrap) MaxUserAddress() hostarch.Addr { return p.maxUserAddr }
 
 // NewAddressSpace implements platform.Platform.NewAddressSpace.
 func (p *systrap) NewAddressSpace(any) (platform.AddressSpace, <-chan struct{}, error) {
-	as, err := newAddressSpace()
+	as, err := stubs.take()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -20,17 +20,21 @@ type waitInfo struct {
 	_                  [100]byte
 }
 
-// hasEnded reports whether the child pid, which was not reaped, has ended; status
-// is its exit status or, if code says so, the signal that killed it.
-func hasEnded(pid int) (ended bool, code, status int32) {
+// hasEnded reports whether the child pid, which was not reaped, has ended, with a
+// status as wait4(2) has it.
+func hasEnded(pid int) (ended bool, status unix.WaitStatus) {
 	var info waitInfo
 	const pPID = 1
 	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)),
 		unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
 	if errno != 0 {
-		return true, 0, 0 // There is no such child.
+		return true, 0 // There is no such child.
 	}
-	return info.pid != 0, info.code, info.status
+	const cldExited = 1 // CLD_EXITED (asm-generic/siginfo.h)
+	if info.code == cldExited {
+		return info.pid != 0, unix.WaitStatus(info.status << 8)
+	}
+	return info.pid != 0, unix.WaitStatus(info.status)
 }
 
 // isStopped reports whether the child pid was stopped by a signal.
