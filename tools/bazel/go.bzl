@@ -20,7 +20,7 @@ _ARCH = {
     "arch-arm64": "@platforms//cpu:aarch64",
 }
 
-def go_test(name, tags = [], exec_properties = {}, target_compatible_with = [], **kwargs):
+def go_test(name, tags = [], exec_properties = {}, target_compatible_with = [], visibility = ["//test/qemu:__pkg__"], **kwargs):
     """rules_go's go_test, which also turns tags into properties and constraints.
 
     Args:
@@ -29,6 +29,7 @@ def go_test(name, tags = [], exec_properties = {}, target_compatible_with = [], 
         architectures become constraints on the target platform.
       exec_properties: more of them.
       target_compatible_with: more of them.
+      visibility: by default, what runs tests in emulated machines.
       **kwargs: passed on.
     """
     _go_test(
@@ -36,6 +37,7 @@ def go_test(name, tags = [], exec_properties = {}, target_compatible_with = [], 
         exec_properties = {"test." + t: "true" for t in tags if t in _NEEDS} | exec_properties,
         tags = tags,
         target_compatible_with = [_ARCH[t] for t in tags if t in _ARCH] + target_compatible_with,
+        visibility = visibility,
         **kwargs
     )
 
@@ -95,3 +97,32 @@ def multiarch_go_binary(name, target, visibility = None):
         srcs = binaries,
         visibility = visibility,
     )
+
+def _for_platform_impl(_settings, attr):
+    return {"//command_line_option:platforms": str(attr.platform)}
+
+_for_platform = transition(
+    implementation = _for_platform_impl,
+    inputs = [],
+    outputs = ["//command_line_option:platforms"],
+)
+
+def _programs_for_impl(ctx):
+    files = []
+    for target, name in ctx.attr.programs.items():
+        file = ctx.actions.declare_file(ctx.label.name + "/" + name)
+        ctx.actions.symlink(output = file, target_file = target[DefaultInfo].files_to_run.executable, is_executable = True)
+        files.append(file)
+    return DefaultInfo(files = depset(files), runfiles = ctx.runfiles(files))
+
+programs_for = rule(
+    implementation = _programs_for_impl,
+    attrs = {
+        "platform": attr.label(doc = "what they are built for"),
+        "programs": attr.label_keyed_string_dict(
+            cfg = _for_platform,
+            doc = "executables, tests among them, and their names in the folder",
+        ),
+    },
+    doc = "A folder of executables that are built for one platform, whatever the rest is built for.",
+)
