@@ -6,7 +6,11 @@
 // beyond asking for the page size, nor know anything of platforms.
 package hostarch
 
-import "os"
+import (
+	"fmt"
+	"os"
+	"syscall"
+)
 
 // PageSize and PageShift describe the base page of this architecture's
 // application ABI, in bytes. Ringfence supports hosts whose page size equals
@@ -23,6 +27,17 @@ const (
 
 // HostPageSize returns the page size of the running kernel, in bytes.
 func HostPageSize() int { return os.Getpagesize() }
+
+// CheckPageSize returns an error, which wraps ENOTSUP, if the running kernel's pages
+// are not those of applications: arm64 kernels may have pages of 16 or 64 KiB.
+func CheckPageSize() error { return checkPageSize(HostPageSize()) }
+
+func checkPageSize(host int) error {
+	if host == PageSize {
+		return nil
+	}
+	return fmt.Errorf("the kernel's pages have %d KiB, an application's %d: boot a kernel with pages of %d KiB: %w", host>>10, PageSize>>10, PageSize>>10, syscall.ENOTSUP)
+}
 
 // AccessType says in which ways memory is accessed, or may be.
 type AccessType struct {

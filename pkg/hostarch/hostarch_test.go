@@ -1,7 +1,10 @@
 package hostarch
 
 import (
+	"errors"
 	"math"
+	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +18,15 @@ func TestPageSize(t *testing.T) {
 	}
 	if 1<<PageShift != PageSize || 1<<HugePageShift != HugePageSize || PageMask != PageSize-1 {
 		t.Error("sizes, shifts and masks do not agree")
+	}
+}
+
+func TestCheckPageSize(t *testing.T) {
+	if err := checkPageSize(PageSize); err != nil {
+		t.Error(err)
+	}
+	if err := checkPageSize(16 << 10); !errors.Is(err, syscall.ENOTSUP) || !strings.Contains(err.Error(), "16 KiB") || !strings.Contains(err.Error(), "boot a kernel") {
+		t.Errorf("16 KiB: %v", err)
 	}
 }
 

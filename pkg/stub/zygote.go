@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 // Zygote is the process off which stubs are cloned. It is safe for concurrent
@@ -74,6 +76,9 @@ const startAttempts = 3
 func Start() (*Zygote, error) { return startWith(nil) }
 
 func startWith(text []byte) (*Zygote, error) {
+	if err := hostarch.CheckPageSize(); err != nil {
+		return nil, err
+	}
 	var last error
 	for _, taskEnd := range taskEnds {
 		// As high as can be, or, where the stack is always at the end because
