@@ -198,3 +198,18 @@ func TestARM64(t *testing.T) {
 	}
 	g.run(t)
 }
+
+// A kernel with larger pages than applications expect: an error that says so.
+func TestARM64Pages16K(t *testing.T) {
+	g := guest{Machine: machine.Machine{Arch: "arm64", Kernel: "linux-image-arm64-16k"}}
+	ringfence := g.install(t, "cmd/ringfence")
+	for _, platform := range []string{"ptrace", "auto"} {
+		g.programs = append(g.programs, program{
+			name:    platform,
+			Program: machine.Program{Argv: []string{ringfence, "run", "--platform=" + platform, "--", "/bin/true"}, Timeout: time.Minute},
+			status:  125,
+			output:  "the kernel's pages have 16 KiB, an application's 4: boot a kernel with pages of 4 KiB",
+		})
+	}
+	g.run(t)
+}
