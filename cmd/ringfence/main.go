@@ -22,6 +22,7 @@ type command struct {
 // commands are the sub-commands in the order in which help lists them.
 var commands = []command{
 	{"run", "run a program in a sandbox", runMain},
+	{"bench", "measure what a sandbox costs here", benchMain},
 	{"seccomp", "show the filters that confine ringfence itself", seccompMain},
 	{"version", "print the version", versionMain},
 }

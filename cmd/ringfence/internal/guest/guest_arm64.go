@@ -1,0 +1,11 @@
+package guest
+
+import "debug/elf"
+
+const (
+	machine    = elf.EM_AARCH64
+	saRestorer = 0
+)
+
+// textSymbols returns nothing: the program is written for amd64 only so far.
+func textSymbols() (s symbols) { return symbols{} }
