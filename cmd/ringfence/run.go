@@ -47,8 +47,10 @@ Options:
   --strict           end it at the first system call that is not supported
   --no-self-filter   let it run without the seccomp filter that confines ringfence
                      itself: for debugging only
-  --verbose          say which platform was chosen and why, and which system
-                     calls were not supported
+  --usertrap         replace system call instructions that it uses often by
+                     something faster
+  --verbose          say which platform was chosen and why, which system calls
+                     were not supported, and what of its code was replaced
   --help             print this
 
 The exit status is that of PROGRAM, or 128+N if signal N ended it. It is 127 if
@@ -81,7 +83,7 @@ func (l *list) Set(v string) error {
 type runOptions struct {
 	platform, root, cwd, hostname, traceFile string
 	write, clearEnv, trace, strict, verbose  bool
-	noSelfFilter                             bool
+	noSelfFilter, usertrap                   bool
 	binds, env                               list
 	argv                                     []string
 }
@@ -103,6 +105,7 @@ func parseRun(args []string) (*runOptions, error) {
 	fs.BoolVar(&o.trace, "trace", false, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
 	fs.BoolVar(&o.noSelfFilter, "no-self-filter", false, "")
+	fs.BoolVar(&o.usertrap, "usertrap", false, "")
 	fs.BoolVar(&o.verbose, "verbose", false, "")
 	fs.Var(&o.binds, "bind", "")
 	fs.Var(&o.env, "env", "")
@@ -227,9 +230,16 @@ func run(o *runOptions) (int, error) {
 	if config.Platform, _, err = sentry.NewPlatform(o.platform, verbose); err != nil {
 		return 0, err
 	}
+	patching, _ := config.Platform.(platform.TextPatching)
+	if patching != nil {
+		patching.SetTextPatching(o.usertrap)
+	}
 	result, err := sentry.Run(context.Background(), config)
 	for _, nr := range slices.Sorted(maps.Keys(result.Unknown)) {
 		verbose("system call %d (%s) is not supported; it was made %d times", nr, sysno.Native.Name(nr), result.Unknown[nr])
+	}
+	if patching != nil && o.usertrap {
+		reportPatches(patching.TextPatches(), verbose)
 	}
 	if err != nil {
 		return 0, err
@@ -238,4 +248,15 @@ func run(o *runOptions) (int, error) {
 		return 128 + int(result.Status.Signal()), nil
 	}
 	return result.Status.ExitStatus(), nil
+}
+
+// reportPatches says what the platform has patched, and what not.
+func reportPatches(p platform.TextPatches, verbose func(string, ...any)) {
+	verbose("%d system call instructions were replaced", p.Patched)
+	for _, why := range slices.Sorted(maps.Keys(p.Refused)) {
+		verbose("%d were not: %s", p.Refused[why], string(why))
+	}
+	for _, why := range slices.Sorted(maps.Keys(p.Stopped)) {
+		verbose("%d processes were to stay as they are: %s", p.Stopped[why], string(why))
+	}
 }

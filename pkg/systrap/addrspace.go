@@ -1,6 +1,7 @@
 package systrap
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
 	"github.com/ringfence/ringfence/pkg/stub"
 	"github.com/ringfence/ringfence/pkg/sysmsg"
+	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
 // addressSpace is a stub process. It implements platform.AddressSpace.
@@ -47,6 +49,11 @@ type addressSpace struct {
 	// stub has mapped.
 	growMu sync.Mutex
 	chunks int
+
+	// stats counts patches; nil if there must be none. table are the trampolines, once
+	// there may be some.
+	stats *usertrap.Stats
+	table atomic.Pointer[usertrap.Table]
 
 	// gone says that the AddressSpace was released or given up.
 	gone atomic.Bool
@@ -89,6 +96,7 @@ func newAddressSpace() (*addressSpace, error) {
 	as.at.slots = as.at.hint&^(slotSize-1) - maxSlots*slotSize
 	as.at.text, as.at.textEnd = extra, extra+uintptr(len(t.text))
 	as.at.entry, as.at.handler = extra, extra+t.handler
+	as.at.call, as.at.callArgs, as.at.makeCall, as.at.callEnd = extra+t.call, extra+t.callArgs, extra+t.makeCall, extra+t.callEnd
 	err = as.initRegion(num)
 	if err == nil {
 		as.pid, as.caller, err = zygote.ForkAt(as.at.entry, uint32(num))
@@ -432,7 +440,7 @@ func (as *addressSpace) probe() error {
 	ac := arch.New()
 	ac.SetIP(0)
 	ac.SetStack(math.MaxInt32)
-	info, _, err := c.switchIn(as, ac)
+	info, _, err := c.switchIn(context.Background(), nil, as, ac)
 	if err != platform.ErrContextSignal {
 		return fmt.Errorf("a thread that jumps to 0: %w", errors.Join(err, platform.ErrNotSupported))
 	}

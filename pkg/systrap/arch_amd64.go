@@ -3,6 +3,7 @@ package systrap
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -27,21 +28,23 @@ const (
 	stateStubSentryWaits = sysmsg.StubSentryWaits
 )
 
-// textSymbols returns where this program's linker has put the stubs' text.
-func textSymbols() (start, handler, end uintptr)
+// textAddresses are where this program's linker has put the stubs' text.
+type textAddresses struct{ start, handler, call, callArgs, makeCall, callEnd, end uintptr }
 
-// stubText is the text for stubs.
+func textSymbols() (s textAddresses)
+
+// stubText is the text for stubs, with offsets in it.
 type stubText struct {
-	text    []byte
-	handler uintptr // an offset
+	text                                       []byte
+	handler, call, callArgs, makeCall, callEnd uintptr
 }
 
 var textOf = sync.OnceValues(func() (stubText, error) {
-	start, handler, end := textSymbols()
-	if start >= handler || handler >= end {
-		return stubText{}, fmt.Errorf("stub text: the linker has put its parts out of order: %#x, %#x, %#x", start, handler, end)
+	s := textSymbols()
+	if order := []uintptr{s.start, s.handler, s.call, s.callArgs, s.makeCall, s.callEnd, s.end}; !slices.IsSorted(order) {
+		return stubText{}, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", order)
 	}
-	return stubText{readText(start, end), handler - start}, nil
+	return stubText{readText(s.start, s.end), s.handler - s.start, s.call - s.start, s.callArgs - s.start, s.makeCall - s.start, s.callEnd - s.start}, nil
 })
 
 // The signal frame (arch/x86/include/asm/sigframe.h, uapi/asm/sigcontext.h).
@@ -57,7 +60,7 @@ const (
 	ucMask    = ucContext + 256
 
 	scRegs    = 0
-	scRax     = scRegs + 13*8
+	scRip     = scRegs + 16*8
 	scCS      = 144
 	scSS      = 150
 	scErr     = 152
@@ -123,6 +126,11 @@ func (t *thread) setHeader(off int, v uint64) {
 	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
 }
 
+// setHeader32 writes half a word of the header.
+func (t *thread) setHeader32(off int, v uint32) {
+	binary.LittleEndian.PutUint32(t.slot[stackSize+off:], v)
+}
+
 // frameAddr is the stack pointer at the handler's entry.
 func (t *thread) frameAddr() uint64 { return t.addr + uint64(theFrame.sp) }
 
@@ -153,9 +161,13 @@ const (
 	pfFetch = 1 << 4
 )
 
-// event reads the signal that the thread got, and its general registers. An error
-// says that the application has tampered with the slot.
-func (t *thread) event(c *threadContext, ac *arch.Context64) (event, error) {
+// event reads the signal that the thread got, or the call that it made, and its
+// general registers. An error says that the application has tampered with the
+// slot.
+func (t *thread) event(c *threadContext, r *arch.Registers) (event, error) {
+	if word32(t.slot, stackSize+headerKind).Load() == kindCall {
+		return t.callEvent(c, r), nil
+	}
 	f := &theFrame
 	if sp := t.header(headerSP); sp != t.frameAddr() {
 		return event{}, fmt.Errorf("stub process %d has a signal frame at %#x instead of %#x: %w", t.as.pid, sp, t.frameAddr(), unix.EPROTO)
@@ -168,15 +180,19 @@ func (t *thread) event(c *threadContext, ac *arch.Context64) (event, error) {
 	le := binary.LittleEndian
 	e.signo, e.code = int32(le.Uint32(e.info[0:])), int32(le.Uint32(e.info[8:]))
 	e.fault = arch.FaultInfo{TrapNo: le.Uint64(sc[scTrapNo:]), ErrorCode: le.Uint64(sc[scErr:]), Addr: le.Uint64(sc[scCR2:])}
-	r := &ac.Regs
 	for i, r := range scRegisters(r) {
 		*r = le.Uint64(sc[scRegs+8*i:])
 	}
 	r.Cs, r.Ss = uint64(le.Uint16(sc[scCS:])), uint64(le.Uint16(sc[scSS:]))
 	r.Ds, r.Es, r.Fs, r.Gs = 0, 0, 0, 0
 	r.Fs_base, r.Gs_base = t.header(headerFS), t.header(headerGS)
+	if r.Gs_base == t.headerAddr() {
+		r.Gs_base = 0
+	}
 	r.Orig_rax = noSyscall
+	answered := c.known
 	c.known = *r
+	t.settle(&e, r, &answered)
 	return e, nil
 }
 
@@ -251,7 +267,7 @@ func (t *thread) putChangedRegs(known, regs *arch.Registers) {
 		t.setHeader(headerFS, regs.Fs_base)
 	}
 	if known.Gs_base != regs.Gs_base {
-		t.setHeader(headerGS, regs.Gs_base)
+		t.setHeader(headerGS, t.gsBase(regs.Gs_base))
 	}
 	*known = *regs
 }
@@ -274,7 +290,7 @@ func (t *thread) putFrame(regs *arch.Registers) {
 	le.PutUint16(sc[scSS:], userDS)
 	le.PutUint64(sc[scFPState:], t.addr+uint64(f.fp))
 	t.setHeader(headerFS, regs.Fs_base)
-	t.setHeader(headerGS, regs.Gs_base)
+	t.setHeader(headerGS, t.gsBase(regs.Gs_base))
 }
 
 // putFP writes the floating point state. It returns false if no thread can have

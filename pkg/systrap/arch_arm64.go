@@ -17,8 +17,8 @@ import (
 const auditArch = unix.AUDIT_ARCH_AARCH64
 
 type stubText struct {
-	text    []byte
-	handler uintptr
+	text                                       []byte
+	handler, call, callArgs, makeCall, callEnd uintptr
 }
 
 func textOf() (stubText, error) { return stubText{}, checkCPU() }
@@ -29,7 +29,7 @@ func checkCPU() error {
 
 func (t *thread) frameAddr() uint64 { return 0 }
 
-func (t *thread) event(*threadContext, *arch.Context64) (event, error) {
+func (t *thread) event(*threadContext, *arch.Registers) (event, error) {
 	return event{}, platform.ErrNotSupported
 }
 
@@ -55,3 +55,11 @@ func (t *thread) getFP(arch.FPState) {}
 func (t *thread) checkFrame() error { return platform.ErrNotSupported }
 
 func (as *addressSpace) putAction([]byte) {}
+
+func (t *thread) answer(_, _ *arch.Registers) bool { return false }
+
+func (t *thread) leaveCall(*threadContext, *arch.Registers) (bool, error) {
+	return false, platform.ErrNotSupported
+}
+
+func wantsGS(*arch.Context64) bool { return false }

@@ -13,6 +13,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/platform/interrupt"
+	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
 // threadContext implements platform.Context.
@@ -37,6 +38,11 @@ type threadContext struct {
 	known   arch.Registers
 	inFrame bool
 	changed bool
+
+	// sites counts the system calls that could be patched; stopPatches says that
+	// nothing is to be patched in the thread's AddressSpace.
+	sites       usertrap.Counts
+	stopPatches atomic.Bool
 }
 
 // NotifyInterrupt implements interrupt.Receiver.
@@ -50,7 +56,7 @@ func (c *threadContext) NotifyInterrupt() {
 func (c *threadContext) Interrupt() { c.forwarder.NotifyInterrupt() }
 
 // Switch implements platform.Context.Switch.
-func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac *arch.Context64, _ int32) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (c *threadContext) Switch(ctx context.Context, mm platform.MemoryManager, ac *arch.Context64, _ int32) (*linux.SignalInfo, hostarch.AccessType, error) {
 	if c.late {
 		c.late = false
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
@@ -59,22 +65,25 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 	if !ok {
 		return nil, hostarch.NoAccess, contextError(fmt.Errorf("Switch in an AddressSpace of another platform, or none: %w", unix.EINVAL))
 	}
-	return c.switchIn(as, ac)
+	return c.switchIn(ctx, mm, as, ac)
 }
 
 // switchIn is Switch in as.
-func (c *threadContext) switchIn(as *addressSpace, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (c *threadContext) switchIn(ctx context.Context, mm platform.MemoryManager, as *addressSpace, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
 	if err := as.enter(); err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
 	defer as.leave()
+	if err := as.preparePatches(ctx, mm, c, ac); err != nil {
+		return nil, hostarch.NoAccess, contextError(err)
+	}
 	if err := c.bind(as); err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
 	if !c.forwarder.Enable(c) {
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 	}
-	info, at, err := c.run(ac)
+	info, at, err := c.run(ctx, mm, ac)
 	c.forwarder.Disable()
 	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
 	return info, at, err
@@ -99,7 +108,7 @@ func (c *threadContext) unbind() {
 	if c.thread == nil {
 		return
 	}
-	c.pullFP()
+	c.pull() // an error shows where the state is used
 	c.thread.as.putIdle(c.thread)
 	c.thread = nil
 }
@@ -112,34 +121,72 @@ func contextError(err error) error {
 }
 
 // run runs the thread with the state ac until the Sentry must see it.
-func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (c *threadContext) run(ctx context.Context, mm platform.MemoryManager, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
 	t := c.thread
-	if !c.load(ac) {
-		// As rt_sigreturn(2) does with a state that no thread can have.
-		return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
-	}
 	for {
+		if t.called && !c.answer(ac) {
+			regs := &ac.Regs
+			if c.changed || c.ac != ac {
+				regs = nil
+			}
+			interrupted, err := t.leaveCall(c, regs)
+			if err != nil {
+				c.inFrame = false
+				return nil, hostarch.NoAccess, contextError(err)
+			}
+			if interrupted {
+				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+			}
+		}
+		if !t.called && !c.load(ac) {
+			// As rt_sigreturn(2) does with a state that no thread can have.
+			return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
+		}
+	resume:
 		if err := t.resume(c); err != nil {
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(err)
 		}
-		e, err := t.event(c, ac)
+		e, err := t.event(c, &ac.Regs)
 		if err != nil {
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(t.as.fail(err))
 		}
 		c.inFrame = true
+		if e.call {
+			ac.Fault = arch.FaultInfo{}
+			return nil, hostarch.NoAccess, nil
+		}
 		if e.code <= 0 {
 			// Somebody sent it, if only to interrupt; SIGSYS and the others come from
 			// the kernel.
 			if c.sent.Swap(false) {
 				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 			}
+			if e.called { // and is about to return
+				c.known, t.called = ac.Regs, true
+			}
+			goto resume
+		}
+		// A trampoline may have to be mapped first.
+		fetch := unix.Signal(e.signo) == unix.SIGSEGV && !e.inCall
+		if e.early && !fetch && t.as.stopPatches(ctx, mm, usertrap.Trapped) {
+			// Without patches it does not happen, or somewhere else.
 			continue
+		}
+		if unix.Signal(e.signo) == unix.SIGILL {
+			if ip, ok := t.as.table.Load().Continue(ctx, mm, uint64(ac.IP())); ok {
+				ac.SetIP(uintptr(ip))
+				continue
+			}
 		}
 		switch unix.Signal(e.signo) {
 		case unix.SIGSYS:
-			return t.syscall(ac, &e)
+			info, at, err := t.syscall(ac, &e)
+			if err == nil {
+				c.patch(ctx, mm, t.as, ac)
+			}
+			return info, at, err
 		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP:
 			at := t.fault(ac, &e)
 			return e.signalInfo(), at, platform.ErrContextSignal
@@ -149,9 +196,20 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 	}
 }
 
+// answer answers a call, if that is all that there is to do.
+func (c *threadContext) answer(ac *arch.Context64) bool {
+	return !c.changed && c.ac == ac && c.thread.answer(&c.known, &ac.Regs)
+}
+
 // event is a signal as a thread has got it. The application may have forged all
 // of it.
 type event struct {
+	// call says that it is no signal but a call.
+	call bool
+	// called says that the thread was in a call, early that it was on its way
+	// there, from patched code, and inCall that it had left that.
+	called, early, inCall bool
+
 	signo, code int32
 	fault       arch.FaultInfo
 	info        [linux.SignalInfoSize]byte
@@ -186,21 +244,37 @@ func (c *threadContext) load(ac *arch.Context64) bool {
 	return true
 }
 
-// pullFP reads the floating point state if that is only in the frame.
-func (c *threadContext) pullFP() {
-	if !c.inFrame || c.changed {
-		return
+// pull completes ac, unless it is complete.
+func (c *threadContext) pull() error {
+	t := c.thread
+	if t == nil || !c.inFrame || c.changed {
+		return nil
 	}
-	c.thread.getFP(c.ac.FloatingPointData())
+	if t.called {
+		if err := t.as.enter(); err != nil {
+			return err
+		}
+		defer t.as.leave()
+		interrupted, err := t.leaveCall(c, &c.ac.Regs)
+		if err != nil {
+			return err
+		}
+		c.late = c.late || interrupted
+	}
+	t.getFP(c.ac.FloatingPointData())
 	// The frame still has the same.
+	return nil
 }
 
 // PullFullState implements platform.Context.PullFullState.
 func (c *threadContext) PullFullState(_ platform.AddressSpace, ac *arch.Context64) error {
-	if c.changed || c.ac != ac || c.thread == nil {
+	if c.ac != ac {
 		return nil
 	}
-	c.pullFP()
+	if err := c.pull(); err != nil {
+		c.inFrame = false
+		return contextError(err)
+	}
 	return nil
 }
 

@@ -18,7 +18,7 @@ const (
 	// with all that XCR0 can have is less than 13 KiB; of an ordinary one everything
 	// is in the slot's last page.
 	slotSize   = 32 << 10
-	headerSize = 64
+	headerSize = 256
 	stackSize  = slotSize - headerSize
 
 	// maxSlots bounds the Contexts that are live in one AddressSpace at a time.
@@ -27,12 +27,38 @@ const (
 	chunkSlots = 8
 	chunkSize  = chunkSlots * slotSize
 
-	// The header.
+	// The header, by cache lines. The first one goes to and fro with every call that
+	// is made without a signal (usertrap_amd64.go).
 	headerState = 0  // sysmsg.Word
 	headerSpin  = 4  // how often the stub looks at the word before it sleeps
-	headerSP    = 8  // where the signal frame is
-	headerFS    = 16 // segment bases, which a signal frame has not
-	headerGS    = 24
+	headerKind  = 8  // what the stub has given the slot away for
+	headerOrder = 12 // what the thread is to do after a call
+	headerRAX   = 16
+	headerRDI   = 24
+	headerRSI   = 32
+	headerRDX   = 40
+	headerR10   = 48
+	headerRIP   = 56
+
+	// The second one is only written when something in it changes.
+	headerR8  = 64
+	headerR9  = 72
+	headerRSP = 80
+
+	// Of the third one the Sentry reads a part after a signal alone.
+	headerReturn = 128 // where the thread goes on
+	headerFlags  = 136
+	headerSP     = 144 // where the signal frame is
+	headerFS     = 152 // segment bases, which a signal frame has not
+	headerGS     = 160
+
+	// Values of headerKind: a signal, and a call without one.
+	kindFrame = 0
+	kindCall  = 1
+
+	// Values of headerOrder: to return from the call, and to get a signal.
+	orderReturn = 0
+	orderTrap   = 1
 )
 
 // The read-only region. The first page is the request to the system call thread.
@@ -71,4 +97,8 @@ type layout struct {
 	ro, hint, slots uintptr
 	// entry is the system call thread's, handler that for signals; text is ours.
 	entry, handler, text, textEnd uintptr
+	// call is where patched code calls. From callArgs on flags may be lost; the call is
+	// made by the instruction at makeCall, and all behind it up to callEnd belongs to
+	// it.
+	call, callArgs, makeCall, callEnd uintptr
 }

@@ -28,6 +28,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/seccomp"
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
+	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
 // Name is the name under which the platform is registered.
@@ -75,8 +77,7 @@ func (constructor) PrecompiledSeccompInfo() []platform.SeccompInfo {
 	return []platform.SeccompInfo{seccompInfo{sysno.Native}}
 }
 
-// systrap implements platform.Platform. It has no state: all instances share a
-// zygote.
+// systrap implements platform.Platform. All instances share a zygote.
 type systrap struct {
 	platform.MMapMinAddr
 	platform.NoCPUPreemptionDetection
@@ -84,6 +85,10 @@ type systrap struct {
 	platform.UseHostGlobalMemoryBarrier
 
 	maxUserAddr hostarch.Addr
+
+	// patching says that applications' code may be patched; stats counts what was.
+	patching atomic.Bool
+	stats    usertrap.Stats
 }
 
 // probe finds out whether the host lets us do what we need.
@@ -127,6 +132,9 @@ func (p *systrap) NewAddressSpace(any) (platform.AddressSpace, <-chan struct{}, 
 		// A new zygote, after the death of one, that came to lie lower.
 		as.Release()
 		return nil, nil, fmt.Errorf("new stub processes end at %v, and the platform promised %v: %w", end, p.maxUserAddr, unix.ENOMEM)
+	}
+	if p.patching.Load() {
+		as.stats = &p.stats
 	}
 	return as, nil, nil
 }

@@ -139,6 +139,7 @@ child:
 	ORQ $(const_slotSize-1), BX
 	SUBQ $(const_headerSize-1), BX
 	XORL CX, CX
+	LEAQ ·resume(SB), R12
 	JMP ·await(SB)
 
 exit:
@@ -153,11 +154,33 @@ TEXT ·handler(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVQ SP, BX
 	ORQ $(const_slotSize-1), BX
 	SUBQ $(const_headerSize-1), BX
+	// A call without a signal may be under way: the slot is the Sentry's, and the
+	// signal has to wait until it is not, as it would in this handler.
+	MOVQ (const_frameUC+const_ucContext+const_scRip)(SP), AX
+	LEAQ ·event(SB), R12
+	LEAQ ·makeCall(SB), CX
+	CMPQ AX, CX
+	JLS event
+	LEAQ ·callEnd(SB), CX
+	CMPQ AX, CX
+	JCC event
+	LEAQ const_headerState(BX), DI // it may have been about to do so
+	MOVL $FUTEX_WAKE, SI
+	MOVL $ALL, DX
+	MOVL $SYS_futex, AX
+	SYSCALL
+	XORL CX, CX
+	JMP ·await(SB)
+event:
+	JMP R12
+
+TEXT ·event(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVQ SP, const_headerSP(BX)
 	RDFSBASEQ AX
 	MOVQ AX, const_headerFS(BX)
 	RDGSBASEQ AX
 	MOVQ AX, const_headerGS(BX)
+	MOVL $const_kindFrame, const_headerKind(BX)
 	MOVL const_headerSpin(BX), CX
 	MOVL $const_stateSentry, AX
 	XCHGL AX, const_headerState(BX)
@@ -171,10 +194,11 @@ TEXT ·handler(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	// Whom we have woken may need this CPU.
 	XORL CX, CX
 wait:
+	LEAQ ·resume(SB), R12
 	JMP ·await(SB)
 
-// Waits until the slot is the stub's, and runs the application. RBX is the header,
-// RCX how often to look before sleeping.
+// Waits until the slot is the stub's, and goes on at R12. RBX is the header, RCX
+// how often to look before sleeping.
 TEXT ·await(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 look:
 	MOVL const_headerState(BX), AX
@@ -204,6 +228,10 @@ sleep:
 changed:
 	CMPL AX, $const_stateSentryStubWaits
 	JEQ sleep
+	JMP R12
+
+// Runs the application.
+TEXT ·resume(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVQ const_headerFS(BX), AX
 	WRFSBASEQ AX
 	MOVQ const_headerGS(BX), AX
@@ -213,15 +241,123 @@ changed:
 	SYSCALL
 	UNDEF
 
+// A system call that the application makes without a signal: patched code comes
+// here. RCX is the address behind the system call instruction, R11 where to go
+// on; GS leads to the header. Everything but RAX, RCX and R11, flags included, is
+// as it was when the application goes on.
+TEXT ·call(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	MOVQ AX, const_headerRAX(GS)
+	LAHF
+	SETOS AX
+	MOVL AX, const_headerFlags(GS)
+	JMP ·callArgs(SB)
+
+TEXT ·callArgs(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	MOVQ DI, const_headerRDI(GS)
+	MOVQ SI, const_headerRSI(GS)
+	MOVQ DX, const_headerRDX(GS)
+	MOVQ R10, const_headerR10(GS)
+	MOVQ CX, const_headerRIP(GS)
+	MOVQ R11, const_headerReturn(GS)
+	CMPQ R8, const_headerR8(GS)
+	JNE more
+	CMPQ R9, const_headerR9(GS)
+	JNE more
+	CMPQ SP, const_headerRSP(GS)
+	JNE more
+made:
+	MOVL $const_kindCall, const_headerKind(GS)
+	MOVL $const_stateSentry, R11
+	JMP ·makeCall(SB)
+more:
+	MOVQ R8, const_headerR8(GS)
+	MOVQ R9, const_headerR9(GS)
+	MOVQ SP, const_headerRSP(GS)
+	JMP made
+
+// With its first instruction the call is made: from then on what the thread goes
+// on with is the Sentry's to say.
+TEXT ·makeCall(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	XCHGL R11, const_headerState(GS)
+	MOVL const_headerSpin(GS), CX
+	CMPL R11, $const_stateStubSentryWaits
+	JEQ wake
+look:
+	MOVL const_headerState(GS), AX
+	CMPL AX, $const_stateSentry
+	JNE changed
+	TESTL CX, CX
+	JEQ mark
+	PAUSE
+	DECL CX
+	JMP look
+mark:
+	MOVL $const_stateSentryStubWaits, CX
+	LOCK
+	CMPXCHGL CX, const_headerState(GS)
+sleep:
+	MOVL const_headerState(GS), AX
+	XORL CX, CX
+	CMPL AX, $const_stateSentryStubWaits
+	JNE look
+	RDGSBASEQ DI
+	ADDQ $const_headerState, DI
+	MOVL $FUTEX_WAIT, SI
+	MOVL $const_stateSentryStubWaits, DX
+	XORL R10, R10
+	MOVL $SYS_futex, AX
+	SYSCALL
+	JMP sleep
+wake:
+	RDGSBASEQ DI
+	ADDQ $const_headerState, DI
+	MOVL $FUTEX_WAKE, SI
+	MOVL $ALL, DX
+	MOVL $SYS_futex, AX
+	SYSCALL
+	XORL CX, CX
+	JMP look
+changed:
+	CMPL AX, $const_stateSentryStubWaits
+	JEQ sleep
+	// Early, so that this CPU has the line when the next call is made.
+	MOVL $const_kindCall, const_headerKind(GS)
+	MOVQ const_headerRDI(GS), DI
+	MOVQ const_headerRSI(GS), SI
+	MOVQ const_headerRDX(GS), DX
+	MOVQ const_headerR10(GS), R10
+	CMPL const_headerOrder(GS), $const_orderReturn
+	JNE trap
+	MOVL const_headerFlags(GS), AX
+	ADDB $127, AX // the overflow flag
+	SAHF
+	MOVQ const_headerReturn(GS), R11
+	MOVQ const_headerRIP(GS), CX
+	MOVQ const_headerRAX(GS), AX
+	JMP R11
+trap:
+	UNDEF // for a signal frame
+
+TEXT ·callEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	BYTE $0xcc
+
 TEXT ·textEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc
 
-// func textSymbols() (start, handler, end uintptr)
-TEXT ·textSymbols(SB),NOSPLIT,$0-24
+// func textSymbols() (s textAddresses)
+TEXT ·textSymbols(SB),NOSPLIT,$0-56
 	LEAQ ·syscallThread(SB), AX
-	MOVQ AX, start+0(FP)
+	MOVQ AX, s_start+0(FP)
 	LEAQ ·handler(SB), AX
-	MOVQ AX, handler+8(FP)
+	MOVQ AX, s_handler+8(FP)
+	LEAQ ·call(SB), AX
+	MOVQ AX, s_call+16(FP)
+	LEAQ ·callArgs(SB), AX
+	MOVQ AX, s_callArgs+24(FP)
+	LEAQ ·makeCall(SB), AX
+	MOVQ AX, s_makeCall+32(FP)
+	LEAQ ·callEnd(SB), AX
+	MOVQ AX, s_callEnd+40(FP)
 	LEAQ ·textEnd(SB), AX
-	MOVQ AX, end+16(FP)
+	MOVQ AX, s_end+48(FP)
 	RET

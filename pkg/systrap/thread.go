@@ -21,6 +21,9 @@ type thread struct {
 	addr uint64
 	slot []byte
 
+	// called says that the thread waits in a call that it made without a signal.
+	called bool
+
 	word    sysmsg.Word
 	spinner sysmsg.Spinner
 }

@@ -118,7 +118,9 @@ func (mm *MemoryManager) access(ctx context.Context, addr hostarch.Addr, length 
 func (mm *MemoryManager) accessVMA(ctx context.Context, v *segment[vma], ar hostarch.AddrRange, at hostarch.AccessType, f func(mem []byte, done uint64) (int, error)) (done uint64, err error) {
 	start := ar.Start
 	mm.activeMu.RLock()
-	for ar.Start < ar.End && err == nil {
+	// A debugger, say, writes code.
+	overPatches := at.Write && !v.v.perms.Write && len(mm.text.patches) > 0
+	for ar.Start < ar.End && err == nil && !overPatches {
 		seg := mm.pmas.lookup(ar.Start)
 		if seg == nil || at.Write && seg.v.cow || !v.v.private && !seg.v.max.SupersetOf(at) {
 			break
@@ -134,6 +136,11 @@ func (mm *MemoryManager) accessVMA(ctx context.Context, v *segment[vma], ar host
 
 	mm.activeMu.Lock()
 	defer mm.activeMu.Unlock()
+	if overPatches {
+		if err := mm.restoreTextLocked(ctx, ar, true); err != nil {
+			return 0, err
+		}
+	}
 	seg, _, err := mm.pageLocked(ctx, v, ar.Start.RoundDown(), at)
 	if err != nil {
 		return 0, err

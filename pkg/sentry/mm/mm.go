@@ -112,6 +112,7 @@ type MemoryManager struct {
 	activeMu sync.RWMutex
 	pmas     set[pma]
 	active   int64 // if cooperative: calls of Activate without Deactivate
+	text     text
 	resident atomic.Uint64
 	peak     atomic.Uint64
 }

@@ -564,6 +564,7 @@ func (mm *MemoryManager) forkPMAs(child *MemoryManager) {
 			lower.End = seg.End
 		}
 	}
+	mm.forkText(child)
 	mm.remapLocked(lower, func(seg *segment[pma]) hostarch.AccessType {
 		at := seg.v.mapped
 		at.Write = at.Write && !seg.v.cow

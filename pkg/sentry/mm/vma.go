@@ -329,7 +329,7 @@ func (mm *MemoryManager) splitsTooMany(ar hostarch.AddrRange) bool {
 }
 
 // MProtect is mprotect(2); growsDown is PROT_GROWSDOWN.
-func (mm *MemoryManager) MProtect(_ context.Context, addr hostarch.Addr, length uint64, perms hostarch.AccessType, growsDown bool) error {
+func (mm *MemoryManager) MProtect(ctx context.Context, addr hostarch.Addr, length uint64, perms hostarch.AccessType, growsDown bool) error {
 	ar, err := mm.userRange(addr, length, unix.ENOMEM)
 	if err != nil || ar.Length() == 0 {
 		return err
@@ -349,6 +349,11 @@ func (mm *MemoryManager) MProtect(_ context.Context, addr hostarch.Addr, length 
 	if ar.End > mm.layout.max {
 		ar.End = mm.layout.max
 		err = unix.ENOMEM
+	}
+	if perms.Write {
+		if err := mm.restoreText(ctx, ar, true); err != nil {
+			return unix.ENOMEM
+		}
 	}
 	// Like Linux: what lies before the first problem is changed all the same.
 	done, problem := mm.protectVMAs(ar, perms)

@@ -1,0 +1,79 @@
+package platform
+
+import (
+	"context"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
+)
+
+// TextPatcher is implemented by MemoryManagers that let a platform replace
+// instructions of the application by others that do the same in less time. A
+// platform leaves the code of a MemoryManager without it alone.
+type TextPatcher interface {
+	// PatchText replaces old, which is at addr, by new, of the same length. No
+	// thread ever executes a mixture of both, and all that is changed is the
+	// application's own copy. The MemoryManager puts old back before the
+	// application can write there, and keeps patches across fork.
+	//
+	// The error is a TextRefusal if that cannot be: the bytes are not in one page of
+	// a private mapping that can be executed and not written, or are not old.
+	// Anything else wraps the host's errno.
+	PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error
+
+	// RestoreText undoes every PatchText.
+	RestoreText(ctx context.Context) error
+
+	// TextState returns what the platform knows of the text: the result of create,
+	// which is called the first time, or of Fork in a process that was forked.
+	TextState(create func() TextState) TextState
+}
+
+// TextState is what a platform keeps with a TextPatcher.
+type TextState interface {
+	// Fork returns a copy. It is called while the memory is copied.
+	Fork() TextState
+}
+
+// TextRefusal is an error: why code is not patched.
+type TextRefusal string
+
+// Error implements error.
+func (r TextRefusal) Error() string { return "code is not patched: " + string(r) }
+
+// What PatchText refuses.
+const (
+	TextShared        TextRefusal = "memory shared with others"
+	TextWritable      TextRefusal = "memory that can be written"
+	TextNotExecutable TextRefusal = "memory that cannot be executed"
+	TextTwoPages      TextRefusal = "an instruction in two pages"
+	TextChanged       TextRefusal = "code that has changed"
+	TextRestored      TextRefusal = "code that was written after a patch"
+)
+
+// TextPatching is implemented by Platforms that patch code.
+type TextPatching interface {
+	// SetTextPatching allows it, or forbids it, in AddressSpaces to come. At first it is
+	// forbidden.
+	SetTextPatching(bool)
+
+	// TextPatches counts what was done since the platform was made.
+	TextPatches() TextPatches
+}
+
+// TextPatches counts patches.
+type TextPatches struct {
+	// Patched are system call instructions that were patched.
+	Patched uint64
+	// Refused are those that were not, by reason.
+	Refused map[TextRefusal]uint64
+	// Stopped are processes in which all patches were undone, by reason.
+	Stopped map[TextRefusal]uint64
+}
+
+// TextPatchStopper is implemented by Contexts of Platforms that patch code.
+type TextPatchStopper interface {
+	// StopTextPatches makes the next Switch undo all patches in the process of the
+	// thread, and make none any more: for a debugger, or a filter that looks at
+	// where system calls are made.
+	StopTextPatches()
+}

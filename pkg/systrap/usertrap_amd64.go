@@ -1,0 +1,140 @@
+package systrap
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/arch"
+)
+
+// A call without a signal. Patched code jumps to ·call (text_amd64.s), which saves
+// what a system call consists of in the header and gives the slot away. All other
+// registers stay where they are, in the CPU, and so does the floating point state:
+// whoever wants more makes the thread trap (leaveCall), and has a signal frame.
+//
+// A signal before the call is made finds the thread on its way there; its state is
+// that before the system call instruction, which is executed again. A signal after
+// that waits in the handler until the slot is the stub's, as if it were blocked;
+// then the thread's state is what the Sentry has answered.
+
+// headerAddr is where the header is in the stub, and the GS base of a thread that
+// may run patched code.
+func (t *thread) headerAddr() uint64 { return t.addr + stackSize }
+
+// gsBase returns the GS base to run with when the application wants v.
+func (t *thread) gsBase(v uint64) uint64 {
+	if v == 0 && t.as.patches() {
+		return t.headerAddr()
+	}
+	return v
+}
+
+// syscallSize is the size of the instruction, in bytes.
+const syscallSize = 2
+
+// callEvent reads a call. Of r it changes what a system call consists of.
+func (t *thread) callEvent(c *threadContext, r *arch.Registers) event {
+	r.Orig_rax = t.header(headerRAX)
+	r.Rdi, r.Rsi, r.Rdx = t.header(headerRDI), t.header(headerRSI), t.header(headerRDX)
+	r.R10, r.R8, r.R9 = t.header(headerR10), t.header(headerR8), t.header(headerR9)
+	r.Rip, r.Rsp = t.header(headerRIP), t.header(headerRSP)
+	r.Rcx = r.Rip
+	r.Rax = resultNone
+	c.known = *r
+	t.called = true
+	return event{call: true}
+}
+
+// answer lets the thread return from its call, if regs differ from known in no
+// more than the result.
+func (t *thread) answer(known, regs *arch.Registers) bool {
+	rax := known.Rax
+	known.Rax = regs.Rax
+	if *known != *regs {
+		known.Rax = rax
+		return false
+	}
+	t.setHeader(headerRAX, regs.Rax)
+	t.setHeader32(headerOrder, orderReturn)
+	return true
+}
+
+// flags returns flags with the part that the thread has saved when it made a call:
+// by LAHF, and SETO.
+func (t *thread) flags(flags uint64) uint64 {
+	const inAH, of = 0xd5, 1 << 11
+	saved := t.header(headerFlags)
+	return flags&^(inAH|of) | saved>>8&inAH | saved&1*of
+}
+
+// settle makes of the registers in a signal frame, r, those that the application
+// has without patches. answered are those that the thread was to return with from
+// a call.
+func (t *thread) settle(e *event, r, answered *arch.Registers) {
+	called := t.called
+	t.called = false
+	at := &t.as.at
+	switch ip := uintptr(r.Rip); {
+	case ip >= at.call && ip <= at.makeCall:
+		// Not made yet: it is before the system call instruction.
+		e.early, e.inCall = true, true
+		r.Rip = r.Rcx - syscallSize
+		if ip > at.call {
+			r.Rax = t.header(headerRAX)
+		}
+		if ip > at.callArgs {
+			r.Eflags = t.flags(r.Eflags)
+		}
+	case ip > at.makeCall && ip < at.callEnd && called:
+		e.called = true
+		frame := *r
+		*r = *answered
+		r.Rbx, r.Rbp, r.R12, r.R13, r.R14, r.R15 = frame.Rbx, frame.Rbp, frame.R12, frame.R13, frame.R14, frame.R15
+		r.Fs_base, r.Gs_base = frame.Fs_base, frame.Gs_base
+		r.Eflags = t.flags(frame.Eflags)
+		r.R11 = r.Eflags
+	default:
+		if to, ok := t.as.table.Load().Settle(r.Rip); ok {
+			e.early = true
+			r.Rip = to
+		}
+	}
+}
+
+// beyondCall are the registers that callEvent does not read.
+func beyondCall(r *arch.Registers) [10]*uint64 {
+	return [10]*uint64{&r.Rbx, &r.Rbp, &r.R11, &r.R12, &r.R13, &r.R14, &r.R15, &r.Eflags, &r.Fs_base, &r.Gs_base}
+}
+
+// leaveCall makes a thread that has made a call trap, so that it has a signal
+// frame. It completes regs, unless that is nil. interrupted says that the trap was
+// an interrupt, and one that was sent.
+func (t *thread) leaveCall(c *threadContext, regs *arch.Registers) (interrupted bool, err error) {
+	t.setHeader32(headerOrder, orderTrap)
+	stale, all := c.known, c.known
+	if err := t.resume(c); err != nil {
+		return false, err
+	}
+	e, err := t.event(c, &all)
+	if err == nil && !e.called {
+		err = fmt.Errorf("stub process %d: a thread does not leave a call: %w", t.as.pid, unix.EPROTO)
+	}
+	if err != nil {
+		return false, t.as.fail(err)
+	}
+	if regs != nil {
+		// What was not changed meanwhile.
+		now, old, full := beyondCall(regs), beyondCall(&stale), beyondCall(&all)
+		for i := range now {
+			if *now[i] == *old[i] {
+				*now[i] = *full[i]
+			}
+		}
+	}
+	return e.code <= 0 && c.sent.Swap(false), nil
+}
+
+// wantsGS reports whether the application wants the register that leads to the
+// slot.
+func wantsGS(ac *arch.Context64) bool { return ac.Regs.Gs_base != 0 }
