@@ -81,6 +81,16 @@ func TestCode(t *testing.T) {
 	})
 }
 
+// Code in which a sandbox might like to change system calls: what is ambiguous, jumped
+// into, written while it runs, shared, moved, forked; other ways into the kernel.
+func TestText(t *testing.T) {
+	prog := sandbox.Build(t, "text")
+	t.Logf("seed %d", *seedFlag)
+	sandbox.ForEachPlatform(t, func(t *testing.T, p string) {
+		attack(t, p, nil, prog, strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag))
+	})
+}
+
 // Processes that signal each other without end, frames that are forged, stacks
 // that are not there, timers that are always due.
 func TestSignals(t *testing.T) {
