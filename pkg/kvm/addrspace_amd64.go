@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -42,9 +43,13 @@ type addressSpace struct {
 	runMu sync.Mutex
 	// running are the Contexts that are in Switch.
 	running map[*vcpuContext]struct{}
-	idle    sync.Cond
-	// dead is why nothing runs here any more, if so.
+	// dead is why nothing runs here any more, if so; gone says that it is.
 	dead error
+	gone atomic.Bool
+
+	// slots are those of the vCPUs' shims, slotPages where they are.
+	slots     []*slot
+	slotPages []uint64
 }
 
 // run is a run of pages, by guest-physical addresses.
@@ -58,7 +63,7 @@ const (
 
 // minUserAddr returns the lowest address that an application can map.
 func minUserAddr() hostarch.Addr {
-	return max(platform.SystemMMapMinAddr(), lowAddr+hostarch.PageSize)
+	return max(platform.SystemMMapMinAddr(), slotsAddr+maxShims*slotSize)
 }
 
 func (m *machine) newAddressSpace() (*addressSpace, error) {
@@ -67,9 +72,13 @@ func (m *machine) newAddressSpace() (*addressSpace, error) {
 		return nil, err
 	}
 	as := &addressSpace{m: m, pt: pt, root: pt.Root(), dropped: make(map[*region]int), running: make(map[*vcpuContext]struct{})}
-	as.idle.L = &as.runMu
 	if _, err := pt.Map(lowAddr, hostarch.PageSize, kernelCode, m.low); err != nil {
 		pt.Release()
+		return nil, err
+	}
+	if err := as.mapSlots(); err != nil {
+		pt.Release()
+		as.freeSlots()
 		return nil, err
 	}
 	pt.Count, pt.Stale, pt.KeepEmpty = as.count, as.addStale, true
@@ -106,6 +115,12 @@ func (as *addressSpace) flushPages() bool {
 	if as.pt.NeedsFlush() || as.stalePages > maxStalePages || len(as.stale) > maxStaleRuns {
 		return false
 	}
+	// Threads in the shim are not beyond doubt there.
+	for c := as.anyRunning(); c != nil; c = as.anyRunning() {
+		if !c.tryLeave(as) {
+			return false
+		}
+	}
 	as.runMu.Lock()
 	defer as.runMu.Unlock()
 	if len(as.running) > 0 {
@@ -136,9 +151,6 @@ func (as *addressSpace) leave(c *vcpuContext) {
 	as.runMu.Lock()
 	defer as.runMu.Unlock()
 	delete(as.running, c)
-	if len(as.running) == 0 {
-		as.idle.Broadcast()
-	}
 }
 
 // isDead returns why nothing runs here any more, or nil.
@@ -154,6 +166,7 @@ func (as *addressSpace) kill(err error) {
 	defer as.runMu.Unlock()
 	if as.dead == nil {
 		as.dead = err
+		as.gone.Store(true)
 	}
 	for c := range as.running {
 		c.poke()
@@ -163,11 +176,23 @@ func (as *addressSpace) kill(err error) {
 // wait waits until nothing runs in an AddressSpace that was given up. as.mu must be
 // free: what still runs may need it.
 func (as *addressSpace) wait() {
+	for {
+		c := as.anyRunning()
+		if c == nil {
+			return
+		}
+		c.leaveFor(as)
+	}
+}
+
+// anyRunning returns a Context that is in the AddressSpace, or nil.
+func (as *addressSpace) anyRunning() *vcpuContext {
 	as.runMu.Lock()
 	defer as.runMu.Unlock()
-	for len(as.running) > 0 {
-		as.idle.Wait()
+	for c := range as.running {
+		return c
 	}
+	return nil
 }
 
 // finish ends a change of the page tables. If it cannot be made to count it gives
@@ -304,6 +329,7 @@ func (as *addressSpace) Release() {
 	// neither tables nor files can be reused: they are lost.
 	if as.m.flush() == nil {
 		as.pt.Release()
+		as.freeSlots()
 		for r, n := range as.dropped {
 			as.m.regions.drop(r, n)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/platform/interrupt"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
 // vcpuContext implements platform.Context.
@@ -47,6 +48,34 @@ type vcpuContext struct {
 	home    *vcpu
 	saved   []byte
 	saveErr error
+
+	// bound says that BindThread was called.
+	bound bool
+
+	// busy protects what follows, and is held by Switch.
+	busy sync.Mutex
+
+	// runner runs the vCPU, or nil when Switch does so itself.
+	runner *runner
+
+	// parked is the AddressSpace in whose shim the thread waits for the result of the
+	// system call posted, or nil.
+	parked *addressSpace
+	posted arch.Registers
+	// answered says that it got the result answer, and made no system call since.
+	answered bool
+	answer   uint64
+
+	// partial says that ac lacks the registers that are not posted. rest has them once
+	// the thread is not parked any more, unless stopErr says why not.
+	partial bool
+	rest    arch.Registers
+	stopErr error
+
+	// spins and looks are how often this Switch looks at the slot, and how often the
+	// shim does; spinner and answers adapt them.
+	spins, looks     uint32
+	spinner, answers sysmsg.Spinner
 
 	// spurious is the page fault that was last retried since the access was possible.
 	spurious struct {
@@ -96,6 +125,8 @@ func contextError(err error) error {
 
 // Switch implements platform.Context.Switch. A CPU is a vCPU.
 func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *arch.Context64, cpu int32) (*linux.SignalInfo, hostarch.AccessType, error) {
+	c.busy.Lock()
+	defer c.busy.Unlock()
 	if c.late {
 		c.late = false
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
@@ -104,17 +135,31 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 	if !ok || as.m != c.m {
 		return nil, hostarch.NoAccess, contextError(fmt.Errorf("Switch in an AddressSpace of another platform, or none: %w", unix.EINVAL))
 	}
-	if err := as.enter(c); err != nil {
-		return nil, hostarch.NoAccess, contextError(err)
+	c.planSpins()
+	answer := c.canAnswer(as, ac, cpu)
+	if !answer {
+		c.stop()
+		if err := as.enter(c); err != nil {
+			return nil, hostarch.NoAccess, contextError(err)
+		}
 	}
-	defer as.leave(c)
-	if c.ac != ac {
-		c.ac = ac
-		c.FullStateChanged()
-	}
-	if !c.sanitize(ac) {
-		// As rt_sigreturn(2) does.
-		return protectionFault(ac, 0), hostarch.NoAccess, platform.ErrContextSignal
+	defer func() {
+		if c.parked == nil {
+			as.leave(c)
+		}
+	}()
+	if !answer {
+		if c.ac != ac {
+			c.ac = ac
+			c.changeFullState()
+		}
+		if err := c.complete(ac); err != nil {
+			return nil, hostarch.NoAccess, contextError(err)
+		}
+		if !c.sanitize(ac) {
+			// As rt_sigreturn(2) does.
+			return protectionFault(ac, 0), hostarch.NoAccess, platform.ErrContextSignal
+		}
 	}
 	if !c.forwarder.Enable(c) {
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
@@ -124,11 +169,105 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 	default:
 	}
 	runtime.LockOSThread()
-	info, at, err := c.run(as, ac, cpu)
+	info, at, err := c.run(as, ac, cpu, answer)
 	runtime.UnlockOSThread()
 	c.forwarder.Disable()
 	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
 	return info, at, err
+}
+
+// planSpins decides how long to spin, if at all.
+func (c *vcpuContext) planSpins() {
+	c.spins, c.looks = 0, 0
+	if !c.bound || c.m.runners.max == 0 {
+		return
+	}
+	limit := sysmsg.Spins(shimSpin)
+	if c.spins = c.spinner.Next(limit); c.spins > 0 {
+		c.looks = c.answers.Next(limit)
+	}
+}
+
+// canAnswer reports whether the thread waits in the shim, and needs no more than the
+// result of its system call to go on.
+func (c *vcpuContext) canAnswer(as *addressSpace, ac *arch.Context64, cpu int32) bool {
+	if c.parked == nil || c.parked != as || c.ac != ac || c.looks == 0 {
+		return false
+	}
+	v := c.v.Load()
+	if as.gone.Load() || v.yield.Load() || c.preempts != c.m.preempts.Load() || cpu >= 0 && v.id != int(cpu) {
+		return false
+	}
+	want := c.posted
+	want.Rax = ac.Regs.Rax
+	return want == ac.Regs && want.Eflags&flagTF == 0
+}
+
+// stop makes the thread leave the shim if it waits there, and gives up what it holds.
+func (c *vcpuContext) stop() {
+	as := c.parked
+	if as == nil {
+		return
+	}
+	v, r := c.v.Load(), c.runner
+	as.slots[v.id].word.Store(leaveNow)
+	for spins := sysmsg.Spins(2 * shimSpin); ; spins = 0 {
+		if o, _ := r.word.Wait(spins); o != sysmsg.TimedOut {
+			break
+		}
+		v.kick() // the application has changed the slot
+	}
+	switch {
+	case r.errno != 0 && r.errno != unix.EINTR:
+		c.stopErr = v.runError(r.errno)
+	case v.leftShim(&c.rest):
+	case v.interrupted || v.run.exitReason == exitHLT:
+		v.failed = true
+		c.stopErr = fmt.Errorf("vCPU %d: %w: %w", v.id, errForged, unix.EPROTO)
+	default:
+		c.stopErr = v.failure()
+	}
+	c.parked = nil
+	c.give(v)
+	as.leave(c)
+}
+
+// leaveFor makes the thread leave as, in which no Switch can begin any more, if it
+// waits in the shim there. It waits for a Switch that is under way.
+func (c *vcpuContext) leaveFor(as *addressSpace) {
+	c.busy.Lock()
+	defer c.busy.Unlock()
+	if c.parked == as {
+		c.stop()
+	}
+}
+
+// tryLeave does that too, for any AddressSpace if as is nil, but returns false if a
+// Switch is under way.
+func (c *vcpuContext) tryLeave(as *addressSpace) bool {
+	if !c.busy.TryLock() {
+		return false
+	}
+	defer c.busy.Unlock()
+	if as == nil || c.parked == as {
+		c.stop()
+	}
+	return true
+}
+
+// complete reads into ac the registers that were not posted with the last system
+// call.
+//
+// Preconditions: the thread does not wait in the shim.
+func (c *vcpuContext) complete(ac *arch.Context64) error {
+	if c.stopErr != nil {
+		return c.stopErr
+	}
+	if c.partial {
+		c.partial = false
+		copyRest(&ac.Regs, &c.rest)
+	}
+	return nil
 }
 
 // sanitize makes ac safe to run. It returns false if that cannot be.
@@ -154,83 +293,136 @@ func (c *vcpuContext) sanitize(ac *arch.Context64) bool {
 }
 
 // run runs the thread until the Sentry must see it. The goroutine is locked to its
-// OS thread.
-func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32) (info *linux.SignalInfo, at hostarch.AccessType, err error) {
+// OS thread. answer says that the thread waits in the shim and can go on there.
+func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answer bool) (info *linux.SignalInfo, at hostarch.AccessType, err error) {
 	var v *vcpu
+	if answer {
+		v = c.v.Load()
+		c.answered, c.parked = true, nil
+	}
 	defer func() {
-		if v != nil {
+		if v != nil && c.parked == nil {
 			c.give(v)
 		}
 	}()
 	loaded := false // the vCPU has what ac has
 	for {
-		if v != nil {
-			v.run.clearImmediateExit()
-		}
-		if err := as.isDead(); err != nil {
-			return nil, hostarch.NoAccess, contextError(err)
-		}
-		if c.sent.Swap(false) {
-			return nil, hostarch.NoAccess, platform.ErrContextInterrupt
-		}
-		if n := c.m.preempts.Load(); n != c.preempts {
-			c.preempts = n
-			return nil, hostarch.NoAccess, platform.ErrContextCPUPreempted
-		}
-		if v == nil || v.yield.Load() {
+		if !answer {
 			if v != nil {
-				c.give(v)
+				v.run.clearImmediateExit()
 			}
-			var same bool
-			if v, same, err = c.take(ac); err != nil {
+			if err := as.isDead(); err != nil {
 				return nil, hostarch.NoAccess, contextError(err)
 			}
-			if v != nil && cpu >= 0 && (!same || v.id != int(cpu)) {
+			if c.sent.Swap(false) {
+				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+			}
+			if n := c.m.preempts.Load(); n != c.preempts {
+				c.preempts = n
 				return nil, hostarch.NoAccess, platform.ErrContextCPUPreempted
 			}
-			loaded = false
-			continue
+			if v == nil || v.yield.Load() {
+				if v != nil {
+					c.give(v)
+				}
+				var same bool
+				if v, same, err = c.take(ac); err != nil {
+					return nil, hostarch.NoAccess, contextError(err)
+				}
+				if v != nil && cpu >= 0 && (!same || v.id != int(cpu)) {
+					return nil, hostarch.NoAccess, platform.ErrContextCPUPreempted
+				}
+				loaded = false
+				continue
+			}
+			if !loaded {
+				v.load(&ac.Regs, as.root)
+			}
+			v.entered.Store(true)
+			if c.looks > 0 && v.shim != 0 && c.runner == nil {
+				c.runner = c.m.runners.take()
+			}
 		}
-		if !loaded {
-			v.load(&ac.Regs, as.root)
-		}
-		v.entered.Store(true)
 		c.pulled = false
-		interrupted, err := v.exit(as)
+		posted, err := c.exit(as, v, answer, ac.Regs.Rax)
+		answer = false
 		if err != nil {
 			return nil, hostarch.NoAccess, contextError(err)
 		}
-		if interrupted {
+		if posted {
+			as.slots[v.id].copyPosted(&ac.Regs)
+			c.posted = ac.Regs
+			c.answered, c.partial, c.parked = false, true, as
+			return nil, hostarch.NoAccess, nil
+		}
+		c.partial = false
+		var rest arch.Registers
+		switch {
+		case v.leftShim(&rest):
+			syscall, err := c.leftShim(as.slots[v.id], v, &ac.Regs, &rest)
+			if syscall || err != nil {
+				return nil, hostarch.NoAccess, err
+			}
+			loaded = false
+		case v.interrupted:
 			v.saveUser(&ac.Regs)
 			loaded = true
-			continue
+		default:
+			info, at, done, err := c.stopped(as, v, ac)
+			if done {
+				return info, at, err
+			}
+			loaded = false
 		}
-		info, at, done, err := c.stopped(as, v, ac)
-		if done {
-			return info, at, err
-		}
-		loaded = false
+		c.answered = false
 	}
+}
+
+// leftShim finds out whether a thread that left the shim makes a system call, and
+// makes r its registers; rest are those that the shim leaves alone.
+func (c *vcpuContext) leftShim(s *slot, v *vcpu, r, rest *arch.Registers) (syscall bool, err error) {
+	switch w := s.word.Load(); {
+	case w == sysmsg.Sentry || w == sysmsg.SentryStubWaits:
+		copyRest(r, rest)
+		s.copyPosted(r)
+		return true, nil
+	case (w == sysmsg.Stub || w == sysmsg.StubSentryWaits) && c.answered:
+		// It has left before it saw the answer, or did not get far with it.
+		*r = c.posted
+		copyRest(r, rest)
+		r.Rax, r.Orig_rax = c.answer, noSyscall
+		return false, nil
+	}
+	v.failed = true
+	return false, contextError(fmt.Errorf("vCPU %d: %w: %w", v.id, errForged, unix.EPROTO))
 }
 
 // maxHostFaults is how often in a row the host may fail to find memory.
 const maxHostFaults = 16
 
-// exit runs the guest until it is in a stub, or was interrupted between two
-// instructions of the application.
-func (v *vcpu) exit(as *addressSpace) (interrupted bool, err error) {
+// exit runs the guest until it is in a stub, was interrupted between two instructions
+// of the application, left the shim, or (posted) waits there. With answer it waits
+// there, for result.
+func (c *vcpuContext) exit(as *addressSpace, v *vcpu, answer bool, result uint64) (posted bool, err error) {
+	var s *slot
+	if v.shim != 0 {
+		s = as.slots[v.id]
+	}
+	c.answer = result
 	for faults := 0; ; {
-		switch errno := v.enter(); errno {
+		posted, errno := c.enter(s, v, answer)
+		if posted {
+			return true, nil
+		}
+		answer = false
+		switch errno {
 		case 0:
 			if v.run.exitReason != exitHLT {
 				return false, v.failure()
 			}
 			return false, nil
 		case unix.EINTR:
-			if v.clean() {
-				return true, nil
-			}
-			v.run.clearImmediateExit()
+			return false, nil
 		case unix.EFAULT:
 			// A file was truncated, most likely; it may have grown again by now.
 			if faults++; faults > maxHostFaults {
@@ -241,10 +433,62 @@ func (v *vcpu) exit(as *addressSpace) (interrupted bool, err error) {
 				return false, err
 			}
 		default:
-			v.failed = true
-			return false, fmt.Errorf("ioctl(KVM_RUN) of vCPU %d: %w", v.id, errno)
+			return false, v.runError(errno)
 		}
 	}
+}
+
+// lookAtOnce is how many looks at a slot come between two looks at the runner.
+const lookAtOnce = 16
+
+// enter runs the guest until it leaves or (posted) waits in the shim. Without a runner
+// it does so on this thread, and the guest must leave.
+func (c *vcpuContext) enter(s *slot, v *vcpu, answer bool) (posted bool, errno unix.Errno) {
+	r := c.runner
+	if r == nil {
+		if s != nil {
+			s.word.Store(sysmsg.StubSentryWaits)
+		}
+		v.tid.Store(int32(unix.Gettid()))
+		return false, v.enter()
+	}
+	spins := c.spins
+	s.spins.Store(c.looks)
+	if answer {
+		s.ret.Store(c.answer)
+		outcome := sysmsg.Spun
+		if s.word.Swap(sysmsg.Stub) != sysmsg.Sentry {
+			outcome = sysmsg.Slept // it leaves, or has left
+		}
+		c.answers.Report(outcome)
+	} else {
+		s.word.Store(sysmsg.Stub)
+		r.start(v)
+		// It may have to wake up first, and to enter the guest takes time.
+		sysmsg.SpinWhile(&r.entering, 0, 4*spins)
+		spins += sysmsg.Spins(c.m.roundTrip)
+	}
+	outcome := sysmsg.Slept
+	for n := spins; n > 0 && outcome == sysmsg.Slept; n -= min(n, lookAtOnce) {
+		if sysmsg.SpinWhile(&s.word, sysmsg.Stub, lookAtOnce) != sysmsg.Stub || r.exited() {
+			outcome = sysmsg.Spun
+		}
+	}
+	c.spinner.Report(outcome)
+	for !r.exited() {
+		switch s.word.Load() {
+		case sysmsg.Sentry, sysmsg.SentryStubWaits:
+			return true, 0
+		case sysmsg.Stub:
+			s.word.CompareAndSwap(sysmsg.Stub, sysmsg.StubSentryWaits)
+		case sysmsg.StubSentryWaits:
+			r.word.Wait(0) // now the shim leaves if it is to post
+		default:
+			v.kick() // the application has changed it
+			r.word.Wait(0)
+		}
+	}
+	return false, r.errno
 }
 
 // failure returns what is wrong with a vCPU that left the guest in a way that it
@@ -278,8 +522,8 @@ func (c *vcpuContext) take(ac *arch.Context64) (v *vcpu, same bool, err error) {
 	if v = c.m.pool.take(home, c.wake); v == nil {
 		return nil, false, nil
 	}
-	v.tid.Store(int32(unix.Gettid()))
 	c.v.Store(v)
+	v.holder.Store(c)
 	same = v.owner == c
 	if err := c.loadFP(v, ac); err != nil {
 		c.give(v)
@@ -288,9 +532,14 @@ func (c *vcpuContext) take(ac *arch.Context64) (v *vcpu, same bool, err error) {
 	return v, same, nil
 }
 
-// give gives the vCPU back. The floating point state stays in it.
+// give gives the vCPU back, and the runner. The floating point state stays in it.
 func (c *vcpuContext) give(v *vcpu) {
 	c.v.Store(nil)
+	v.holder.Store(nil)
+	if c.runner != nil {
+		c.m.runners.put(c.runner)
+		c.runner = nil
+	}
 	c.m.pool.put(v)
 }
 
@@ -346,7 +595,21 @@ func (c *vcpuContext) evict(v *vcpu) {
 
 // PullFullState implements platform.Context.PullFullState.
 func (c *vcpuContext) PullFullState(_ platform.AddressSpace, ac *arch.Context64) error {
-	if c.ac != ac || c.pulled {
+	c.busy.Lock()
+	defer c.busy.Unlock()
+	c.stop()
+	if c.ac != ac {
+		return nil
+	}
+	if err := c.complete(ac); err != nil {
+		return err
+	}
+	return c.pullFP(ac)
+}
+
+// pullFP reads the floating point state into ac.
+func (c *vcpuContext) pullFP(ac *arch.Context64) error {
+	if c.pulled {
 		return nil
 	}
 	c.mu.Lock()
@@ -372,14 +635,30 @@ func (c *vcpuContext) PullFullState(_ platform.AddressSpace, ac *arch.Context64)
 
 // FullStateChanged implements platform.Context.FullStateChanged.
 func (c *vcpuContext) FullStateChanged() {
+	c.busy.Lock()
+	defer c.busy.Unlock()
+	c.stop()
+	c.changeFullState()
+}
+
+// changeFullState makes ac what counts.
+func (c *vcpuContext) changeFullState() {
 	c.mu.Lock()
 	c.where = inContext64
 	c.mu.Unlock()
-	c.pulled = false
+	c.pulled, c.partial, c.stopErr = false, false, nil
 }
 
 // Release implements platform.Context.Release.
 func (c *vcpuContext) Release() { c.FullStateChanged() }
 
 // PrepareSleep implements platform.Context.PrepareSleep.
-func (c *vcpuContext) PrepareSleep() {}
+func (c *vcpuContext) PrepareSleep() {
+	c.busy.Lock()
+	defer c.busy.Unlock()
+	c.stop()
+}
+
+// BindThread implements platform.ThreadBinder.BindThread: a thread that waits in the
+// shim keeps its vCPU and a CPU until PrepareSleep.
+func (c *vcpuContext) BindThread() { c.bound = true }

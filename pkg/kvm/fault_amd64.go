@@ -97,7 +97,7 @@ func (c *vcpuContext) exception(as *addressSpace, v *vcpu, ac *arch.Context64, v
 	case vectorNP, vectorSS:
 		info = kernel(linux.SIGBUS)
 	case vectorMF, vectorXM:
-		if err := c.PullFullState(as, ac); err != nil {
+		if err := c.pullFP(ac); err != nil {
 			return nil, at, true, contextError(err)
 		}
 		info = signal(linux.SIGFPE, floatingPointCode(ac.FloatingPointData(), vector), r.Rip)

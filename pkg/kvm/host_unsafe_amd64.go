@@ -58,3 +58,13 @@ func (r *runPage) setImmediateExit() { atomic.StoreUint32(&r.control, immediateE
 
 // clearImmediateExit undoes it.
 func (r *runPage) clearImmediateExit() { atomic.StoreUint32(&r.control, 0) }
+
+// slotsOf returns the slots in a page that is a table for its allocator.
+func slotsOf(t *pagetables.Table) []*slot {
+	slots := (*[slotsPerPage]slot)(unsafe.Pointer(t))
+	p := make([]*slot, len(slots))
+	for i := range slots {
+		p[i] = &slots[i]
+	}
+	return p
+}

@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -36,7 +37,10 @@ func newPlatform(device, vcpus int) (platform.Platform, error) {
 		return nil, err
 	}
 	p := &kvm{m: m}
-	if p.probe, err = m.probe(); err != nil {
+	if p.probe, err = m.probe(); err == nil && p.probe.roundTrip > slowExit {
+		err = m.tryShims(&p.probe)
+	}
+	if err != nil {
 		m.close()
 		return nil, err
 	}
@@ -121,7 +125,9 @@ type probe struct {
 	shadow bool
 	// roundTrip is the time of a system call, from one KVM_RUN to the next.
 	roundTrip time.Duration
-	vcpus     int
+	// shim is the time of one that does not leave the guest, 0 without shims.
+	shim  time.Duration
+	vcpus int
 }
 
 // String describes p.
@@ -133,7 +139,11 @@ func (p probe) String() string {
 	if p.shadow {
 		paging = "shadow paging"
 	}
-	return fmt.Sprintf("%s, %s, %.1f us a system call, %d vCPUs", gate, paging, float64(p.roundTrip)/1e3, p.vcpus)
+	shim := "no shim"
+	if p.shim > 0 {
+		shim = fmt.Sprintf("%.1f us with the shim", float64(p.shim)/1e3)
+	}
+	return fmt.Sprintf("%s, %s, %.1f us a system call, %s, %d vCPUs", gate, paging, float64(p.roundTrip)/1e3, shim, p.vcpus)
 }
 
 // probeRounds is how often a system call is timed.
@@ -141,52 +151,26 @@ const probeRounds = 20
 
 // probe runs a few system calls.
 func (m *machine) probe() (p probe, err error) {
-	as, err := m.newAddressSpace()
+	t, err := m.newProbeThread()
 	if err != nil {
 		return p, err
 	}
-	defer as.Release()
-	const code, data = 0x40_0000, 0x40_1000
-	phys, t, err := m.tables.New()
-	if err != nil {
+	defer t.release()
+	if p.roundTrip, err = t.roundTrip(probeRounds); err != nil {
 		return p, err
-	}
-	defer m.tables.Free(phys)
-	// mov (%rdi), %rax; syscall; jmp to the start
-	copy(bytesOf(t), []byte{0x48, 0x8b, 0x07, 0x0f, 0x05, 0xeb, 0xf9})
-	user := pagetables.MapOpts{Access: hostarch.ReadExec, User: true}
-	for _, addr := range []hostarch.Addr{code, data} {
-		if _, err := as.pt.Map(addr, hostarch.PageSize, user, phys); err != nil {
-			return p, err
-		}
-	}
-	c := newContext(m)
-	defer c.Release()
-	mm := probeMemory{as: as}
-	ac := arch.New()
-	ac.SetIP(code)
-	ac.Regs.Rdi = data
-	p.roundTrip = time.Hour
-	for range probeRounds {
-		start := time.Now()
-		info, _, err := c.Switch(context.Background(), mm, ac, -1)
-		p.roundTrip = min(p.roundTrip, time.Since(start))
-		if err != nil {
-			return p, fmt.Errorf("a system call in the guest gives %w %v: %w", err, info, platform.ErrNotSupported)
-		}
 	}
 	p.ring0 = m.ring0Syscalls.Load()
 	p.vcpus = len(m.pool.all)
 
 	// A page that is gone, for all that the CPU can know: its own TLB is flushed by the
 	// change of CR4.
-	if _, err := as.pt.Unmap(data, hostarch.PageSize); err != nil {
+	if _, err := t.as.pt.Unmap(probeData, hostarch.PageSize); err != nil {
 		return p, err
 	}
 	for _, v := range m.pool.all {
 		v.sregs.cr4 ^= cr4PGE
 	}
-	_, _, err = c.Switch(context.Background(), mm, ac, -1)
+	err = t.run()
 	for _, v := range m.pool.all {
 		v.sregs.cr4 ^= cr4PGE
 	}
@@ -198,23 +182,119 @@ func (m *machine) probe() (p probe, err error) {
 		return p, fmt.Errorf("a page fault in the guest gives %w: %w", err, platform.ErrNotSupported)
 	}
 	// And with the flush it must be gone.
-	if _, err := as.pt.Map(data, hostarch.PageSize, user, phys); err != nil {
+	if _, err := t.as.pt.Map(probeData, hostarch.PageSize, probeOpts, t.phys); err != nil {
 		return p, err
 	}
-	ac.SetIP(code)
-	if _, _, err := c.Switch(context.Background(), mm, ac, -1); err != nil {
+	t.ac.SetIP(probeCode)
+	if err := t.run(); err != nil {
 		return p, fmt.Errorf("a system call in the guest gives %w: %w", err, platform.ErrNotSupported)
 	}
-	if _, err := as.pt.Unmap(data, hostarch.PageSize); err != nil {
+	if _, err := t.as.pt.Unmap(probeData, hostarch.PageSize); err != nil {
 		return p, err
 	}
 	if err := m.flush(); err != nil {
 		return p, err
 	}
-	if _, _, err := c.Switch(context.Background(), mm, ac, -1); err != platform.ErrContextSignal {
+	if err := t.run(); err != platform.ErrContextSignal {
 		return p, fmt.Errorf("a page can be used after it was unmapped (%v), since this KVM ignores moves of memory slots: %w", err, unix.ENOTSUP)
 	}
 	return p, nil
+}
+
+// slowExit is when leaving the guest is so slow that the shim is tried.
+const slowExit = 10 * time.Microsecond
+
+// tryShims enables the shims, unless they gain nothing here.
+func (m *machine) tryShims(p *probe) error {
+	m.runners.max = maxRunners()
+	m.roundTrip = p.roundTrip
+	if m.runners.max == 0 {
+		return nil // nobody could look at what is posted
+	}
+	if err := m.enableShims(); err != nil {
+		return err
+	}
+	took, err := m.shimRoundTrip()
+	if err == nil && took < p.roundTrip {
+		p.shim = took
+		return nil
+	}
+	m.runners.close()
+	return errors.Join(err, m.disableShims())
+}
+
+// shimRoundTrip measures a system call through the shim.
+func (m *machine) shimRoundTrip() (time.Duration, error) {
+	t, err := m.newProbeThread()
+	if err != nil {
+		return 0, err
+	}
+	defer t.release()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	t.c.BindThread()
+	return t.roundTrip(10 * probeRounds)
+}
+
+// probeThread is a thread that loads a word and makes a system call, again and again.
+type probeThread struct {
+	m    *machine
+	as   *addressSpace
+	c    *vcpuContext
+	ac   *arch.Context64
+	phys uint64
+}
+
+const probeCode, probeData = 0x40_0000, 0x40_1000
+
+var probeOpts = pagetables.MapOpts{Access: hostarch.ReadExec, User: true}
+
+func (m *machine) newProbeThread() (*probeThread, error) {
+	as, err := m.newAddressSpace()
+	if err != nil {
+		return nil, err
+	}
+	phys, mem, err := m.tables.New()
+	if err != nil {
+		as.Release()
+		return nil, err
+	}
+	t := &probeThread{m, as, newContext(m), arch.New(), phys}
+	// mov (%rdi), %rax; syscall; jmp to the start
+	copy(bytesOf(mem), []byte{0x48, 0x8b, 0x07, 0x0f, 0x05, 0xeb, 0xf9})
+	for _, addr := range []hostarch.Addr{probeCode, probeData} {
+		if _, err := as.pt.Map(addr, hostarch.PageSize, probeOpts, phys); err != nil {
+			t.release()
+			return nil, err
+		}
+	}
+	t.ac.SetIP(probeCode)
+	t.ac.Regs.Rdi = probeData
+	return t, nil
+}
+
+func (t *probeThread) release() {
+	t.c.Release()
+	t.as.Release()
+	t.m.tables.Free(t.phys)
+}
+
+func (t *probeThread) run() error {
+	_, _, err := t.c.Switch(context.Background(), probeMemory{as: t.as}, t.ac, -1)
+	return err
+}
+
+// roundTrip returns how long a system call takes, the best of n.
+func (t *probeThread) roundTrip(n int) (time.Duration, error) {
+	best := time.Hour
+	for range n {
+		start := time.Now()
+		if err := t.run(); err != nil {
+			return 0, fmt.Errorf("a system call in the guest gives %w: %w", err, platform.ErrNotSupported)
+		}
+		best = min(best, time.Since(start))
+	}
+	return best, nil
 }
 
 // probeMemory is a platform.MemoryManager that has an AddressSpace, and nothing else.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,14 @@ type machine struct {
 	tables  tableMemory
 	regions regions
 	pool    pool
+	runners runners
+
+	// roundTrip is how long leaving and entering the guest takes.
+	roundTrip time.Duration
+
+	// shims is how many vCPUs have a shim, shim what is where in it.
+	shims int
+	shim  shimLabels
 
 	flushMu   sync.Mutex
 	dummy     []byte
@@ -155,6 +164,7 @@ func newMachine(device, vcpus int) (_ *machine, err error) {
 
 // close frees everything. No vCPU may be in use.
 func (m *machine) close() {
+	m.runners.close()
 	for _, v := range m.pool.all {
 		if v.mem != nil {
 			unix.Munmap(v.mem)
@@ -219,6 +229,7 @@ const (
 	lstarAddr  = windowBase + 1*hostarch.PageSize + 0x40
 	idtAddr    = windowBase + 2*hostarch.PageSize
 	gdtAddr    = windowBase + 3*hostarch.PageSize
+	shimsAddr  = windowBase + 4*hostarch.PageSize  // up to 8 pages of shims
 	vcpusAddr  = windowBase + 16*hostarch.PageSize // a page for every vCPU
 	opcodeHLT  = 0xf4
 	numVectors = 256

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"testing"
@@ -202,11 +203,13 @@ func TestFlushPages(t *testing.T) {
 	g.mapPages(addr, f, 0, 1, hostarch.Read)
 	g.load(addr)
 	other := newContext(p.m)
+	other.busy.Lock() // as in a Switch
 	if err := g.as.enter(other); err != nil {
 		t.Fatal(err)
 	}
 	flushes(true, func() { g.as.Unmap(addr, page) })
 	g.as.leave(other)
+	other.busy.Unlock()
 }
 
 // The root of an AddressSpace that is gone becomes that of the next one.
@@ -390,11 +393,10 @@ func TestKickBeforeRun(t *testing.T) {
 		defer c.give(v)
 		v.load(&g.ac.Regs, g.as.root)
 		v.kick()
-		interrupted, err := v.exit(g.as)
-		if err != nil {
+		if _, err := c.exit(g.as, v, false, 0); err != nil {
 			t.Error(err)
 		}
-		done <- interrupted
+		done <- v.interrupted
 	}()
 	select {
 	case interrupted := <-done:
@@ -415,6 +417,9 @@ func TestAskFor(t *testing.T) {
 	pool := &p.m.pool
 	for range 3 {
 		pool.take(nil, nil)
+	}
+	for i, v := range pool.all {
+		v.since = uint64(i + 1)
 	}
 	pool.waiters = make([]chan *vcpu, 1)
 	pool.timer = time.AfterFunc(time.Hour, func() {})
@@ -455,5 +460,41 @@ func TestAskFor(t *testing.T) {
 	for _, v := range pool.all {
 		v.run.clearImmediateExit()
 		pool.put(v)
+	}
+}
+
+// BenchmarkGetpid is the time of a system call that the Sentry answers at once: on
+// this thread alone, and through the shim if there is one.
+func BenchmarkGetpid(b *testing.B) {
+	for _, bound := range []bool{false, true} {
+		b.Run(fmt.Sprintf("bound=%v", bound), func(b *testing.B) {
+			c := constructor{}
+			dev, err := c.OpenDevice("")
+			if err != nil {
+				b.Fatal(err)
+			}
+			p, err := c.New(dev)
+			if err != nil {
+				b.Fatal(err)
+			}
+			m := p.(*kvm).m
+			defer m.close()
+			b.Log(p.(*kvm).Describe())
+			th, err := m.newProbeThread()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer th.release()
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			if bound {
+				th.c.BindThread()
+			}
+			for b.Loop() {
+				if err := th.run(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

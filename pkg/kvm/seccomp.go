@@ -29,6 +29,12 @@ const (
 	kvmGetXSave2           = 0x9000aecf
 )
 
+// Operations of futex(2) that package sysmsg uses (linux/futex.h).
+const (
+	futexWait = 0
+	futexWake = 1
+)
+
 // seccompInfo implements platform.ArchSeccompInfo.
 type seccompInfo struct {
 	arch                sysno.Arch
@@ -51,7 +57,7 @@ func (s seccompInfo) ForArch(a sysno.Arch) (platform.SeccompInfo, bool) {
 
 // HottestSyscalls implements platform.SeccompInfo.HottestSyscalls.
 func (s seccompInfo) HottestSyscalls() []uintptr {
-	return []uintptr{sysno.Ioctl.On(s.arch), sysno.Tgkill.On(s.arch)}
+	return []uintptr{sysno.Ioctl.On(s.arch), sysno.Futex.On(s.arch), sysno.Tgkill.On(s.arch)}
 }
 
 // SyscallFilters implements platform.SeccompInfo.SyscallFilters. vCPUs are a range of
@@ -82,6 +88,11 @@ func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRule
 			seccomp.EqualTo(unix.MADV_POPULATE_READ), seccomp.EqualTo(unix.MADV_POPULATE_WRITE),
 			seccomp.EqualTo(unix.MADV_DONTNEED), // a flush of pages
 		}},
+		// Runners, which are kept off the CPU of those who wait for them.
+		sysno.Futex.On(s.arch):            seccomp.PerArg{any, seccomp.AnyOf{seccomp.EqualTo(futexWait), seccomp.EqualTo(futexWake)}},
+		sysno.Getcpu.On(s.arch):           seccomp.PerArg{1: zero, 2: zero},
+		sysno.SchedGetaffinity.On(s.arch): seccomp.PerArg{zero},
+		sysno.SchedSetaffinity.On(s.arch): seccomp.PerArg{thread},
 		// The size of a file, when a page of it is missing.
 		sysno.Fstat.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},
 		// Context.Interrupt, and what else gets a vCPU out.

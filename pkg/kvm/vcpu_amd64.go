@@ -36,6 +36,15 @@ type vcpu struct {
 	// tid is the OS thread that runs it, or did.
 	tid atomic.Int32
 
+	// shim is where its shim is, or 0.
+	shim uint64
+
+	// interrupted says that the last exit was for a signal.
+	interrupted bool
+
+	// holder is the Context that has the vCPU.
+	holder atomic.Pointer[vcpuContext]
+
 	// yield says that a Context waits for a vCPU.
 	yield atomic.Bool
 
@@ -99,14 +108,23 @@ func (m *machine) newVCPU(id int) (*vcpu, error) {
 	return v, nil
 }
 
-// setMSRs makes SYSCALL lead to the stubs.
+// setMSRs makes SYSCALL lead to the stubs, or to the shim.
 func (v *vcpu) setMSRs() error {
+	lstar, mask := lstarAddr, uint64(syscallMask)
+	if v.shim != 0 {
+		lstar = v.shim
+		if !v.m.ring0Syscalls.Load() {
+			// In ring 3 the flags stay as they are, but for single steps: these do not go
+			// through the shim.
+			mask = flagTF | flagRF
+		}
+	}
 	r := msrs{n: 4}
 	for i, e := range [4][2]uint64{
 		{msrSTAR, userCS32<<48 | kernelCS<<32},
-		{msrLSTAR, lstarAddr},
+		{msrLSTAR, lstar},
 		{msrCSTAR, cstarAddr},
-		{msrFMASK, syscallMask},
+		{msrFMASK, mask},
 	} {
 		r.entries[i].index, r.entries[i].value = uint32(e[0]), e[1]
 	}
@@ -200,15 +218,30 @@ const noSyscall = ^uint64(0)
 
 // clean reports whether a vCPU that was interrupted stopped between two
 // instructions of the application. If not, it must go on: it will get to a stub by
-// itself.
+// itself, or post in its slot.
 func (v *vcpu) clean() bool {
-	return !v.run.events.pending() && v.run.sregs.cs.selector&3 == 3 && v.run.regs.rip != lstarAddr
+	rip := v.run.regs.rip
+	return !v.run.events.pending() && v.run.sregs.cs.selector&3 == 3 && rip != lstarAddr &&
+		(v.shim == 0 || rip < v.shim || rip >= v.shim+shimSize)
 }
 
-// enter runs the guest until it exits.
+// enter runs the guest until it exits. EINTR means that it was interrupted between two
+// instructions of the application, or in its shim after it had posted.
 func (v *vcpu) enter() unix.Errno {
-	_, errno := ioctl(v.fd, kvmRun, 0)
-	return errno
+	for {
+		_, errno := ioctl(v.fd, kvmRun, 0)
+		v.interrupted = errno == unix.EINTR
+		if !v.interrupted || v.clean() || v.inShim(v.run.regs.rip) && !v.run.events.pending() {
+			return errno
+		}
+		v.run.clearImmediateExit()
+	}
+}
+
+// runError returns the error for a KVM_RUN that failed.
+func (v *vcpu) runError(errno unix.Errno) error {
+	v.failed = true
+	return fmt.Errorf("ioctl(KVM_RUN) of vCPU %d: %w", v.id, errno)
 }
 
 // kick makes an enter that is under way, or the next one, return.
@@ -332,10 +365,20 @@ func (p *pool) put(v *vcpu) {
 // wait for CPUs a Context may get a vCPU long before it can run it, and would give it
 // up without having run.
 func (p *pool) askFor() {
+	for _, v := range p.ask() {
+		// A Context that waits in the shim may be long in coming back.
+		if c := v.holder.Load(); c != nil {
+			c.tryLeave(nil)
+		}
+	}
+}
+
+// ask asks for vCPUs, and returns them.
+func (p *pool) ask() []*vcpu {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.waiters) == 0 {
-		return
+		return nil
 	}
 	p.timer.Reset(slice)
 	var ripe []*vcpu
@@ -349,8 +392,10 @@ func (p *pool) askFor() {
 		}
 	}
 	slices.SortFunc(ripe, func(a, b *vcpu) int { return cmp.Compare(a.since, b.since) })
-	for _, v := range ripe[:min(len(ripe), len(p.waiters))] {
+	ripe = ripe[:min(len(ripe), len(p.waiters))]
+	for _, v := range ripe {
 		v.yield.Store(true)
 		v.kick()
 	}
+	return ripe
 }

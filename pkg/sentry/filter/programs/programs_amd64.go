@@ -16,389 +16,401 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 37}},
-			{Name: "monitor_pid", Uses: []uint16{328}},
-			{Name: "sentry_pid", Uses: []uint16{51}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 33}},
+			{Name: "monitor_pid", Uses: []uint16{340}},
+			{Name: "sentry_pid", Uses: []uint16{54}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 43, K: 0x10},          // 3: if A == 0x10 goto 4 else 47
+			{Code: 0x15, JT: 0, JF: 39, K: 0x10},          // 3: if A == 0x10 goto 4 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
 			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
 			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
-			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
+			{Code: 0x15, JT: 12, JF: 169, K: 0x0},         // 11: if A == 0x0 goto 24 else 181
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 23, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 38 else 182
+			{Code: 0x15, JT: 19, JF: 166, K: 0x0},         // 14: if A == 0x0 goto 34 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 16: if A == 0x0 goto 17 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 23, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 42
-			{Code: 0x35, JT: 0, JF: 20, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 40
-			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
+			{Code: 0x35, JT: 0, JF: 19, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 38
+			{Code: 0x35, JT: 0, JF: 16, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 36
+			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 14, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 37
-			{Code: 0x25, JT: 13, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 37 else 24
+			{Code: 0x35, JT: 0, JF: 10, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 33
+			{Code: 0x25, JT: 9, JF: 0, K: 0x0},            // 23: if A > kvm_vcpu_fd_last goto 33 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
-			{Code: 0x15, JT: 171, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 30: if A >= 0x5000aea5 goto 31 else 35
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 31: if A >= 0x9000aea5 goto 32 else 33
-			{Code: 0x15, JT: 168, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 201 else 182
-			{Code: 0x15, JT: 167, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 201 else 34
-			{Code: 0x15, JT: 166, JF: 147, K: 0x9000aea4}, // 34: if A == 0x9000aea4 goto 201 else 182
-			{Code: 0x15, JT: 165, JF: 0, K: 0x4008ae89},   // 35: if A == 0x4008ae89 goto 201 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 37: if A == kvm_vm_fd goto 38 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 38: A = arg1.lo
-			{Code: 0x15, JT: 161, JF: 142, K: 0x4020ae46}, // 39: if A == 0x4020ae46 goto 201 else 182
-			{Code: 0x15, JT: 160, JF: 0, K: 0x541b},       // 40: if A == 0x541b goto 201 else 41
-			{Code: 0x35, JT: 140, JF: 159, K: 0x5415},     // 41: if A >= 0x5415 goto 182 else 201
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 42: if A >= 0x540c goto 43 else 44
-			{Code: 0x15, JT: 157, JF: 138, K: 0x5411},     // 43: if A == 0x5411 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 44: if A >= 0x5405 goto 45 else 46
-			{Code: 0x35, JT: 155, JF: 136, K: 0x5409},     // 45: if A >= 0x5409 goto 201 else 182
-			{Code: 0x35, JT: 154, JF: 135, K: 0x5401},     // 46: if A >= 0x5401 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 47: if A == 0xea goto 48 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 51: if A == sentry_pid goto 52 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 52: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 54: A = arg2.lo
-			{Code: 0x35, JT: 126, JF: 145, K: 0x41},       // 55: if A >= 0x41 goto 182 else 201
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 56: if A == 0x0 goto 182 else 57
-			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 57: if A >= 0x80000000 goto 182 else 58
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 59: if A == 0x0 goto 60 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 182 else 62
-			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 182 else 63
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 134, JF: 115, K: 0x11},       // 66: if A == 0x11 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 67: if A == 0xca goto 68 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 68: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 70: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 110, K: 0x80},         // 71: if A >= 0x80 goto 72 else 182
-			{Code: 0x35, JT: 109, JF: 128, K: 0x82},       // 72: if A >= 0x82 goto 182 else 201
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 73: if A == 0x119 goto 74 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 77: if A >= 0x80000000 goto 182 else 78
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 78: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 79: if A == 0x0 goto 80 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 80: A = arg4.lo
-			{Code: 0x15, JT: 119, JF: 100, K: 0x0},        // 81: if A == 0x0 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 82: if A == 0x1b5 goto 83 else 91
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 83: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 85: A = arg0.lo
-			{Code: 0x35, JT: 95, JF: 0, K: 0x80000000},    // 86: if A >= 0x80000000 goto 182 else 87
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 87: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 88: if A == 0x0 goto 89 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 89: A = arg3.lo
-			{Code: 0x15, JT: 110, JF: 91, K: 0x18},        // 90: if A == 0x18 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 91: if A == 0x106 goto 92 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 92: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 94: A = arg0.lo
-			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 182 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 96: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 97: if A == 0x0 goto 98 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 98: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 99: if A == 0x0 goto 201 else 100
-			{Code: 0x15, JT: 100, JF: 81, K: 0x900},       // 100: if A == 0x900 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 101: if A == 0x9 goto 102 else 140
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 105: if A == 0x0 goto 106 else 112
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 106: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 107: if A == 0x0 goto 108 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 108: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 109: if A >= 0x23 goto 110 else 111
-			{Code: 0x15, JT: 90, JF: 71, K: 0x32},         // 110: if A == 0x32 goto 201 else 182
-			{Code: 0x15, JT: 89, JF: 70, K: 0x22},         // 111: if A == 0x22 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 112: if A == 0x3 goto 113 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 113: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 116: if A >= 0x23 goto 117 else 126
-			{Code: 0x15, JT: 83, JF: 0, K: 0x32},          // 117: if A == 0x32 goto 201 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 119: if A == 0x0 goto 120 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 121: if A == 0x0 goto 122 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 122: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 123: if A >= 0x29 goto 124 else 125
-			{Code: 0x15, JT: 251, JF: 9, K: 0x4022},       // 124: if A == 0x4022 goto 376 else 134
-			{Code: 0x15, JT: 250, JF: 251, K: 0x28},       // 125: if A == 0x28 goto 376 else 377
-			{Code: 0x15, JT: 249, JF: 0, K: 0x22},         // 126: if A == 0x22 goto 376 else 127
-			{Code: 0x35, JT: 249, JF: 7, K: 0x2},          // 127: if A >= 0x2 goto 377 else 135
-			{Code: 0x35, JT: 248, JF: 0, K: 0x2},          // 128: if A >= 0x2 goto 377 else 129
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 129: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 130: if A == 0x0 goto 131 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 132: if A >= 0x2 goto 134 else 135
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 133: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 242, K: 0x4001},       // 134: if A == 0x4001 goto 136 else 377
-			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 135: if A == 0x0 goto 377 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 136: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 137: if A == 0x0 goto 138 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 138: A = arg4.lo
-			{Code: 0x35, JT: 237, JF: 236, K: 0x80000000}, // 139: if A >= 0x80000000 goto 377 else 376
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 140: if A == 0x1c goto 141 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 141: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 142: if A == 0x0 goto 143 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 143: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 144: if A >= 0xe goto 145 else 149
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 145: if A >= 0x18 goto 146 else 147
-			{Code: 0x15, JT: 229, JF: 230, K: 0x19},       // 146: if A == 0x19 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 228, K: 0x10},         // 147: if A >= 0x10 goto 148 else 376
-			{Code: 0x35, JT: 227, JF: 228, K: 0x16},       // 148: if A >= 0x16 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 149: if A >= 0x5 goto 150 else 151
-			{Code: 0x15, JT: 225, JF: 226, K: 0x8},        // 150: if A == 0x8 goto 376 else 377
-			{Code: 0x15, JT: 224, JF: 225, K: 0x4},        // 151: if A == 0x4 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 141, K: 0x7d},         // 152: if A >= 0x7d goto 153 else 294
-			{Code: 0x35, JT: 0, JF: 104, K: 0xe4},         // 153: if A >= 0xe4 goto 154 else 258
-			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 154: if A >= 0x10f goto 155 else 221
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 155: if A >= 0x13e goto 156 else 191
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 156: if A >= 0x145 goto 157 else 170
-			{Code: 0x15, JT: 0, JF: 219, K: 0x1b7},        // 157: if A == 0x1b7 goto 158 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 159: if A == 0x0 goto 160 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 161: if A >= 0x80000000 goto 377 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 163: if A == 0x0 goto 164 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
-			{Code: 0x35, JT: 211, JF: 0, K: 0x8},          // 165: if A >= 0x8 goto 377 else 166
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 167: if A == 0x0 goto 168 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
-			{Code: 0x15, JT: 206, JF: 207, K: 0x200},      // 169: if A == 0x200 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 170: if A >= 0x140 goto 171 else 179
-			{Code: 0x15, JT: 0, JF: 205, K: 0x144},        // 171: if A == 0x144 goto 172 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 173: if A == 0x0 goto 174 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 175: if A >= 0x9 goto 176 else 177
-			{Code: 0x15, JT: 111, JF: 200, K: 0x10},       // 176: if A == 0x10 goto 288 else 377
-			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 177: if A == 0x0 goto 288 else 178
-			{Code: 0x15, JT: 109, JF: 198, K: 0x8},        // 178: if A == 0x8 goto 288 else 377
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 179: if A == 0x13e goto 180 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 195, K: 0x0},          // 181: if A == 0x0 goto 183 else 377
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 183: A = arg2.lo
-			{Code: 0x45, JT: 192, JF: 191, K: 0xfffffffe}, // 184: if A & 0xfffffffe goto 377 else 376
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 185: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 186: if A == 0x0 goto 187 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x15, JT: 187, JF: 1, K: 0x1},          // 188: if A == 0x1 goto 376 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 186, K: 0x2},        // 190: if A & 0x2 goto 369 else 377
-			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 191: if A >= 0x122 goto 192 else 207
-			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 192: if A == 0x122 goto 193 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 193: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 194: if A == 0x0 goto 195 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 195: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 196: if A == 0x0 goto 197 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 197: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 198: if A == 0x0 goto 199 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 199: A = arg1.lo
-			{Code: 0x15, JT: 175, JF: 176, K: 0x80800},    // 200: if A == 0x80800 goto 376 else 377
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 174, K: 0x123},        // 202: if A == 0x123 goto 203 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 203: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 204: if A == 0x0 goto 205 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 205: A = arg0.lo
-			{Code: 0x15, JT: 169, JF: 170, K: 0x80000},    // 206: if A == 0x80000 goto 376 else 377
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 207: if A == 0x10f goto 208 else 212
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 208: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 209: if A == 0x0 goto 210 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 210: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 165, K: 0x1},        // 211: if A == 0x1 goto 333 else 377
-			{Code: 0x15, JT: 0, JF: 164, K: 0x11d},        // 212: if A == 0x11d goto 213 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 214: if A == 0x0 goto 215 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
-			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 377 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 217: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 218: if A == 0x0 goto 219 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 219: A = arg1.lo
-			{Code: 0x45, JT: 156, JF: 155, K: 0xffffff80}, // 220: if A & 0xffffff80 goto 377 else 376
-			{Code: 0x35, JT: 0, JF: 20, K: 0x101},         // 221: if A >= 0x101 goto 222 else 242
-			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 222: if A == 0x101 goto 223 else 237
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 224: if A == 0x0 goto 225 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 226: if A >= 0x80000000 goto 232 else 227
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 228: if A == 0x0 goto 229 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
-			{Code: 0x45, JT: 146, JF: 145, K: 0xffe2e2ff}, // 230: if A & 0xffe2e2ff goto 377 else 376
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 231: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 144, K: 0xffffff9c},   // 232: if A == 0xffffff9c goto 233 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 233: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 234: if A == 0x0 goto 235 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 235: A = arg2.lo
-			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 236: if A == 0x80000 goto 376 else 377
-			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 237: if A == 0x10b goto 238 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 239: if A == 0x0 goto 240 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 241: if A >= 0x80000000 goto 377 else 376
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 242: if A >= 0xe8 goto 243 else 257
-			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 243: if A == 0xe9 goto 244 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 244: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 245: if A == 0x0 goto 246 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 247: if A >= 0x80000000 goto 377 else 248
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 248: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 249: if A == 0x0 goto 250 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 251: if A == 0x0 goto 377 else 252
-			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 252: if A >= 0x3 goto 377 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 254: if A == 0x0 goto 255 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
-			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 256: if A >= 0x80000000 goto 377 else 376
-			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 257: if A == 0xe6 goto 377 else 376
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 258: if A >= 0xbf goto 259 else 279
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 259: if A >= 0xd9 goto 260 else 271
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 260: if A >= 0xdc goto 261 else 270
-			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 261: if A == 0xdd goto 262 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 263: if A == 0x0 goto 264 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 377 else 266
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 266: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 267: if A == 0x0 goto 268 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 268: A = arg3.lo
-			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 269: if A >= 0x6 goto 377 else 376
-			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 270: if A == 0xda goto 377 else 376
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 271: if A >= 0xc3 goto 272 else 277
-			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 272: if A == 0xcc goto 273 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 273: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 274: if A == 0x0 goto 275 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 275: A = arg0.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 276: if A == 0x0 goto 376 else 377
-			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 277: if A == 0xbf goto 376 else 278
-			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 278: if A == 0xc2 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 279: if A >= 0x8a goto 280 else 292
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 280: if A >= 0x9e goto 281 else 282
-			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 281: if A == 0xba goto 376 else 377
-			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 282: if A == 0x8a goto 376 else 283
-			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 283: if A == 0x9d goto 284 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 284: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 285: if A == 0x0 goto 286 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 286: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 287: if A == 0x53564d41 goto 288 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 289: if A == 0x0 goto 290 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
-			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 291: if A == 0x0 goto 376 else 377
-			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 292: if A == 0x7d goto 376 else 293
-			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 293: if A == 0x83 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 294: if A >= 0x3c goto 295 else 337
-			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 295: if A >= 0x62 goto 296 else 303
-			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 296: if A >= 0x69 goto 297 else 300
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 297: if A >= 0x6d goto 298 else 299
-			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 298: if A == 0x73 goto 376 else 377
-			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 299: if A >= 0x6b goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 300: if A >= 0x66 goto 301 else 302
-			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 301: if A == 0x67 goto 377 else 376
-			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 302: if A == 0x63 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 303: if A >= 0x4a goto 304 else 307
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 304: if A >= 0x4e goto 305 else 306
-			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 305: if A == 0x61 goto 376 else 377
-			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 306: if A == 0x4c goto 377 else 376
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 307: if A >= 0x3e goto 308 else 324
-			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 308: if A == 0x48 goto 309 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 310: if A == 0x0 goto 311 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 311: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 312: if A >= 0x80000000 goto 377 else 313
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 313: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 314: if A == 0x0 goto 315 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 315: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 316: if A >= 0x4 goto 317 else 323
-			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 317: if A == 0x406 goto 376 else 318
-			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 318: if A == 0x4 goto 319 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 320: if A == 0x0 goto 321 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
-			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 322: if A & 0xfffb73ff goto 377 else 376
-			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 323: if A == 0x3 goto 376 else 377
-			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 324: if A == 0x3c goto 376 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 325: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 326: if A == 0x0 goto 327 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 328: if A == monitor_pid goto 329 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 329: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 330: if A == 0x0 goto 331 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 331: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 332: if A == 0x0 goto 333 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 333: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 334: if A == 0x0 goto 335 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 335: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 336: if A == 0x0 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 30, K: 0x13},          // 337: if A >= 0x13 goto 338 else 368
-			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 338: if A >= 0x2d goto 339 else 364
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 339: if A >= 0x2f goto 340 else 345
-			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 340: if A == 0x38 goto 341 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 342: if A == 0x0 goto 343 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 344: if A == 0xd0f00 goto 376 else 377
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 345: if A == 0x2d goto 346 else 354
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 346: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 347: if A == 0x0 goto 348 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 349: if A >= 0x80000000 goto 377 else 350
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 351: if A == 0x0 goto 352 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 353: if A == 0x40 goto 376 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 354: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 355: if A == 0x0 goto 356 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 356: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 357: if A >= 0x80000000 goto 377 else 358
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 358: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 359: if A == 0x0 goto 360 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 360: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 361: if A >= 0x4001 goto 362 else 363
-			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 362: if A == 0x4040 goto 376 else 377
-			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 363: if A == 0x4000 goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 364: if A >= 0x23 goto 365 else 367
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 365: if A == 0x23 goto 376 else 366
-			{Code: 0x15, JT: 9, JF: 10, K: 0x27},          // 366: if A == 0x27 goto 376 else 377
-			{Code: 0x15, JT: 8, JF: 9, K: 0x18},           // 367: if A == 0x18 goto 376 else 377
-			{Code: 0x35, JT: 1, JF: 4, K: 0x8},            // 368: if A >= 0x8 goto 370 else 373
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 369: return 0x50001
-			{Code: 0x35, JT: 5, JF: 0, K: 0xd},            // 370: if A >= 0xd goto 376 else 371
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 371: if A == 0x8 goto 376 else 372
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 372: if A == 0xb goto 376 else 377
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 373: if A >= 0x4 goto 374 else 375
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 374: if A == 0x5 goto 376 else 377
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 375: if A == 0x2 goto 377 else 376
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 376: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 377: return 0x7fc00000
+			{Code: 0x15, JT: 168, JF: 0, K: 0xae80},       // 25: if A == 0xae80 goto 194 else 26
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 26: if A >= 0x5000aea5 goto 27 else 31
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 27: if A >= 0x9000aea5 goto 28 else 29
+			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 28: if A == 0x9000aecf goto 200 else 181
+			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 29: if A == 0x5000aea5 goto 200 else 30
+			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 30: if A == 0x9000aea4 goto 200 else 181
+			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 31: if A == 0x4008ae89 goto 200 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 32: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == kvm_vm_fd goto 34 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 34: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 35: if A == 0x4020ae46 goto 200 else 181
+			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 36: if A == 0x541b goto 200 else 37
+			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 37: if A >= 0x5415 goto 181 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 38: if A >= 0x540c goto 39 else 40
+			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 39: if A == 0x5411 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 40: if A >= 0x5405 goto 41 else 42
+			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 41: if A >= 0x5409 goto 200 else 181
+			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 42: if A >= 0x5401 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 43: if A == 0xca goto 44 else 50
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 45: if A == 0x0 goto 46 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 47: if A >= 0x80 goto 48 else 49
+			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 48: if A >= 0x82 goto 181 else 200
+			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 49: if A >= 0x2 goto 181 else 200
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 50: if A == 0xea goto 51 else 70
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 51: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 53: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 54: if A == sentry_pid goto 55 else 59
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 56: if A == 0x0 goto 57 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
+			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 58: if A >= 0x41 goto 181 else 200
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 181 else 65
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 65: if A >= 0x80000000 goto 181 else 66
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 66: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 68: A = arg2.lo
+			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 69: if A == 0x11 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 70: if A == 0x119 goto 71 else 79
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 71: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 73: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 74: if A >= 0x80000000 goto 181 else 75
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 75: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 77: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 78: if A == 0x0 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 79: if A == 0x1b5 goto 80 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 81: if A == 0x0 goto 82 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 83: if A >= 0x80000000 goto 181 else 84
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 84: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 85: if A == 0x0 goto 86 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 87: if A == 0x18 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 88: if A == 0x106 goto 89 else 98
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 89: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 91: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 92: if A >= 0x80000000 goto 181 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 93: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 94: if A == 0x0 goto 95 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 95: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 96: if A == 0x0 goto 200 else 97
+			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 97: if A == 0x900 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 98: if A == 0x9 goto 99 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 99: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 100: if A == 0x0 goto 101 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 101: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 102: if A == 0x0 goto 103 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 103: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 104: if A == 0x0 goto 105 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 105: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 106: if A >= 0x23 goto 107 else 108
+			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 107: if A == 0x32 goto 200 else 181
+			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 108: if A == 0x22 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 109: if A == 0x3 goto 110 else 125
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 110: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 112: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 113: if A >= 0x23 goto 114 else 123
+			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 114: if A == 0x32 goto 200 else 115
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 115: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 116: if A == 0x0 goto 117 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 117: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 118: if A == 0x0 goto 119 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 120: if A >= 0x29 goto 121 else 122
+			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 121: if A == 0x4022 goto 200 else 131
+			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 122: if A == 0x28 goto 200 else 181
+			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 123: if A == 0x22 goto 200 else 124
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 124: if A >= 0x2 goto 181 else 132
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 125: if A >= 0x2 goto 181 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 127: if A == 0x0 goto 128 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 129: if A >= 0x2 goto 131 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 131: if A == 0x4001 goto 133 else 181
+			{Code: 0x15, JT: 255, JF: 0, K: 0x0},          // 132: if A == 0x0 goto 388 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 133: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 134: if A == 0x0 goto 135 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 135: A = arg4.lo
+			{Code: 0x35, JT: 251, JF: 252, K: 0x80000000}, // 136: if A >= 0x80000000 goto 388 else 389
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 137: if A == 0x1c goto 138 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 139: if A == 0x0 goto 140 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 141: if A >= 0xe goto 142 else 146
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 142: if A >= 0x18 goto 143 else 144
+			{Code: 0x15, JT: 245, JF: 244, K: 0x19},       // 143: if A == 0x19 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 244, K: 0x10},         // 144: if A >= 0x10 goto 145 else 389
+			{Code: 0x35, JT: 243, JF: 242, K: 0x16},       // 145: if A >= 0x16 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 146: if A >= 0x5 goto 147 else 148
+			{Code: 0x15, JT: 241, JF: 240, K: 0x8},        // 147: if A == 0x8 goto 389 else 388
+			{Code: 0x15, JT: 240, JF: 239, K: 0x4},        // 148: if A == 0x4 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 155, K: 0x7e},         // 149: if A >= 0x7e goto 150 else 305
+			{Code: 0x35, JT: 0, JF: 112, K: 0xe4},         // 150: if A >= 0xe4 goto 151 else 263
+			{Code: 0x35, JT: 0, JF: 70, K: 0x11d},         // 151: if A >= 0x11d goto 152 else 222
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 152: if A >= 0x13e goto 153 else 188
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 153: if A >= 0x145 goto 154 else 167
+			{Code: 0x15, JT: 0, JF: 233, K: 0x1b7},        // 154: if A == 0x1b7 goto 155 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 156: if A == 0x0 goto 157 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
+			{Code: 0x35, JT: 229, JF: 0, K: 0x80000000},   // 158: if A >= 0x80000000 goto 388 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 160: if A == 0x0 goto 161 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
+			{Code: 0x35, JT: 225, JF: 0, K: 0x8},          // 162: if A >= 0x8 goto 388 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 164: if A == 0x0 goto 165 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x15, JT: 222, JF: 221, K: 0x200},      // 166: if A == 0x200 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 167: if A >= 0x140 goto 168 else 176
+			{Code: 0x15, JT: 0, JF: 219, K: 0x144},        // 168: if A == 0x144 goto 169 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 170: if A == 0x0 goto 171 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 172: if A >= 0x9 goto 173 else 174
+			{Code: 0x15, JT: 125, JF: 214, K: 0x10},       // 173: if A == 0x10 goto 299 else 388
+			{Code: 0x15, JT: 124, JF: 0, K: 0x0},          // 174: if A == 0x0 goto 299 else 175
+			{Code: 0x15, JT: 123, JF: 212, K: 0x8},        // 175: if A == 0x8 goto 299 else 388
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 176: if A == 0x13e goto 177 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 178: if A == 0x0 goto 179 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
+			{Code: 0x45, JT: 207, JF: 208, K: 0xfffffffe}, // 180: if A & 0xfffffffe goto 388 else 389
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 183: if A == 0x0 goto 184 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
+			{Code: 0x15, JT: 203, JF: 1, K: 0x1},          // 185: if A == 0x1 goto 389 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 186: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 200, K: 0x2},        // 187: if A & 0x2 goto 368 else 388
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 188: if A >= 0x124 goto 189 else 198
+			{Code: 0x15, JT: 0, JF: 198, K: 0x135},        // 189: if A == 0x135 goto 190 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 190: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 191: if A == 0x0 goto 192 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 192: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 193: if A == 0x0 goto 194 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 194: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 195: if A == 0x0 goto 196 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 196: A = arg2.lo
+			{Code: 0x15, JT: 191, JF: 190, K: 0x0},        // 197: if A == 0x0 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 198: if A >= 0x122 goto 199 else 213
+			{Code: 0x15, JT: 1, JF: 9, K: 0x122},          // 199: if A == 0x122 goto 201 else 209
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 202: if A == 0x0 goto 203 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 204: if A == 0x0 goto 205 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 206: if A == 0x0 goto 207 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
+			{Code: 0x15, JT: 180, JF: 179, K: 0x80800},    // 208: if A == 0x80800 goto 389 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 210: if A == 0x0 goto 211 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
+			{Code: 0x15, JT: 176, JF: 175, K: 0x80000},    // 212: if A == 0x80000 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 174, K: 0x11d},        // 213: if A == 0x11d goto 214 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 215: if A == 0x0 goto 216 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 217: if A >= 0x80000000 goto 388 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 219: if A == 0x0 goto 220 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
+			{Code: 0x45, JT: 166, JF: 167, K: 0xffffff80}, // 221: if A & 0xffffff80 goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 24, K: 0x101},         // 222: if A >= 0x101 goto 223 else 247
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 223: if A >= 0x10c goto 224 else 229
+			{Code: 0x15, JT: 0, JF: 163, K: 0x10f},        // 224: if A == 0x10f goto 225 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 226: if A == 0x0 goto 227 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 159, K: 0x1},        // 228: if A == 0x1 goto 345 else 388
+			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 229: if A == 0x101 goto 230 else 244
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 231: if A == 0x0 goto 232 else 238
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 233: if A >= 0x80000000 goto 239 else 234
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 235: if A == 0x0 goto 236 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
+			{Code: 0x45, JT: 150, JF: 151, K: 0xffe2e2ff}, // 237: if A & 0xffe2e2ff goto 388 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 148, K: 0xffffff9c},   // 239: if A == 0xffffff9c goto 240 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 240: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 241: if A == 0x0 goto 242 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 242: A = arg2.lo
+			{Code: 0x15, JT: 145, JF: 144, K: 0x80000},    // 243: if A == 0x80000 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 143, K: 0x10b},        // 244: if A == 0x10b goto 245 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
+			{Code: 0x15, JT: 35, JF: 141, K: 0x0},         // 246: if A == 0x0 goto 282 else 388
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 247: if A >= 0xe8 goto 248 else 262
+			{Code: 0x15, JT: 0, JF: 139, K: 0xe9},         // 248: if A == 0xe9 goto 249 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 250: if A == 0x0 goto 251 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 388 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 254: if A == 0x0 goto 255 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 256: if A == 0x0 goto 388 else 257
+			{Code: 0x35, JT: 130, JF: 0, K: 0x3},          // 257: if A >= 0x3 goto 388 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 259: if A == 0x0 goto 260 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
+			{Code: 0x35, JT: 126, JF: 127, K: 0x80000000}, // 261: if A >= 0x80000000 goto 388 else 389
+			{Code: 0x15, JT: 125, JF: 126, K: 0xe6},       // 262: if A == 0xe6 goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 263: if A >= 0xc0 goto 264 else 290
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 264: if A >= 0xd9 goto 265 else 276
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 265: if A >= 0xdc goto 266 else 275
+			{Code: 0x15, JT: 0, JF: 121, K: 0xdd},         // 266: if A == 0xdd goto 267 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 268: if A == 0x0 goto 269 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
+			{Code: 0x35, JT: 117, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 388 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 271: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 272: if A == 0x0 goto 273 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 273: A = arg3.lo
+			{Code: 0x35, JT: 113, JF: 114, K: 0x6},        // 274: if A >= 0x6 goto 388 else 389
+			{Code: 0x15, JT: 112, JF: 113, K: 0xda},       // 275: if A == 0xda goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 276: if A >= 0xcb goto 277 else 289
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 277: if A == 0xcb goto 278 else 284
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 279: if A == 0x0 goto 280 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x15, JT: 106, JF: 1, K: 0x0},          // 281: if A == 0x0 goto 388 else 283
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 105, K: 0x80000000}, // 283: if A >= 0x80000000 goto 388 else 389
+			{Code: 0x15, JT: 0, JF: 103, K: 0xcc},         // 284: if A == 0xcc goto 285 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 286: if A == 0x0 goto 287 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 288: if A == 0x0 goto 389 else 388
+			{Code: 0x15, JT: 99, JF: 98, K: 0xc2},         // 289: if A == 0xc2 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 290: if A >= 0x8b goto 291 else 303
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 291: if A >= 0xba goto 292 else 294
+			{Code: 0x15, JT: 96, JF: 0, K: 0xba},          // 292: if A == 0xba goto 389 else 293
+			{Code: 0x15, JT: 95, JF: 94, K: 0xbf},         // 293: if A == 0xbf goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 294: if A == 0x9d goto 295 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 296: if A == 0x0 goto 297 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 298: if A == 0x53564d41 goto 299 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 299: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 300: if A == 0x0 goto 301 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 301: A = arg1.lo
+			{Code: 0x15, JT: 86, JF: 85, K: 0x0},          // 302: if A == 0x0 goto 389 else 388
+			{Code: 0x15, JT: 85, JF: 0, K: 0x8a},          // 303: if A == 0x8a goto 389 else 304
+			{Code: 0x15, JT: 84, JF: 83, K: 0x83},         // 304: if A == 0x83 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 43, K: 0x3c},          // 305: if A >= 0x3c goto 306 else 349
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 306: if A >= 0x62 goto 307 else 315
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 307: if A >= 0x69 goto 308 else 312
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 308: if A >= 0x6d goto 309 else 311
+			{Code: 0x15, JT: 79, JF: 0, K: 0x7d},          // 309: if A == 0x7d goto 389 else 310
+			{Code: 0x15, JT: 78, JF: 77, K: 0x73},         // 310: if A == 0x73 goto 389 else 388
+			{Code: 0x35, JT: 77, JF: 76, K: 0x6b},         // 311: if A >= 0x6b goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 312: if A >= 0x66 goto 313 else 314
+			{Code: 0x15, JT: 74, JF: 75, K: 0x67},         // 313: if A == 0x67 goto 388 else 389
+			{Code: 0x15, JT: 74, JF: 73, K: 0x63},         // 314: if A == 0x63 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 315: if A >= 0x4a goto 316 else 319
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 316: if A >= 0x4e goto 317 else 318
+			{Code: 0x15, JT: 71, JF: 70, K: 0x61},         // 317: if A == 0x61 goto 389 else 388
+			{Code: 0x15, JT: 69, JF: 70, K: 0x4c},         // 318: if A == 0x4c goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 319: if A >= 0x3e goto 320 else 336
+			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 320: if A == 0x48 goto 321 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 322: if A == 0x0 goto 323 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 324: if A >= 0x80000000 goto 388 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 326: if A == 0x0 goto 327 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 328: if A >= 0x4 goto 329 else 335
+			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 329: if A == 0x406 goto 389 else 330
+			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 330: if A == 0x4 goto 331 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 331: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 332: if A == 0x0 goto 333 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 333: A = arg2.lo
+			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 334: if A & 0xfffb73ff goto 388 else 389
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 335: if A == 0x3 goto 389 else 388
+			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 336: if A == 0x3c goto 389 else 337
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 338: if A == 0x0 goto 339 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 340: if A == monitor_pid goto 341 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 341: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 342: if A == 0x0 goto 343 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 343: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 344: if A == 0x0 goto 345 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 345: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 346: if A == 0x0 goto 347 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 347: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 348: if A == 0x0 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 349: if A >= 0x13 goto 350 else 381
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 350: if A >= 0x2d goto 351 else 377
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 351: if A >= 0x2f goto 352 else 357
+			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 352: if A == 0x38 goto 353 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 354: if A == 0x0 goto 355 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 356: if A == 0xd0f00 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 357: if A == 0x2d goto 358 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 359: if A == 0x0 goto 360 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 361: if A >= 0x80000000 goto 388 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 362: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 363: if A == 0x0 goto 364 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 364: A = arg3.lo
+			{Code: 0x15, JT: 23, JF: 22, K: 0x40},         // 365: if A == 0x40 goto 389 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 20, K: 0x0},           // 367: if A == 0x0 goto 369 else 388
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 370: if A >= 0x80000000 goto 388 else 371
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 371: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 372: if A == 0x0 goto 373 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 373: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 374: if A >= 0x4001 goto 375 else 376
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 375: if A == 0x4040 goto 389 else 388
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 376: if A == 0x4000 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 377: if A >= 0x23 goto 378 else 380
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 378: if A == 0x23 goto 389 else 379
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 379: if A == 0x27 goto 389 else 388
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 380: if A == 0x18 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 381: if A >= 0x8 goto 382 else 385
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 382: if A >= 0xd goto 389 else 383
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 383: if A == 0x8 goto 389 else 384
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 384: if A == 0xb goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 385: if A >= 0x4 goto 386 else 387
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 386: if A == 0x5 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 387: if A == 0x2 goto 388 else 389
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 388: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 389: return 0x7fff0000
 		},
 	},
 	{
@@ -406,392 +418,404 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 37}},
-			{Name: "monitor_pid", Uses: []uint16{331}},
-			{Name: "sentry_pid", Uses: []uint16{51}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 33}},
+			{Name: "monitor_pid", Uses: []uint16{343}},
+			{Name: "sentry_pid", Uses: []uint16{54}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 43, K: 0x10},          // 3: if A == 0x10 goto 4 else 47
+			{Code: 0x15, JT: 0, JF: 39, K: 0x10},          // 3: if A == 0x10 goto 4 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
 			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
 			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
-			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
+			{Code: 0x15, JT: 12, JF: 169, K: 0x0},         // 11: if A == 0x0 goto 24 else 181
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 23, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 38 else 182
+			{Code: 0x15, JT: 19, JF: 166, K: 0x0},         // 14: if A == 0x0 goto 34 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 16: if A == 0x0 goto 17 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 23, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 42
-			{Code: 0x35, JT: 0, JF: 20, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 40
-			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
+			{Code: 0x35, JT: 0, JF: 19, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 38
+			{Code: 0x35, JT: 0, JF: 16, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 36
+			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 14, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 37
-			{Code: 0x25, JT: 13, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 37 else 24
+			{Code: 0x35, JT: 0, JF: 10, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 33
+			{Code: 0x25, JT: 9, JF: 0, K: 0x0},            // 23: if A > kvm_vcpu_fd_last goto 33 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
-			{Code: 0x15, JT: 171, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 30: if A >= 0x5000aea5 goto 31 else 35
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 31: if A >= 0x9000aea5 goto 32 else 33
-			{Code: 0x15, JT: 168, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 201 else 182
-			{Code: 0x15, JT: 167, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 201 else 34
-			{Code: 0x15, JT: 166, JF: 147, K: 0x9000aea4}, // 34: if A == 0x9000aea4 goto 201 else 182
-			{Code: 0x15, JT: 165, JF: 0, K: 0x4008ae89},   // 35: if A == 0x4008ae89 goto 201 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 37: if A == kvm_vm_fd goto 38 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 38: A = arg1.lo
-			{Code: 0x15, JT: 161, JF: 142, K: 0x4020ae46}, // 39: if A == 0x4020ae46 goto 201 else 182
-			{Code: 0x15, JT: 160, JF: 0, K: 0x541b},       // 40: if A == 0x541b goto 201 else 41
-			{Code: 0x35, JT: 140, JF: 159, K: 0x5415},     // 41: if A >= 0x5415 goto 182 else 201
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 42: if A >= 0x540c goto 43 else 44
-			{Code: 0x15, JT: 157, JF: 138, K: 0x5411},     // 43: if A == 0x5411 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 44: if A >= 0x5405 goto 45 else 46
-			{Code: 0x35, JT: 155, JF: 136, K: 0x5409},     // 45: if A >= 0x5409 goto 201 else 182
-			{Code: 0x35, JT: 154, JF: 135, K: 0x5401},     // 46: if A >= 0x5401 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 47: if A == 0xea goto 48 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 51: if A == sentry_pid goto 52 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 52: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 54: A = arg2.lo
-			{Code: 0x35, JT: 126, JF: 145, K: 0x41},       // 55: if A >= 0x41 goto 182 else 201
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 56: if A == 0x0 goto 182 else 57
-			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 57: if A >= 0x80000000 goto 182 else 58
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 59: if A == 0x0 goto 60 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 182 else 62
-			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 182 else 63
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 134, JF: 115, K: 0x11},       // 66: if A == 0x11 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 67: if A == 0xca goto 68 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 68: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 70: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 110, K: 0x80},         // 71: if A >= 0x80 goto 72 else 182
-			{Code: 0x35, JT: 109, JF: 128, K: 0x82},       // 72: if A >= 0x82 goto 182 else 201
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 73: if A == 0x119 goto 74 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 77: if A >= 0x80000000 goto 182 else 78
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 78: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 79: if A == 0x0 goto 80 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 80: A = arg4.lo
-			{Code: 0x15, JT: 119, JF: 100, K: 0x0},        // 81: if A == 0x0 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 82: if A == 0x1b5 goto 83 else 91
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 83: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 85: A = arg0.lo
-			{Code: 0x35, JT: 95, JF: 0, K: 0x80000000},    // 86: if A >= 0x80000000 goto 182 else 87
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 87: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 88: if A == 0x0 goto 89 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 89: A = arg3.lo
-			{Code: 0x15, JT: 110, JF: 91, K: 0x18},        // 90: if A == 0x18 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 91: if A == 0x106 goto 92 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 92: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 94: A = arg0.lo
-			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 182 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 96: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 97: if A == 0x0 goto 98 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 98: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 99: if A == 0x0 goto 201 else 100
-			{Code: 0x15, JT: 100, JF: 81, K: 0x900},       // 100: if A == 0x900 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 101: if A == 0x9 goto 102 else 140
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 105: if A == 0x0 goto 106 else 112
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 106: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 107: if A == 0x0 goto 108 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 108: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 109: if A >= 0x23 goto 110 else 111
-			{Code: 0x15, JT: 90, JF: 71, K: 0x32},         // 110: if A == 0x32 goto 201 else 182
-			{Code: 0x15, JT: 89, JF: 70, K: 0x22},         // 111: if A == 0x22 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 112: if A == 0x3 goto 113 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 113: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 116: if A >= 0x23 goto 117 else 126
-			{Code: 0x15, JT: 83, JF: 0, K: 0x32},          // 117: if A == 0x32 goto 201 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 119: if A == 0x0 goto 120 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 121: if A == 0x0 goto 122 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 122: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 123: if A >= 0x29 goto 124 else 125
-			{Code: 0x15, JT: 254, JF: 9, K: 0x4022},       // 124: if A == 0x4022 goto 379 else 134
-			{Code: 0x15, JT: 253, JF: 254, K: 0x28},       // 125: if A == 0x28 goto 379 else 380
-			{Code: 0x15, JT: 252, JF: 0, K: 0x22},         // 126: if A == 0x22 goto 379 else 127
-			{Code: 0x35, JT: 252, JF: 7, K: 0x2},          // 127: if A >= 0x2 goto 380 else 135
-			{Code: 0x35, JT: 251, JF: 0, K: 0x2},          // 128: if A >= 0x2 goto 380 else 129
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 129: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 130: if A == 0x0 goto 131 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 132: if A >= 0x2 goto 134 else 135
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 133: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 245, K: 0x4001},       // 134: if A == 0x4001 goto 136 else 380
-			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 135: if A == 0x0 goto 380 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 136: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 137: if A == 0x0 goto 138 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 138: A = arg4.lo
-			{Code: 0x35, JT: 240, JF: 239, K: 0x80000000}, // 139: if A >= 0x80000000 goto 380 else 379
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 140: if A == 0x1c goto 141 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 141: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 142: if A == 0x0 goto 143 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 143: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 144: if A >= 0xe goto 145 else 149
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 145: if A >= 0x18 goto 146 else 147
-			{Code: 0x15, JT: 232, JF: 233, K: 0x19},       // 146: if A == 0x19 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 231, K: 0x10},         // 147: if A >= 0x10 goto 148 else 379
-			{Code: 0x35, JT: 230, JF: 231, K: 0x16},       // 148: if A >= 0x16 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 149: if A >= 0x5 goto 150 else 151
-			{Code: 0x15, JT: 228, JF: 229, K: 0x8},        // 150: if A == 0x8 goto 379 else 380
-			{Code: 0x15, JT: 227, JF: 228, K: 0x4},        // 151: if A == 0x4 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 144, K: 0x7d},         // 152: if A >= 0x7d goto 153 else 297
-			{Code: 0x35, JT: 0, JF: 107, K: 0xe4},         // 153: if A >= 0xe4 goto 154 else 261
-			{Code: 0x35, JT: 0, JF: 66, K: 0x10f},         // 154: if A >= 0x10f goto 155 else 221
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 155: if A >= 0x13e goto 156 else 191
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 156: if A >= 0x145 goto 157 else 170
-			{Code: 0x15, JT: 0, JF: 222, K: 0x1b7},        // 157: if A == 0x1b7 goto 158 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 159: if A == 0x0 goto 160 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 161: if A >= 0x80000000 goto 380 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 163: if A == 0x0 goto 164 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
-			{Code: 0x35, JT: 214, JF: 0, K: 0x8},          // 165: if A >= 0x8 goto 380 else 166
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 167: if A == 0x0 goto 168 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
-			{Code: 0x15, JT: 209, JF: 210, K: 0x200},      // 169: if A == 0x200 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 170: if A >= 0x140 goto 171 else 179
-			{Code: 0x15, JT: 0, JF: 208, K: 0x144},        // 171: if A == 0x144 goto 172 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 173: if A == 0x0 goto 174 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 175: if A >= 0x9 goto 176 else 177
-			{Code: 0x15, JT: 114, JF: 203, K: 0x10},       // 176: if A == 0x10 goto 291 else 380
-			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 177: if A == 0x0 goto 291 else 178
-			{Code: 0x15, JT: 112, JF: 201, K: 0x8},        // 178: if A == 0x8 goto 291 else 380
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 179: if A == 0x13e goto 180 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 198, K: 0x0},          // 181: if A == 0x0 goto 183 else 380
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 183: A = arg2.lo
-			{Code: 0x45, JT: 195, JF: 194, K: 0xfffffffe}, // 184: if A & 0xfffffffe goto 380 else 379
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 185: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 186: if A == 0x0 goto 187 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x15, JT: 190, JF: 1, K: 0x1},          // 188: if A == 0x1 goto 379 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 189, K: 0x2},        // 190: if A & 0x2 goto 369 else 380
-			{Code: 0x35, JT: 0, JF: 15, K: 0x122},         // 191: if A >= 0x122 goto 192 else 207
-			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 192: if A == 0x122 goto 193 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 193: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 194: if A == 0x0 goto 195 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 195: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 196: if A == 0x0 goto 197 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 197: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 198: if A == 0x0 goto 199 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 199: A = arg1.lo
-			{Code: 0x15, JT: 178, JF: 179, K: 0x80800},    // 200: if A == 0x80800 goto 379 else 380
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 177, K: 0x123},        // 202: if A == 0x123 goto 203 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 203: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 204: if A == 0x0 goto 205 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 205: A = arg0.lo
-			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 206: if A == 0x80000 goto 379 else 380
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 207: if A == 0x10f goto 208 else 212
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 208: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 209: if A == 0x0 goto 210 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 210: A = arg1.lo
-			{Code: 0x15, JT: 124, JF: 168, K: 0x1},        // 211: if A == 0x1 goto 336 else 380
-			{Code: 0x15, JT: 0, JF: 167, K: 0x11d},        // 212: if A == 0x11d goto 213 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 213: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 214: if A == 0x0 goto 215 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 216: if A >= 0x80000000 goto 380 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 217: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 218: if A == 0x0 goto 219 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 219: A = arg1.lo
-			{Code: 0x45, JT: 159, JF: 158, K: 0xffffff80}, // 220: if A & 0xffffff80 goto 380 else 379
-			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 221: if A >= 0x101 goto 222 else 245
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 222: if A == 0x101 goto 223 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 224: if A == 0x0 goto 225 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 226: if A >= 0x80000000 goto 233 else 227
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 228: if A == 0x0 goto 229 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 148, K: 0xffe2e2ff},   // 230: if A & 0xffe2e2ff goto 231 else 379
-			{Code: 0x45, JT: 148, JF: 147, K: 0xffe2e0fc}, // 231: if A & 0xffe2e0fc goto 380 else 379
+			{Code: 0x15, JT: 168, JF: 0, K: 0xae80},       // 25: if A == 0xae80 goto 194 else 26
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 26: if A >= 0x5000aea5 goto 27 else 31
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 27: if A >= 0x9000aea5 goto 28 else 29
+			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 28: if A == 0x9000aecf goto 200 else 181
+			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 29: if A == 0x5000aea5 goto 200 else 30
+			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 30: if A == 0x9000aea4 goto 200 else 181
+			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 31: if A == 0x4008ae89 goto 200 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 32: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == kvm_vm_fd goto 34 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 34: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 35: if A == 0x4020ae46 goto 200 else 181
+			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 36: if A == 0x541b goto 200 else 37
+			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 37: if A >= 0x5415 goto 181 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 38: if A >= 0x540c goto 39 else 40
+			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 39: if A == 0x5411 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 40: if A >= 0x5405 goto 41 else 42
+			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 41: if A >= 0x5409 goto 200 else 181
+			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 42: if A >= 0x5401 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 43: if A == 0xca goto 44 else 50
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 45: if A == 0x0 goto 46 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 47: if A >= 0x80 goto 48 else 49
+			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 48: if A >= 0x82 goto 181 else 200
+			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 49: if A >= 0x2 goto 181 else 200
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 50: if A == 0xea goto 51 else 70
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 51: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 53: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 54: if A == sentry_pid goto 55 else 59
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 56: if A == 0x0 goto 57 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
+			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 58: if A >= 0x41 goto 181 else 200
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 181 else 65
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 65: if A >= 0x80000000 goto 181 else 66
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 66: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 68: A = arg2.lo
+			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 69: if A == 0x11 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 70: if A == 0x119 goto 71 else 79
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 71: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 73: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 74: if A >= 0x80000000 goto 181 else 75
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 75: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 77: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 78: if A == 0x0 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 79: if A == 0x1b5 goto 80 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 81: if A == 0x0 goto 82 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 83: if A >= 0x80000000 goto 181 else 84
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 84: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 85: if A == 0x0 goto 86 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 87: if A == 0x18 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 88: if A == 0x106 goto 89 else 98
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 89: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 91: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 92: if A >= 0x80000000 goto 181 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 93: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 94: if A == 0x0 goto 95 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 95: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 96: if A == 0x0 goto 200 else 97
+			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 97: if A == 0x900 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 98: if A == 0x9 goto 99 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 99: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 100: if A == 0x0 goto 101 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 101: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 102: if A == 0x0 goto 103 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 103: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 104: if A == 0x0 goto 105 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 105: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 106: if A >= 0x23 goto 107 else 108
+			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 107: if A == 0x32 goto 200 else 181
+			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 108: if A == 0x22 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 109: if A == 0x3 goto 110 else 125
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 110: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 112: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 113: if A >= 0x23 goto 114 else 123
+			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 114: if A == 0x32 goto 200 else 115
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 115: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 116: if A == 0x0 goto 117 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 117: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 118: if A == 0x0 goto 119 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 120: if A >= 0x29 goto 121 else 122
+			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 121: if A == 0x4022 goto 200 else 131
+			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 122: if A == 0x28 goto 200 else 181
+			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 123: if A == 0x22 goto 200 else 124
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 124: if A >= 0x2 goto 181 else 132
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 125: if A >= 0x2 goto 181 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 127: if A == 0x0 goto 128 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 129: if A >= 0x2 goto 131 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 131: if A == 0x4001 goto 133 else 181
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 132: if A == 0x0 goto 181 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 133: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 134: if A == 0x0 goto 135 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 135: A = arg4.lo
+			{Code: 0x35, JT: 254, JF: 255, K: 0x80000000}, // 136: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 137: if A == 0x1c goto 138 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 139: if A == 0x0 goto 140 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 141: if A >= 0xe goto 142 else 146
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 142: if A >= 0x18 goto 143 else 144
+			{Code: 0x15, JT: 248, JF: 247, K: 0x19},       // 143: if A == 0x19 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 247, K: 0x10},         // 144: if A >= 0x10 goto 145 else 392
+			{Code: 0x35, JT: 246, JF: 245, K: 0x16},       // 145: if A >= 0x16 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 146: if A >= 0x5 goto 147 else 148
+			{Code: 0x15, JT: 244, JF: 243, K: 0x8},        // 147: if A == 0x8 goto 392 else 391
+			{Code: 0x15, JT: 243, JF: 242, K: 0x4},        // 148: if A == 0x4 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 158, K: 0x7e},         // 149: if A >= 0x7e goto 150 else 308
+			{Code: 0x35, JT: 0, JF: 115, K: 0xe4},         // 150: if A >= 0xe4 goto 151 else 266
+			{Code: 0x35, JT: 0, JF: 70, K: 0x11d},         // 151: if A >= 0x11d goto 152 else 222
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 152: if A >= 0x13e goto 153 else 188
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 153: if A >= 0x145 goto 154 else 167
+			{Code: 0x15, JT: 0, JF: 236, K: 0x1b7},        // 154: if A == 0x1b7 goto 155 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 156: if A == 0x0 goto 157 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
+			{Code: 0x35, JT: 232, JF: 0, K: 0x80000000},   // 158: if A >= 0x80000000 goto 391 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 160: if A == 0x0 goto 161 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
+			{Code: 0x35, JT: 228, JF: 0, K: 0x8},          // 162: if A >= 0x8 goto 391 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 164: if A == 0x0 goto 165 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x15, JT: 225, JF: 224, K: 0x200},      // 166: if A == 0x200 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 167: if A >= 0x140 goto 168 else 176
+			{Code: 0x15, JT: 0, JF: 222, K: 0x144},        // 168: if A == 0x144 goto 169 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 170: if A == 0x0 goto 171 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 172: if A >= 0x9 goto 173 else 174
+			{Code: 0x15, JT: 128, JF: 217, K: 0x10},       // 173: if A == 0x10 goto 302 else 391
+			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 174: if A == 0x0 goto 302 else 175
+			{Code: 0x15, JT: 126, JF: 215, K: 0x8},        // 175: if A == 0x8 goto 302 else 391
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 176: if A == 0x13e goto 177 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 178: if A == 0x0 goto 179 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
+			{Code: 0x45, JT: 210, JF: 211, K: 0xfffffffe}, // 180: if A & 0xfffffffe goto 391 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 183: if A == 0x0 goto 184 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
+			{Code: 0x15, JT: 206, JF: 1, K: 0x1},          // 185: if A == 0x1 goto 392 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 186: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 203, K: 0x2},        // 187: if A & 0x2 goto 367 else 391
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 188: if A >= 0x124 goto 189 else 198
+			{Code: 0x15, JT: 0, JF: 201, K: 0x135},        // 189: if A == 0x135 goto 190 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 190: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 191: if A == 0x0 goto 192 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 192: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 193: if A == 0x0 goto 194 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 194: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 195: if A == 0x0 goto 196 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 196: A = arg2.lo
+			{Code: 0x15, JT: 194, JF: 193, K: 0x0},        // 197: if A == 0x0 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 198: if A >= 0x122 goto 199 else 213
+			{Code: 0x15, JT: 1, JF: 9, K: 0x122},          // 199: if A == 0x122 goto 201 else 209
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 202: if A == 0x0 goto 203 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 204: if A == 0x0 goto 205 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 206: if A == 0x0 goto 207 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
+			{Code: 0x15, JT: 183, JF: 182, K: 0x80800},    // 208: if A == 0x80800 goto 392 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 210: if A == 0x0 goto 211 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
+			{Code: 0x15, JT: 179, JF: 178, K: 0x80000},    // 212: if A == 0x80000 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 177, K: 0x11d},        // 213: if A == 0x11d goto 214 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 215: if A == 0x0 goto 216 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
+			{Code: 0x35, JT: 173, JF: 0, K: 0x80000000},   // 217: if A >= 0x80000000 goto 391 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 219: if A == 0x0 goto 220 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
+			{Code: 0x45, JT: 169, JF: 170, K: 0xffffff80}, // 221: if A & 0xffffff80 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 27, K: 0x101},         // 222: if A >= 0x101 goto 223 else 250
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 223: if A >= 0x10c goto 224 else 229
+			{Code: 0x15, JT: 0, JF: 166, K: 0x10f},        // 224: if A == 0x10f goto 225 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 226: if A == 0x0 goto 227 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
+			{Code: 0x15, JT: 119, JF: 162, K: 0x1},        // 228: if A == 0x1 goto 348 else 391
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 229: if A == 0x101 goto 230 else 247
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 231: if A == 0x0 goto 232 else 239
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 146, K: 0xffffff9c},   // 233: if A == 0xffffff9c goto 234 else 380
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 233: if A >= 0x80000000 goto 240 else 234
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 235: if A == 0x0 goto 236 else 380
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 235: if A == 0x0 goto 236 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 237: if A >= 0x80001 goto 238 else 239
-			{Code: 0x15, JT: 140, JF: 141, K: 0x290000},   // 238: if A == 0x290000 goto 379 else 380
-			{Code: 0x15, JT: 139, JF: 140, K: 0x80000},    // 239: if A == 0x80000 goto 379 else 380
-			{Code: 0x15, JT: 0, JF: 139, K: 0x10b},        // 240: if A == 0x10b goto 241 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 242: if A == 0x0 goto 243 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 134, K: 0x80000000}, // 244: if A >= 0x80000000 goto 380 else 379
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 245: if A >= 0xe8 goto 246 else 260
-			{Code: 0x15, JT: 0, JF: 133, K: 0xe9},         // 246: if A == 0xe9 goto 247 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 248: if A == 0x0 goto 249 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 250: if A >= 0x80000000 goto 380 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 251: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 252: if A == 0x0 goto 253 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 253: A = arg1.lo
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 254: if A == 0x0 goto 380 else 255
-			{Code: 0x35, JT: 124, JF: 0, K: 0x3},          // 255: if A >= 0x3 goto 380 else 256
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 256: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 257: if A == 0x0 goto 258 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 258: A = arg2.lo
-			{Code: 0x35, JT: 120, JF: 119, K: 0x80000000}, // 259: if A >= 0x80000000 goto 380 else 379
-			{Code: 0x15, JT: 119, JF: 118, K: 0xe6},       // 260: if A == 0xe6 goto 380 else 379
-			{Code: 0x35, JT: 0, JF: 20, K: 0xbf},          // 261: if A >= 0xbf goto 262 else 282
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 262: if A >= 0xd9 goto 263 else 274
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 263: if A >= 0xdc goto 264 else 273
-			{Code: 0x15, JT: 0, JF: 115, K: 0xdd},         // 264: if A == 0xdd goto 265 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 266: if A == 0x0 goto 267 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 268: if A >= 0x80000000 goto 380 else 269
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 269: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 270: if A == 0x0 goto 271 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 271: A = arg3.lo
-			{Code: 0x35, JT: 107, JF: 106, K: 0x6},        // 272: if A >= 0x6 goto 380 else 379
-			{Code: 0x15, JT: 106, JF: 105, K: 0xda},       // 273: if A == 0xda goto 380 else 379
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc3},           // 274: if A >= 0xc3 goto 275 else 280
-			{Code: 0x15, JT: 0, JF: 104, K: 0xcc},         // 275: if A == 0xcc goto 276 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 276: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 277: if A == 0x0 goto 278 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 278: A = arg0.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 279: if A == 0x0 goto 379 else 380
-			{Code: 0x15, JT: 98, JF: 0, K: 0xbf},          // 280: if A == 0xbf goto 379 else 281
-			{Code: 0x15, JT: 97, JF: 98, K: 0xc2},         // 281: if A == 0xc2 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 282: if A >= 0x8a goto 283 else 295
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 283: if A >= 0x9e goto 284 else 285
-			{Code: 0x15, JT: 94, JF: 95, K: 0xba},         // 284: if A == 0xba goto 379 else 380
-			{Code: 0x15, JT: 93, JF: 0, K: 0x8a},          // 285: if A == 0x8a goto 379 else 286
-			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 286: if A == 0x9d goto 287 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 288: if A == 0x0 goto 289 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 290: if A == 0x53564d41 goto 291 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 292: if A == 0x0 goto 293 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
-			{Code: 0x15, JT: 84, JF: 85, K: 0x0},          // 294: if A == 0x0 goto 379 else 380
-			{Code: 0x15, JT: 83, JF: 0, K: 0x7d},          // 295: if A == 0x7d goto 379 else 296
-			{Code: 0x15, JT: 82, JF: 83, K: 0x83},         // 296: if A == 0x83 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 297: if A >= 0x3c goto 298 else 340
-			{Code: 0x35, JT: 0, JF: 7, K: 0x62},           // 298: if A >= 0x62 goto 299 else 306
-			{Code: 0x35, JT: 0, JF: 3, K: 0x69},           // 299: if A >= 0x69 goto 300 else 303
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 300: if A >= 0x6d goto 301 else 302
-			{Code: 0x15, JT: 77, JF: 78, K: 0x73},         // 301: if A == 0x73 goto 379 else 380
-			{Code: 0x35, JT: 76, JF: 77, K: 0x6b},         // 302: if A >= 0x6b goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 303: if A >= 0x66 goto 304 else 305
-			{Code: 0x15, JT: 75, JF: 74, K: 0x67},         // 304: if A == 0x67 goto 380 else 379
-			{Code: 0x15, JT: 73, JF: 74, K: 0x63},         // 305: if A == 0x63 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 306: if A >= 0x4a goto 307 else 310
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 307: if A >= 0x4e goto 308 else 309
-			{Code: 0x15, JT: 70, JF: 71, K: 0x61},         // 308: if A == 0x61 goto 379 else 380
-			{Code: 0x15, JT: 70, JF: 69, K: 0x4c},         // 309: if A == 0x4c goto 380 else 379
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 310: if A >= 0x3e goto 311 else 327
-			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 311: if A == 0x48 goto 312 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 313: if A == 0x0 goto 314 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 315: if A >= 0x80000000 goto 380 else 316
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 316: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 317: if A == 0x0 goto 318 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 318: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 319: if A >= 0x4 goto 320 else 326
-			{Code: 0x15, JT: 58, JF: 0, K: 0x406},         // 320: if A == 0x406 goto 379 else 321
-			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 321: if A == 0x4 goto 322 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 322: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 323: if A == 0x0 goto 324 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 324: A = arg2.lo
-			{Code: 0x45, JT: 54, JF: 53, K: 0xfffb73ff},   // 325: if A & 0xfffb73ff goto 380 else 379
-			{Code: 0x15, JT: 52, JF: 53, K: 0x3},          // 326: if A == 0x3 goto 379 else 380
-			{Code: 0x15, JT: 51, JF: 0, K: 0x3c},          // 327: if A == 0x3c goto 379 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 329: if A == 0x0 goto 330 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 331: if A == monitor_pid goto 332 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 332: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 333: if A == 0x0 goto 334 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 334: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 335: if A == 0x0 goto 336 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 336: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 337: if A == 0x0 goto 338 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 338: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 40, K: 0x0},          // 339: if A == 0x0 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 340: if A >= 0x13 goto 341 else 372
-			{Code: 0x35, JT: 0, JF: 25, K: 0x2d},          // 341: if A >= 0x2d goto 342 else 367
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 342: if A >= 0x2f goto 343 else 348
-			{Code: 0x15, JT: 0, JF: 36, K: 0x38},          // 343: if A == 0x38 goto 344 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 345: if A == 0x0 goto 346 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 32, K: 0xd0f00},      // 347: if A == 0xd0f00 goto 379 else 380
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 348: if A == 0x2d goto 349 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 349: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 350: if A == 0x0 goto 351 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 352: if A >= 0x80000000 goto 380 else 353
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 354: if A == 0x0 goto 355 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 23, K: 0x40},         // 356: if A == 0x40 goto 379 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 357: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 358: if A == 0x0 goto 359 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 359: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 360: if A >= 0x80000000 goto 380 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 361: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 362: if A == 0x0 goto 363 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 363: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 364: if A >= 0x4001 goto 365 else 366
-			{Code: 0x15, JT: 13, JF: 14, K: 0x4040},       // 365: if A == 0x4040 goto 379 else 380
-			{Code: 0x15, JT: 12, JF: 13, K: 0x4000},       // 366: if A == 0x4000 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 3, K: 0x23},           // 367: if A >= 0x23 goto 368 else 371
-			{Code: 0x15, JT: 10, JF: 1, K: 0x23},          // 368: if A == 0x23 goto 379 else 370
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 369: return 0x50001
-			{Code: 0x15, JT: 8, JF: 9, K: 0x27},           // 370: if A == 0x27 goto 379 else 380
-			{Code: 0x15, JT: 7, JF: 8, K: 0x18},           // 371: if A == 0x18 goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 372: if A >= 0x8 goto 373 else 376
-			{Code: 0x35, JT: 5, JF: 0, K: 0xd},            // 373: if A >= 0xd goto 379 else 374
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 374: if A == 0x8 goto 379 else 375
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 375: if A == 0xb goto 379 else 380
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 376: if A >= 0x4 goto 377 else 378
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 377: if A == 0x5 goto 379 else 380
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 378: if A == 0x2 goto 380 else 379
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 379: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 380: return 0x7fc00000
+			{Code: 0x45, JT: 0, JF: 154, K: 0xffe2e2ff},   // 237: if A & 0xffe2e2ff goto 238 else 392
+			{Code: 0x45, JT: 152, JF: 153, K: 0xffe2e0fc}, // 238: if A & 0xffe2e0fc goto 391 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 150, K: 0xffffff9c},   // 240: if A == 0xffffff9c goto 241 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 242: if A == 0x0 goto 243 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 244: if A >= 0x80001 goto 245 else 246
+			{Code: 0x15, JT: 146, JF: 145, K: 0x290000},   // 245: if A == 0x290000 goto 392 else 391
+			{Code: 0x15, JT: 145, JF: 144, K: 0x80000},    // 246: if A == 0x80000 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 143, K: 0x10b},        // 247: if A == 0x10b goto 248 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
+			{Code: 0x15, JT: 35, JF: 141, K: 0x0},         // 249: if A == 0x0 goto 285 else 391
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 250: if A >= 0xe8 goto 251 else 265
+			{Code: 0x15, JT: 0, JF: 139, K: 0xe9},         // 251: if A == 0xe9 goto 252 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 253: if A == 0x0 goto 254 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 255: if A >= 0x80000000 goto 391 else 256
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 256: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 257: if A == 0x0 goto 258 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 258: A = arg1.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 259: if A == 0x0 goto 391 else 260
+			{Code: 0x35, JT: 130, JF: 0, K: 0x3},          // 260: if A >= 0x3 goto 391 else 261
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 261: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 262: if A == 0x0 goto 263 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 263: A = arg2.lo
+			{Code: 0x35, JT: 126, JF: 127, K: 0x80000000}, // 264: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x15, JT: 125, JF: 126, K: 0xe6},       // 265: if A == 0xe6 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 266: if A >= 0xc0 goto 267 else 293
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 267: if A >= 0xd9 goto 268 else 279
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 268: if A >= 0xdc goto 269 else 278
+			{Code: 0x15, JT: 0, JF: 121, K: 0xdd},         // 269: if A == 0xdd goto 270 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 271: if A == 0x0 goto 272 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
+			{Code: 0x35, JT: 117, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 391 else 274
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 274: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 275: if A == 0x0 goto 276 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 276: A = arg3.lo
+			{Code: 0x35, JT: 113, JF: 114, K: 0x6},        // 277: if A >= 0x6 goto 391 else 392
+			{Code: 0x15, JT: 112, JF: 113, K: 0xda},       // 278: if A == 0xda goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 279: if A >= 0xcb goto 280 else 292
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 280: if A == 0xcb goto 281 else 287
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 282: if A == 0x0 goto 283 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
+			{Code: 0x15, JT: 106, JF: 1, K: 0x0},          // 284: if A == 0x0 goto 391 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 285: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 105, K: 0x80000000}, // 286: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x15, JT: 0, JF: 103, K: 0xcc},         // 287: if A == 0xcc goto 288 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 289: if A == 0x0 goto 290 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 291: if A == 0x0 goto 392 else 391
+			{Code: 0x15, JT: 99, JF: 98, K: 0xc2},         // 292: if A == 0xc2 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 293: if A >= 0x8b goto 294 else 306
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 294: if A >= 0xba goto 295 else 297
+			{Code: 0x15, JT: 96, JF: 0, K: 0xba},          // 295: if A == 0xba goto 392 else 296
+			{Code: 0x15, JT: 95, JF: 94, K: 0xbf},         // 296: if A == 0xbf goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 297: if A == 0x9d goto 298 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 299: if A == 0x0 goto 300 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 301: if A == 0x53564d41 goto 302 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 303: if A == 0x0 goto 304 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
+			{Code: 0x15, JT: 86, JF: 85, K: 0x0},          // 305: if A == 0x0 goto 392 else 391
+			{Code: 0x15, JT: 85, JF: 0, K: 0x8a},          // 306: if A == 0x8a goto 392 else 307
+			{Code: 0x15, JT: 84, JF: 83, K: 0x83},         // 307: if A == 0x83 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 43, K: 0x3c},          // 308: if A >= 0x3c goto 309 else 352
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 309: if A >= 0x62 goto 310 else 318
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 310: if A >= 0x69 goto 311 else 315
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 311: if A >= 0x6d goto 312 else 314
+			{Code: 0x15, JT: 79, JF: 0, K: 0x7d},          // 312: if A == 0x7d goto 392 else 313
+			{Code: 0x15, JT: 78, JF: 77, K: 0x73},         // 313: if A == 0x73 goto 392 else 391
+			{Code: 0x35, JT: 77, JF: 76, K: 0x6b},         // 314: if A >= 0x6b goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 315: if A >= 0x66 goto 316 else 317
+			{Code: 0x15, JT: 74, JF: 75, K: 0x67},         // 316: if A == 0x67 goto 391 else 392
+			{Code: 0x15, JT: 74, JF: 73, K: 0x63},         // 317: if A == 0x63 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 318: if A >= 0x4a goto 319 else 322
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 319: if A >= 0x4e goto 320 else 321
+			{Code: 0x15, JT: 71, JF: 70, K: 0x61},         // 320: if A == 0x61 goto 392 else 391
+			{Code: 0x15, JT: 69, JF: 70, K: 0x4c},         // 321: if A == 0x4c goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 322: if A >= 0x3e goto 323 else 339
+			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 323: if A == 0x48 goto 324 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 324: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 325: if A == 0x0 goto 326 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 327: if A >= 0x80000000 goto 391 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 329: if A == 0x0 goto 330 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 331: if A >= 0x4 goto 332 else 338
+			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 332: if A == 0x406 goto 392 else 333
+			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 333: if A == 0x4 goto 334 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 334: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 335: if A == 0x0 goto 336 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 336: A = arg2.lo
+			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 337: if A & 0xfffb73ff goto 391 else 392
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 338: if A == 0x3 goto 392 else 391
+			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 339: if A == 0x3c goto 392 else 340
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 341: if A == 0x0 goto 342 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 343: if A == monitor_pid goto 344 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 344: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 345: if A == 0x0 goto 346 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 346: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 347: if A == 0x0 goto 348 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 349: if A == 0x0 goto 350 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 351: if A == 0x0 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 352: if A >= 0x13 goto 353 else 384
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 353: if A >= 0x2d goto 354 else 380
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 354: if A >= 0x2f goto 355 else 360
+			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 355: if A == 0x38 goto 356 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 356: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 357: if A == 0x0 goto 358 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
+			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 359: if A == 0xd0f00 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 360: if A == 0x2d goto 361 else 370
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 362: if A == 0x0 goto 363 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 364: if A >= 0x80000000 goto 391 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 365: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 24, K: 0x0},           // 366: if A == 0x0 goto 368 else 391
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 367: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 368: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 369: if A == 0x40 goto 392 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 370: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 371: if A == 0x0 goto 372 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 372: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 373: if A >= 0x80000000 goto 391 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 374: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 375: if A == 0x0 goto 376 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 376: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 377: if A >= 0x4001 goto 378 else 379
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 378: if A == 0x4040 goto 392 else 391
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 379: if A == 0x4000 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 380: if A >= 0x23 goto 381 else 383
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 381: if A == 0x23 goto 392 else 382
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 382: if A == 0x27 goto 392 else 391
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 383: if A == 0x18 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 384: if A >= 0x8 goto 385 else 388
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 385: if A >= 0xd goto 392 else 386
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 386: if A == 0x8 goto 392 else 387
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 387: if A == 0xb goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 388: if A >= 0x4 goto 389 else 390
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 389: if A == 0x5 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 390: if A == 0x2 goto 391 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 391: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
 		},
 	},
 	{
@@ -799,463 +823,476 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 37}},
-			{Name: "monitor_pid", Uses: []uint16{406}},
-			{Name: "sentry_pid", Uses: []uint16{51}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 33}},
+			{Name: "monitor_pid", Uses: []uint16{418}},
+			{Name: "sentry_pid", Uses: []uint16{54}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 43, K: 0x10},          // 3: if A == 0x10 goto 4 else 47
+			{Code: 0x15, JT: 0, JF: 39, K: 0x10},          // 3: if A == 0x10 goto 4 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
 			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
 			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
-			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
+			{Code: 0x15, JT: 12, JF: 169, K: 0x0},         // 11: if A == 0x0 goto 24 else 181
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 23, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 38 else 182
+			{Code: 0x15, JT: 19, JF: 166, K: 0x0},         // 14: if A == 0x0 goto 34 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 16: if A == 0x0 goto 17 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 23, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 42
-			{Code: 0x35, JT: 0, JF: 20, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 40
+			{Code: 0x35, JT: 0, JF: 19, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 38
+			{Code: 0x35, JT: 0, JF: 16, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 36
 			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 14, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 37
-			{Code: 0x25, JT: 13, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 37 else 24
+			{Code: 0x35, JT: 0, JF: 10, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 33
+			{Code: 0x25, JT: 9, JF: 0, K: 0x0},            // 23: if A > kvm_vcpu_fd_last goto 33 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 30
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 26: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 27: if A == 0x0 goto 28 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 28: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 152, K: 0x0},        // 29: if A == 0x0 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 30: if A >= 0x5000aea5 goto 31 else 35
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 31: if A >= 0x9000aea5 goto 32 else 33
-			{Code: 0x15, JT: 167, JF: 149, K: 0x9000aecf}, // 32: if A == 0x9000aecf goto 200 else 182
-			{Code: 0x15, JT: 166, JF: 0, K: 0x5000aea5},   // 33: if A == 0x5000aea5 goto 200 else 34
-			{Code: 0x15, JT: 165, JF: 147, K: 0x9000aea4}, // 34: if A == 0x9000aea4 goto 200 else 182
-			{Code: 0x15, JT: 164, JF: 0, K: 0x4008ae89},   // 35: if A == 0x4008ae89 goto 200 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 37: if A == kvm_vm_fd goto 38 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 38: A = arg1.lo
-			{Code: 0x15, JT: 160, JF: 142, K: 0x4020ae46}, // 39: if A == 0x4020ae46 goto 200 else 182
-			{Code: 0x15, JT: 159, JF: 0, K: 0x541b},       // 40: if A == 0x541b goto 200 else 41
-			{Code: 0x35, JT: 140, JF: 158, K: 0x5415},     // 41: if A >= 0x5415 goto 182 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 42: if A >= 0x540c goto 43 else 44
-			{Code: 0x15, JT: 156, JF: 138, K: 0x5411},     // 43: if A == 0x5411 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 44: if A >= 0x5405 goto 45 else 46
-			{Code: 0x35, JT: 154, JF: 136, K: 0x5409},     // 45: if A >= 0x5409 goto 200 else 182
-			{Code: 0x35, JT: 153, JF: 135, K: 0x5401},     // 46: if A >= 0x5401 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 47: if A == 0xea goto 48 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 51: if A == sentry_pid goto 52 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 52: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 54: A = arg2.lo
-			{Code: 0x35, JT: 126, JF: 144, K: 0x41},       // 55: if A >= 0x41 goto 182 else 200
-			{Code: 0x15, JT: 125, JF: 0, K: 0x0},          // 56: if A == 0x0 goto 182 else 57
-			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 57: if A >= 0x80000000 goto 182 else 58
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 59: if A == 0x0 goto 60 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 182 else 62
-			{Code: 0x35, JT: 119, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 182 else 63
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 64: if A == 0x0 goto 65 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 133, JF: 115, K: 0x11},       // 66: if A == 0x11 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 67: if A == 0xca goto 68 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 68: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 70: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 110, K: 0x80},         // 71: if A >= 0x80 goto 72 else 182
-			{Code: 0x35, JT: 109, JF: 127, K: 0x82},       // 72: if A >= 0x82 goto 182 else 200
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 73: if A == 0x119 goto 74 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 75: if A == 0x0 goto 76 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 77: if A >= 0x80000000 goto 182 else 78
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 78: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 79: if A == 0x0 goto 80 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 80: A = arg4.lo
-			{Code: 0x15, JT: 118, JF: 100, K: 0x0},        // 81: if A == 0x0 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 82: if A == 0x1b5 goto 83 else 91
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 83: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 85: A = arg0.lo
-			{Code: 0x35, JT: 95, JF: 0, K: 0x80000000},    // 86: if A >= 0x80000000 goto 182 else 87
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 87: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 88: if A == 0x0 goto 89 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 89: A = arg3.lo
-			{Code: 0x15, JT: 109, JF: 91, K: 0x18},        // 90: if A == 0x18 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 91: if A == 0x106 goto 92 else 101
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 92: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 94: A = arg0.lo
-			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 95: if A >= 0x80000000 goto 182 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 96: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 97: if A == 0x0 goto 98 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 98: A = arg3.lo
-			{Code: 0x15, JT: 100, JF: 0, K: 0x0},          // 99: if A == 0x0 goto 200 else 100
-			{Code: 0x15, JT: 99, JF: 81, K: 0x900},        // 100: if A == 0x900 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 101: if A == 0x9 goto 102 else 140
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 105: if A == 0x0 goto 106 else 112
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 106: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 107: if A == 0x0 goto 108 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 108: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 109: if A >= 0x23 goto 110 else 111
-			{Code: 0x15, JT: 89, JF: 71, K: 0x32},         // 110: if A == 0x32 goto 200 else 182
-			{Code: 0x15, JT: 88, JF: 70, K: 0x22},         // 111: if A == 0x22 goto 200 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 112: if A == 0x3 goto 113 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 113: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 116: if A >= 0x23 goto 117 else 126
-			{Code: 0x15, JT: 82, JF: 0, K: 0x32},          // 117: if A == 0x32 goto 200 else 118
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 119: if A == 0x0 goto 120 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 121: if A == 0x0 goto 122 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 122: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 123: if A >= 0x29 goto 124 else 125
-			{Code: 0x15, JT: 75, JF: 9, K: 0x4022},        // 124: if A == 0x4022 goto 200 else 134
-			{Code: 0x15, JT: 74, JF: 56, K: 0x28},         // 125: if A == 0x28 goto 200 else 182
-			{Code: 0x15, JT: 73, JF: 0, K: 0x22},          // 126: if A == 0x22 goto 200 else 127
-			{Code: 0x35, JT: 54, JF: 7, K: 0x2},           // 127: if A >= 0x2 goto 182 else 135
-			{Code: 0x35, JT: 53, JF: 0, K: 0x2},           // 128: if A >= 0x2 goto 182 else 129
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 129: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 130: if A == 0x0 goto 131 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 132: if A >= 0x2 goto 134 else 135
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 133: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 47, K: 0x4001},        // 134: if A == 0x4001 goto 136 else 182
-			{Code: 0x15, JT: 46, JF: 0, K: 0x0},           // 135: if A == 0x0 goto 182 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 136: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 137: if A == 0x0 goto 138 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 138: A = arg4.lo
-			{Code: 0x35, JT: 42, JF: 60, K: 0x80000000},   // 139: if A >= 0x80000000 goto 182 else 200
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 140: if A == 0x1c goto 141 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 141: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 142: if A == 0x0 goto 143 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 143: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 144: if A >= 0xe goto 145 else 149
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 145: if A >= 0x18 goto 146 else 147
-			{Code: 0x15, JT: 53, JF: 35, K: 0x19},         // 146: if A == 0x19 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 52, K: 0x10},          // 147: if A >= 0x10 goto 148 else 200
-			{Code: 0x35, JT: 51, JF: 33, K: 0x16},         // 148: if A >= 0x16 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 149: if A >= 0x5 goto 150 else 151
-			{Code: 0x15, JT: 49, JF: 31, K: 0x8},          // 150: if A == 0x8 goto 200 else 182
-			{Code: 0x15, JT: 48, JF: 30, K: 0x4},          // 151: if A == 0x4 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 208, K: 0x9d},         // 152: if A >= 0x9d goto 153 else 361
-			{Code: 0x35, JT: 0, JF: 138, K: 0x102},        // 153: if A >= 0x102 goto 154 else 292
-			{Code: 0x35, JT: 0, JF: 79, K: 0x118},         // 154: if A >= 0x118 goto 155 else 234
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 155: if A >= 0x13e goto 156 else 191
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 156: if A >= 0x145 goto 157 else 170
-			{Code: 0x15, JT: 0, JF: 24, K: 0x1b7},         // 157: if A == 0x1b7 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 159: if A == 0x0 goto 160 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x35, JT: 20, JF: 0, K: 0x80000000},    // 161: if A >= 0x80000000 goto 182 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 162: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 163: if A == 0x0 goto 164 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 164: A = arg2.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x8},           // 165: if A >= 0x8 goto 182 else 166
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 166: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 167: if A == 0x0 goto 168 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 168: A = arg3.lo
-			{Code: 0x15, JT: 30, JF: 12, K: 0x200},        // 169: if A == 0x200 goto 200 else 182
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 170: if A >= 0x140 goto 171 else 179
-			{Code: 0x15, JT: 0, JF: 10, K: 0x144},         // 171: if A == 0x144 goto 172 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 173: if A == 0x0 goto 174 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 175: if A >= 0x9 goto 176 else 177
-			{Code: 0x15, JT: 180, JF: 5, K: 0x10},         // 176: if A == 0x10 goto 357 else 182
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 177: if A == 0x0 goto 357 else 178
-			{Code: 0x15, JT: 178, JF: 3, K: 0x8},          // 178: if A == 0x8 goto 357 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 179: if A == 0x13e goto 180 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 180: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 183: A = arg2.lo
-			{Code: 0x45, JT: 179, JF: 15, K: 0xfffffffe},  // 184: if A & 0xfffffffe goto 364 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 185: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 186: if A == 0x0 goto 187 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x15, JT: 11, JF: 1, K: 0x1},           // 188: if A == 0x1 goto 200 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 189: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 173, K: 0x2},        // 190: if A & 0x2 goto 370 else 364
-			{Code: 0x35, JT: 0, JF: 28, K: 0x122},         // 191: if A >= 0x122 goto 192 else 220
-			{Code: 0x35, JT: 0, JF: 14, K: 0x124},         // 192: if A >= 0x124 goto 193 else 207
-			{Code: 0x15, JT: 0, JF: 170, K: 0x13c},        // 193: if A == 0x13c goto 194 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 194: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 195: if A == 0x0 goto 196 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 196: A = arg0.lo
-			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 197: if A >= 0x80000000 goto 450 else 198
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 198: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 250, K: 0x0},          // 199: if A == 0x0 goto 201 else 450
+			{Code: 0x15, JT: 183, JF: 0, K: 0xae80},       // 25: if A == 0xae80 goto 209 else 26
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 26: if A >= 0x5000aea5 goto 27 else 31
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 27: if A >= 0x9000aea5 goto 28 else 29
+			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 28: if A == 0x9000aecf goto 200 else 181
+			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 29: if A == 0x5000aea5 goto 200 else 30
+			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 30: if A == 0x9000aea4 goto 200 else 181
+			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 31: if A == 0x4008ae89 goto 200 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 32: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == kvm_vm_fd goto 34 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 34: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 35: if A == 0x4020ae46 goto 200 else 181
+			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 36: if A == 0x541b goto 200 else 37
+			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 37: if A >= 0x5415 goto 181 else 200
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 38: if A >= 0x540c goto 39 else 40
+			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 39: if A == 0x5411 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 40: if A >= 0x5405 goto 41 else 42
+			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 41: if A >= 0x5409 goto 200 else 181
+			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 42: if A >= 0x5401 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 43: if A == 0xca goto 44 else 50
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 45: if A == 0x0 goto 46 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 47: if A >= 0x80 goto 48 else 49
+			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 48: if A >= 0x82 goto 181 else 200
+			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 49: if A >= 0x2 goto 181 else 200
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 50: if A == 0xea goto 51 else 70
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 51: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 53: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 54: if A == sentry_pid goto 55 else 59
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 56: if A == 0x0 goto 57 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
+			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 58: if A >= 0x41 goto 181 else 200
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 181 else 65
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 65: if A >= 0x80000000 goto 181 else 66
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 66: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 68: A = arg2.lo
+			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 69: if A == 0x11 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 70: if A == 0x119 goto 71 else 79
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 71: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 73: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 74: if A >= 0x80000000 goto 181 else 75
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 75: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 77: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 78: if A == 0x0 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 79: if A == 0x1b5 goto 80 else 88
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 81: if A == 0x0 goto 82 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 83: if A >= 0x80000000 goto 181 else 84
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 84: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 85: if A == 0x0 goto 86 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
+			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 87: if A == 0x18 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 88: if A == 0x106 goto 89 else 98
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 89: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 91: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 92: if A >= 0x80000000 goto 181 else 93
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 93: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 94: if A == 0x0 goto 95 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 95: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 96: if A == 0x0 goto 200 else 97
+			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 97: if A == 0x900 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 98: if A == 0x9 goto 99 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 99: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 100: if A == 0x0 goto 101 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 101: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 102: if A == 0x0 goto 103 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 103: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 104: if A == 0x0 goto 105 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 105: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 106: if A >= 0x23 goto 107 else 108
+			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 107: if A == 0x32 goto 200 else 181
+			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 108: if A == 0x22 goto 200 else 181
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 109: if A == 0x3 goto 110 else 125
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 110: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 112: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 113: if A >= 0x23 goto 114 else 123
+			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 114: if A == 0x32 goto 200 else 115
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 115: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 116: if A == 0x0 goto 117 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 117: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 118: if A == 0x0 goto 119 else 130
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 120: if A >= 0x29 goto 121 else 122
+			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 121: if A == 0x4022 goto 200 else 131
+			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 122: if A == 0x28 goto 200 else 181
+			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 123: if A == 0x22 goto 200 else 124
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 124: if A >= 0x2 goto 181 else 132
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 125: if A >= 0x2 goto 181 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 127: if A == 0x0 goto 128 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 129: if A >= 0x2 goto 131 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 131: if A == 0x4001 goto 133 else 181
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 132: if A == 0x0 goto 181 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 133: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 134: if A == 0x0 goto 135 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 135: A = arg4.lo
+			{Code: 0x35, JT: 44, JF: 63, K: 0x80000000},   // 136: if A >= 0x80000000 goto 181 else 200
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 137: if A == 0x1c goto 138 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 139: if A == 0x0 goto 140 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 141: if A >= 0xe goto 142 else 146
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 142: if A >= 0x18 goto 143 else 144
+			{Code: 0x15, JT: 56, JF: 37, K: 0x19},         // 143: if A == 0x19 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 55, K: 0x10},          // 144: if A >= 0x10 goto 145 else 200
+			{Code: 0x35, JT: 54, JF: 35, K: 0x16},         // 145: if A >= 0x16 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 146: if A >= 0x5 goto 147 else 148
+			{Code: 0x15, JT: 52, JF: 33, K: 0x8},          // 147: if A == 0x8 goto 200 else 181
+			{Code: 0x15, JT: 51, JF: 32, K: 0x4},          // 148: if A == 0x4 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 213, K: 0xba},         // 149: if A >= 0xba goto 150 else 363
+			{Code: 0x35, JT: 0, JF: 135, K: 0x104},        // 150: if A >= 0x104 goto 151 else 286
+			{Code: 0x35, JT: 0, JF: 74, K: 0x122},         // 151: if A >= 0x122 goto 152 else 226
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 152: if A >= 0x13e goto 153 else 188
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 153: if A >= 0x145 goto 154 else 167
+			{Code: 0x15, JT: 0, JF: 26, K: 0x1b7},         // 154: if A == 0x1b7 goto 155 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 156: if A == 0x0 goto 157 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
+			{Code: 0x35, JT: 22, JF: 0, K: 0x80000000},    // 158: if A >= 0x80000000 goto 181 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 160: if A == 0x0 goto 161 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x8},           // 162: if A >= 0x8 goto 181 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 164: if A == 0x0 goto 165 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x15, JT: 33, JF: 14, K: 0x200},        // 166: if A == 0x200 goto 200 else 181
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 167: if A >= 0x140 goto 168 else 176
+			{Code: 0x15, JT: 0, JF: 12, K: 0x144},         // 168: if A == 0x144 goto 169 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 170: if A == 0x0 goto 171 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 172: if A >= 0x9 goto 173 else 174
+			{Code: 0x15, JT: 201, JF: 7, K: 0x10},         // 173: if A == 0x10 goto 375 else 181
+			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 174: if A == 0x0 goto 375 else 175
+			{Code: 0x15, JT: 199, JF: 5, K: 0x8},          // 175: if A == 0x8 goto 375 else 181
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 176: if A == 0x13e goto 177 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 178: if A == 0x0 goto 179 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 19, K: 0xfffffffe},    // 180: if A & 0xfffffffe goto 181 else 200
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 183: if A == 0x0 goto 184 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
+			{Code: 0x15, JT: 14, JF: 1, K: 0x1},           // 185: if A == 0x1 goto 200 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 186: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 180, K: 0x2},        // 187: if A & 0x2 goto 367 else 368
+			{Code: 0x35, JT: 0, JF: 14, K: 0x136},         // 188: if A >= 0x136 goto 189 else 203
+			{Code: 0x15, JT: 0, JF: 178, K: 0x13c},        // 189: if A == 0x13c goto 190 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 190: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 191: if A == 0x0 goto 192 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 192: A = arg0.lo
+			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 193: if A >= 0x80000000 goto 368 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 194: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 195: if A == 0x0 goto 196 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 196: A = arg2.lo
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 197: if A >= 0x80000000 goto 368 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 198: A = arg4.hi
+			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 199: if A == 0x0 goto 201 else 368
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 201: A = arg2.lo
-			{Code: 0x35, JT: 247, JF: 0, K: 0x80000000},   // 202: if A >= 0x80000000 goto 450 else 203
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 203: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 204: if A == 0x0 goto 205 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 205: A = arg4.lo
-			{Code: 0x45, JT: 243, JF: 244, K: 0xfffffff8}, // 206: if A & 0xfffffff8 goto 450 else 451
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 207: if A == 0x122 goto 208 else 216
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 208: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 209: if A == 0x0 goto 210 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 210: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 211: if A == 0x0 goto 212 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 212: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 213: if A == 0x0 goto 214 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 214: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 234, K: 0x80800},    // 215: if A == 0x80800 goto 451 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 217: if A == 0x0 goto 218 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
-			{Code: 0x15, JT: 231, JF: 230, K: 0x80000},    // 219: if A == 0x80000 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 220: if A == 0x118 goto 221 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 222: if A == 0x0 goto 223 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
-			{Code: 0x35, JT: 225, JF: 186, K: 0x80000000}, // 224: if A >= 0x80000000 goto 450 else 411
-			{Code: 0x15, JT: 0, JF: 224, K: 0x11d},        // 225: if A == 0x11d goto 226 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 227: if A == 0x0 goto 228 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
-			{Code: 0x35, JT: 220, JF: 0, K: 0x80000000},   // 229: if A >= 0x80000000 goto 450 else 230
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 230: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 231: if A == 0x0 goto 232 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 232: A = arg1.lo
-			{Code: 0x45, JT: 216, JF: 217, K: 0xffffff80}, // 233: if A & 0xffffff80 goto 450 else 451
-			{Code: 0x35, JT: 0, JF: 24, K: 0x109},         // 234: if A >= 0x109 goto 235 else 259
-			{Code: 0x35, JT: 0, JF: 5, K: 0x10d},          // 235: if A >= 0x10d goto 236 else 241
-			{Code: 0x15, JT: 0, JF: 213, K: 0x10f},        // 236: if A == 0x10f goto 237 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 237: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 238: if A == 0x0 goto 239 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 239: A = arg1.lo
-			{Code: 0x15, JT: 170, JF: 209, K: 0x1},        // 240: if A == 0x1 goto 411 else 450
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 241: if A == 0x109 goto 242 else 254
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 243: if A == 0x0 goto 244 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
-			{Code: 0x35, JT: 204, JF: 0, K: 0x80000000},   // 245: if A >= 0x80000000 goto 450 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 246: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 247: if A == 0x0 goto 248 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 248: A = arg2.lo
-			{Code: 0x35, JT: 200, JF: 0, K: 0x80000000},   // 249: if A >= 0x80000000 goto 450 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 250: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 251: if A == 0x0 goto 252 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 252: A = arg4.lo
-			{Code: 0x15, JT: 197, JF: 196, K: 0x400},      // 253: if A == 0x400 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 16, K: 0x10a},         // 254: if A == 0x10a goto 255 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 255: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 256: if A == 0x0 goto 257 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 257: A = arg1.lo
-			{Code: 0x35, JT: 191, JF: 192, K: 0x80000000}, // 258: if A >= 0x80000000 goto 450 else 451
-			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 259: if A >= 0x105 goto 260 else 270
-			{Code: 0x15, JT: 0, JF: 189, K: 0x107},        // 260: if A == 0x107 goto 261 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 261: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 187, K: 0x0},          // 262: if A == 0x0 goto 263 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 263: A = arg0.lo
-			{Code: 0x35, JT: 185, JF: 0, K: 0x80000000},   // 264: if A >= 0x80000000 goto 450 else 265
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 265: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 266: if A == 0x0 goto 267 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 267: A = arg2.lo
-			{Code: 0x15, JT: 182, JF: 0, K: 0x0},          // 268: if A == 0x0 goto 451 else 269
-			{Code: 0x15, JT: 181, JF: 180, K: 0x200},      // 269: if A == 0x200 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 4, K: 0x102},          // 270: if A == 0x102 goto 271 else 275
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 272: if A == 0x0 goto 273 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
-			{Code: 0x35, JT: 175, JF: 176, K: 0x80000000}, // 274: if A >= 0x80000000 goto 450 else 451
-			{Code: 0x15, JT: 0, JF: 7, K: 0x103},          // 275: if A == 0x103 goto 276 else 283
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 276: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 277: if A == 0x0 goto 278 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 278: A = arg0.lo
-			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 279: if A >= 0x80000000 goto 450 else 280
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 280: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 281: A &= 0xf000
-			{Code: 0x15, JT: 128, JF: 167, K: 0x8000},     // 282: if A == 0x8000 goto 411 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 283: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 284: if A == 0x0 goto 285 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 285: A = arg0.lo
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 286: if A >= 0x80000000 goto 450 else 287
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 287: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 288: if A == 0x0 goto 289 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 289: A = arg4.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 290: if A == 0x0 goto 451 else 291
-			{Code: 0x15, JT: 159, JF: 158, K: 0x100},      // 291: if A == 0x100 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 46, K: 0xd9},          // 292: if A >= 0xd9 goto 293 else 339
-			{Code: 0x35, JT: 0, JF: 34, K: 0xe4},          // 293: if A >= 0xe4 goto 294 else 328
-			{Code: 0x35, JT: 0, JF: 32, K: 0xe8},          // 294: if A >= 0xe8 goto 295 else 327
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 295: if A == 0x101 goto 296 else 313
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 297: if A == 0x0 goto 298 else 305
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 299: if A >= 0x80000000 goto 306 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 301: if A == 0x0 goto 302 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 147, K: 0xffe2e2ff},   // 303: if A & 0xffe2e2ff goto 304 else 451
-			{Code: 0x45, JT: 145, JF: 146, K: 0xffe2e0fc}, // 304: if A & 0xffe2e0fc goto 450 else 451
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 305: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 143, K: 0xffffff9c},   // 306: if A == 0xffffff9c goto 307 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 308: if A == 0x0 goto 309 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 310: if A >= 0x80001 goto 311 else 312
-			{Code: 0x15, JT: 139, JF: 138, K: 0x290000},   // 311: if A == 0x290000 goto 451 else 450
-			{Code: 0x15, JT: 138, JF: 137, K: 0x80000},    // 312: if A == 0x80000 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 136, K: 0xe9},         // 313: if A == 0xe9 goto 314 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 315: if A == 0x0 goto 316 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 317: if A >= 0x80000000 goto 450 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 318: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 319: if A == 0x0 goto 320 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 320: A = arg1.lo
-			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 321: if A == 0x0 goto 450 else 322
-			{Code: 0x35, JT: 127, JF: 0, K: 0x3},          // 322: if A >= 0x3 goto 450 else 323
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 324: if A == 0x0 goto 325 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
-			{Code: 0x35, JT: 123, JF: 124, K: 0x80000000}, // 326: if A >= 0x80000000 goto 450 else 451
-			{Code: 0x15, JT: 122, JF: 123, K: 0xe6},       // 327: if A == 0xe6 goto 450 else 451
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 328: if A >= 0xdc goto 329 else 338
-			{Code: 0x15, JT: 0, JF: 120, K: 0xdd},         // 329: if A == 0xdd goto 330 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 330: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 331: if A == 0x0 goto 332 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 332: A = arg0.lo
-			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 333: if A >= 0x80000000 goto 450 else 334
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 334: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 335: if A == 0x0 goto 336 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 336: A = arg3.lo
-			{Code: 0x35, JT: 112, JF: 113, K: 0x6},        // 337: if A >= 0x6 goto 450 else 451
-			{Code: 0x15, JT: 111, JF: 112, K: 0xda},       // 338: if A == 0xda goto 450 else 451
-			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 339: if A >= 0xc2 goto 340 else 348
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 340: if A >= 0xc6 goto 341 else 346
-			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 341: if A == 0xcc goto 342 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 343: if A == 0x0 goto 344 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 345: if A == 0x0 goto 451 else 450
-			{Code: 0x15, JT: 104, JF: 0, K: 0xc2},         // 346: if A == 0xc2 goto 451 else 347
-			{Code: 0x15, JT: 103, JF: 102, K: 0xc5},       // 347: if A == 0xc5 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 348: if A >= 0xbd goto 349 else 350
-			{Code: 0x15, JT: 101, JF: 100, K: 0xbf},       // 349: if A == 0xbf goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 1, K: 0xba},           // 350: if A >= 0xba goto 351 else 352
-			{Code: 0x15, JT: 98, JF: 99, K: 0xbb},         // 351: if A == 0xbb goto 450 else 451
-			{Code: 0x15, JT: 0, JF: 97, K: 0x9d},          // 352: if A == 0x9d goto 353 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 354: if A == 0x0 goto 355 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 356: if A == 0x53564d41 goto 357 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 357: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 358: if A == 0x0 goto 359 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 359: A = arg1.lo
-			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 360: if A == 0x0 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 36, K: 0x3e},          // 361: if A >= 0x3e goto 362 else 398
-			{Code: 0x35, JT: 0, JF: 13, K: 0x64},          // 362: if A >= 0x64 goto 363 else 376
-			{Code: 0x35, JT: 1, JF: 8, K: 0x6d},           // 363: if A >= 0x6d goto 365 else 372
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 5, K: 0x7d},           // 365: if A >= 0x7d goto 366 else 371
-			{Code: 0x35, JT: 0, JF: 1, K: 0x84},           // 366: if A >= 0x84 goto 367 else 368
-			{Code: 0x15, JT: 83, JF: 82, K: 0x8a},         // 367: if A == 0x8a goto 451 else 450
-			{Code: 0x15, JT: 82, JF: 0, K: 0x7d},          // 368: if A == 0x7d goto 451 else 369
-			{Code: 0x15, JT: 81, JF: 80, K: 0x83},         // 369: if A == 0x83 goto 451 else 450
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 370: return 0x50001
-			{Code: 0x15, JT: 79, JF: 78, K: 0x73},         // 371: if A == 0x73 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 2, K: 0x68},           // 372: if A >= 0x68 goto 373 else 375
-			{Code: 0x15, JT: 77, JF: 0, K: 0x68},          // 373: if A == 0x68 goto 451 else 374
-			{Code: 0x35, JT: 76, JF: 75, K: 0x6b},         // 374: if A >= 0x6b goto 451 else 450
-			{Code: 0x15, JT: 75, JF: 74, K: 0x66},         // 375: if A == 0x66 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 376: if A >= 0x4e goto 377 else 380
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 377: if A >= 0x61 goto 378 else 379
-			{Code: 0x15, JT: 71, JF: 72, K: 0x62},         // 378: if A == 0x62 goto 450 else 451
-			{Code: 0x15, JT: 71, JF: 70, K: 0x5d},         // 379: if A == 0x5d goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 380: if A >= 0x4a goto 381 else 382
-			{Code: 0x15, JT: 68, JF: 69, K: 0x4c},         // 381: if A == 0x4c goto 450 else 451
-			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 382: if A == 0x48 goto 383 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 384: if A == 0x0 goto 385 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 386: if A >= 0x80000000 goto 450 else 387
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 387: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 388: if A == 0x0 goto 389 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 389: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 390: if A >= 0x4 goto 391 else 397
-			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 391: if A == 0x406 goto 451 else 392
-			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 392: if A == 0x4 goto 393 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 393: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 394: if A == 0x0 goto 395 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 395: A = arg2.lo
-			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 396: if A & 0xfffb73ff goto 450 else 451
-			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 397: if A == 0x3 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 398: if A >= 0x13 goto 399 else 443
-			{Code: 0x35, JT: 0, JF: 39, K: 0x2d},          // 399: if A >= 0x2d goto 400 else 439
-			{Code: 0x35, JT: 0, JF: 19, K: 0x2f},          // 400: if A >= 0x2f goto 401 else 420
-			{Code: 0x35, JT: 0, JF: 13, K: 0x3c},          // 401: if A >= 0x3c goto 402 else 415
-			{Code: 0x15, JT: 48, JF: 0, K: 0x3c},          // 402: if A == 0x3c goto 451 else 403
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 404: if A == 0x0 goto 405 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 406: if A == monitor_pid goto 407 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 407: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 408: if A == 0x0 goto 409 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 409: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 410: if A == 0x0 goto 411 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 411: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 412: if A == 0x0 goto 413 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 413: A = arg3.lo
-			{Code: 0x15, JT: 36, JF: 35, K: 0x0},          // 414: if A == 0x0 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 415: if A == 0x38 goto 416 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 416: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 417: if A == 0x0 goto 418 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 418: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 419: if A == 0xd0f00 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 420: if A == 0x2d goto 421 else 429
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 421: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 422: if A == 0x0 goto 423 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 423: A = arg0.lo
-			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 424: if A >= 0x80000000 goto 450 else 425
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 425: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 426: if A == 0x0 goto 427 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 427: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 428: if A == 0x40 goto 451 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 201: A = arg4.lo
+			{Code: 0x45, JT: 165, JF: 179, K: 0xfffffff8}, // 202: if A & 0xfffffff8 goto 368 else 382
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 203: if A >= 0x124 goto 204 else 213
+			{Code: 0x15, JT: 0, JF: 163, K: 0x135},        // 204: if A == 0x135 goto 205 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 206: if A == 0x0 goto 207 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 208: if A == 0x0 goto 209 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 210: if A == 0x0 goto 211 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
+			{Code: 0x15, JT: 251, JF: 250, K: 0x0},        // 212: if A == 0x0 goto 464 else 463
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 213: if A == 0x122 goto 214 else 222
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 215: if A == 0x0 goto 216 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 217: if A == 0x0 goto 218 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 219: if A == 0x0 goto 220 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
+			{Code: 0x15, JT: 242, JF: 241, K: 0x80800},    // 221: if A == 0x80800 goto 464 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 223: if A == 0x0 goto 224 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
+			{Code: 0x15, JT: 238, JF: 237, K: 0x80000},    // 225: if A == 0x80000 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 226: if A >= 0x10d goto 227 else 247
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 227: if A >= 0x118 goto 228 else 242
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 228: if A == 0x118 goto 229 else 233
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 229: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 230: if A == 0x0 goto 231 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 231: A = arg0.lo
+			{Code: 0x35, JT: 230, JF: 190, K: 0x80000000}, // 232: if A >= 0x80000000 goto 463 else 423
+			{Code: 0x15, JT: 0, JF: 229, K: 0x11d},        // 233: if A == 0x11d goto 234 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 235: if A == 0x0 goto 236 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
+			{Code: 0x35, JT: 225, JF: 0, K: 0x80000000},   // 237: if A >= 0x80000000 goto 463 else 238
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 238: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 239: if A == 0x0 goto 240 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 240: A = arg1.lo
+			{Code: 0x45, JT: 221, JF: 222, K: 0xffffff80}, // 241: if A & 0xffffff80 goto 463 else 464
+			{Code: 0x15, JT: 0, JF: 220, K: 0x10f},        // 242: if A == 0x10f goto 243 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 243: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 244: if A == 0x0 goto 245 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
+			{Code: 0x15, JT: 176, JF: 216, K: 0x1},        // 246: if A == 0x1 goto 423 else 463
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 247: if A >= 0x109 goto 248 else 266
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 248: if A == 0x109 goto 249 else 261
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 250: if A == 0x0 goto 251 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x35, JT: 210, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 463 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 254: if A == 0x0 goto 255 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
+			{Code: 0x35, JT: 206, JF: 0, K: 0x80000000},   // 256: if A >= 0x80000000 goto 463 else 257
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 257: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 258: if A == 0x0 goto 259 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 259: A = arg4.lo
+			{Code: 0x15, JT: 203, JF: 202, K: 0x400},      // 260: if A == 0x400 goto 464 else 463
+			{Code: 0x15, JT: 0, JF: 47, K: 0x10a},         // 261: if A == 0x10a goto 262 else 309
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 263: if A == 0x0 goto 264 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
+			{Code: 0x35, JT: 197, JF: 198, K: 0x80000000}, // 265: if A >= 0x80000000 goto 463 else 464
+			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 266: if A == 0x104 goto 267 else 276
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 268: if A == 0x0 goto 269 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 463 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 271: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 272: if A == 0x0 goto 273 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 273: A = arg4.lo
+			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 274: if A == 0x0 goto 464 else 275
+			{Code: 0x15, JT: 188, JF: 187, K: 0x100},      // 275: if A == 0x100 goto 464 else 463
+			{Code: 0x15, JT: 0, JF: 186, K: 0x107},        // 276: if A == 0x107 goto 277 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 278: if A == 0x0 goto 279 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x35, JT: 182, JF: 0, K: 0x80000000},   // 280: if A >= 0x80000000 goto 463 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 281: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 282: if A == 0x0 goto 283 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 283: A = arg2.lo
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 284: if A == 0x0 goto 464 else 285
+			{Code: 0x15, JT: 178, JF: 177, K: 0x200},      // 285: if A == 0x200 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 57, K: 0xd9},          // 286: if A >= 0xd9 goto 287 else 344
+			{Code: 0x35, JT: 0, JF: 45, K: 0xe4},          // 287: if A >= 0xe4 goto 288 else 333
+			{Code: 0x35, JT: 0, JF: 43, K: 0xe8},          // 288: if A >= 0xe8 goto 289 else 332
+			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 289: if A >= 0x101 goto 290 else 318
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 290: if A == 0x101 goto 291 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 292: if A == 0x0 goto 293 else 300
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 294: if A >= 0x80000000 goto 301 else 295
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 295: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 296: if A == 0x0 goto 297 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 297: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 165, K: 0xffe2e2ff},   // 298: if A & 0xffe2e2ff goto 299 else 464
+			{Code: 0x45, JT: 163, JF: 164, K: 0xffe2e0fc}, // 299: if A & 0xffe2e0fc goto 463 else 464
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 161, K: 0xffffff9c},   // 301: if A == 0xffffff9c goto 302 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 303: if A == 0x0 goto 304 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 305: if A >= 0x80001 goto 306 else 307
+			{Code: 0x15, JT: 157, JF: 156, K: 0x290000},   // 306: if A == 0x290000 goto 464 else 463
+			{Code: 0x15, JT: 156, JF: 155, K: 0x80000},    // 307: if A == 0x80000 goto 464 else 463
+			{Code: 0x15, JT: 0, JF: 2, K: 0x102},          // 308: if A == 0x102 goto 309 else 311
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
+			{Code: 0x15, JT: 40, JF: 152, K: 0x0},         // 310: if A == 0x0 goto 351 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 312: if A == 0x0 goto 313 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
+			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 314: if A >= 0x80000000 goto 463 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 315: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 316: A &= 0xf000
+			{Code: 0x15, JT: 105, JF: 145, K: 0x8000},     // 317: if A == 0x8000 goto 423 else 463
+			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 318: if A == 0xe9 goto 319 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 320: if A == 0x0 goto 321 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 322: if A >= 0x80000000 goto 463 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 323: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 324: if A == 0x0 goto 325 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 325: A = arg1.lo
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 326: if A == 0x0 goto 463 else 327
+			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 327: if A >= 0x3 goto 463 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 328: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 329: if A == 0x0 goto 330 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 330: A = arg2.lo
+			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 331: if A >= 0x80000000 goto 463 else 464
+			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 332: if A == 0xe6 goto 463 else 464
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 333: if A >= 0xdc goto 334 else 343
+			{Code: 0x15, JT: 0, JF: 128, K: 0xdd},         // 334: if A == 0xdd goto 335 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 335: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 336: if A == 0x0 goto 337 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 337: A = arg0.lo
+			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 338: if A >= 0x80000000 goto 463 else 339
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 339: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 340: if A == 0x0 goto 341 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 341: A = arg3.lo
+			{Code: 0x35, JT: 120, JF: 121, K: 0x6},        // 342: if A >= 0x6 goto 463 else 464
+			{Code: 0x15, JT: 119, JF: 120, K: 0xda},       // 343: if A == 0xda goto 463 else 464
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc2},          // 344: if A >= 0xc2 goto 345 else 360
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 345: if A >= 0xcb goto 346 else 358
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 346: if A == 0xcb goto 347 else 353
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 348: if A == 0x0 goto 349 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
+			{Code: 0x15, JT: 112, JF: 1, K: 0x0},          // 350: if A == 0x0 goto 463 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
+			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 352: if A >= 0x80000000 goto 463 else 464
+			{Code: 0x15, JT: 0, JF: 109, K: 0xcc},         // 353: if A == 0xcc goto 354 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 354: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 355: if A == 0x0 goto 356 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 356: A = arg0.lo
+			{Code: 0x15, JT: 106, JF: 105, K: 0x0},        // 357: if A == 0x0 goto 464 else 463
+			{Code: 0x15, JT: 105, JF: 0, K: 0xc2},         // 358: if A == 0xc2 goto 464 else 359
+			{Code: 0x15, JT: 104, JF: 103, K: 0xc5},       // 359: if A == 0xc5 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 360: if A >= 0xbd goto 361 else 362
+			{Code: 0x15, JT: 102, JF: 101, K: 0xbf},       // 361: if A == 0xbf goto 464 else 463
+			{Code: 0x15, JT: 100, JF: 101, K: 0xbb},       // 362: if A == 0xbb goto 463 else 464
+			{Code: 0x35, JT: 0, JF: 46, K: 0x48},          // 363: if A >= 0x48 goto 364 else 410
+			{Code: 0x35, JT: 0, JF: 21, K: 0x68},          // 364: if A >= 0x68 goto 365 else 386
+			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 365: if A >= 0x7d goto 366 else 381
+			{Code: 0x35, JT: 2, JF: 12, K: 0x8a},          // 366: if A >= 0x8a goto 369 else 379
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 367: return 0x50001
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
+			{Code: 0x15, JT: 94, JF: 0, K: 0x8a},          // 369: if A == 0x8a goto 464 else 370
+			{Code: 0x15, JT: 0, JF: 92, K: 0x9d},          // 370: if A == 0x9d goto 371 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 371: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 372: if A == 0x0 goto 373 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 88, K: 0x53564d41},    // 374: if A == 0x53564d41 goto 375 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 375: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 376: if A == 0x0 goto 377 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 377: A = arg1.lo
+			{Code: 0x15, JT: 85, JF: 84, K: 0x0},          // 378: if A == 0x0 goto 464 else 463
+			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 379: if A == 0x7d goto 464 else 380
+			{Code: 0x15, JT: 83, JF: 82, K: 0x83},         // 380: if A == 0x83 goto 464 else 463
+			{Code: 0x35, JT: 1, JF: 2, K: 0x6d},           // 381: if A >= 0x6d goto 383 else 384
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 382: return 0x7fff0000
+			{Code: 0x15, JT: 80, JF: 79, K: 0x73},         // 383: if A == 0x73 goto 464 else 463
+			{Code: 0x15, JT: 79, JF: 0, K: 0x68},          // 384: if A == 0x68 goto 464 else 385
+			{Code: 0x35, JT: 78, JF: 77, K: 0x6b},         // 385: if A >= 0x6b goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 386: if A >= 0x61 goto 387 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 387: if A >= 0x64 goto 388 else 389
+			{Code: 0x15, JT: 75, JF: 74, K: 0x66},         // 388: if A == 0x66 goto 464 else 463
+			{Code: 0x15, JT: 73, JF: 74, K: 0x62},         // 389: if A == 0x62 goto 463 else 464
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 390: if A >= 0x4e goto 391 else 392
+			{Code: 0x15, JT: 72, JF: 71, K: 0x5d},         // 391: if A == 0x5d goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 392: if A >= 0x4a goto 393 else 394
+			{Code: 0x15, JT: 69, JF: 70, K: 0x4c},         // 393: if A == 0x4c goto 463 else 464
+			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 394: if A == 0x48 goto 395 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 395: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 396: if A == 0x0 goto 397 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 397: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 398: if A >= 0x80000000 goto 463 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 399: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 400: if A == 0x0 goto 401 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 401: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 402: if A >= 0x4 goto 403 else 409
+			{Code: 0x15, JT: 60, JF: 0, K: 0x406},         // 403: if A == 0x406 goto 464 else 404
+			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 404: if A == 0x4 goto 405 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 405: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 406: if A == 0x0 goto 407 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 407: A = arg2.lo
+			{Code: 0x45, JT: 54, JF: 55, K: 0xfffb73ff},   // 408: if A & 0xfffb73ff goto 463 else 464
+			{Code: 0x15, JT: 54, JF: 53, K: 0x3},          // 409: if A == 0x3 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 45, K: 0x13},          // 410: if A >= 0x13 goto 411 else 456
+			{Code: 0x35, JT: 0, JF: 40, K: 0x2d},          // 411: if A >= 0x2d goto 412 else 452
+			{Code: 0x35, JT: 0, JF: 14, K: 0x3c},          // 412: if A >= 0x3c goto 413 else 427
+			{Code: 0x15, JT: 50, JF: 0, K: 0x3c},          // 413: if A == 0x3c goto 464 else 414
+			{Code: 0x15, JT: 0, JF: 48, K: 0x3d},          // 414: if A == 0x3d goto 415 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 416: if A == 0x0 goto 417 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 418: if A == monitor_pid goto 419 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 419: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 420: if A == 0x0 goto 421 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 421: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 422: if A == 0x0 goto 423 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 423: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 424: if A == 0x0 goto 425 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 425: A = arg3.lo
+			{Code: 0x15, JT: 37, JF: 36, K: 0x0},          // 426: if A == 0x0 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 427: if A >= 0x2f goto 428 else 433
+			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 428: if A == 0x38 goto 429 else 463
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 430: if A == 0x0 goto 431 else 450
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 430: if A == 0x0 goto 431 else 463
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 432: if A >= 0x80000000 goto 450 else 433
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 433: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 434: if A == 0x0 goto 435 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 435: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 436: if A >= 0x4001 goto 437 else 438
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 437: if A == 0x4040 goto 451 else 450
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 438: if A == 0x4000 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 439: if A >= 0x23 goto 440 else 442
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 440: if A == 0x23 goto 451 else 441
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 441: if A == 0x27 goto 451 else 450
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 442: if A == 0x18 goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 443: if A >= 0x8 goto 444 else 447
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 444: if A >= 0xd goto 451 else 445
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 445: if A == 0x8 goto 451 else 446
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 446: if A == 0xb goto 451 else 450
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 447: if A >= 0x4 goto 448 else 449
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 448: if A == 0x5 goto 451 else 450
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 449: if A == 0x2 goto 450 else 451
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 450: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 451: return 0x7fff0000
+			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 432: if A == 0xd0f00 goto 464 else 463
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 433: if A == 0x2d goto 434 else 442
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 434: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 435: if A == 0x0 goto 436 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 436: A = arg0.lo
+			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 437: if A >= 0x80000000 goto 463 else 438
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 438: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 439: if A == 0x0 goto 440 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 440: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 441: if A == 0x40 goto 464 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 443: if A == 0x0 goto 444 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 445: if A >= 0x80000000 goto 463 else 446
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 446: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 447: if A == 0x0 goto 448 else 463
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 448: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 449: if A >= 0x4001 goto 450 else 451
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 450: if A == 0x4040 goto 464 else 463
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 451: if A == 0x4000 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 452: if A >= 0x23 goto 453 else 455
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 453: if A == 0x23 goto 464 else 454
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 454: if A == 0x27 goto 464 else 463
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 455: if A == 0x18 goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 456: if A >= 0x8 goto 457 else 460
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 457: if A >= 0xd goto 464 else 458
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 458: if A == 0x8 goto 464 else 459
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 459: if A == 0xb goto 464 else 463
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 460: if A >= 0x4 goto 461 else 462
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 461: if A == 0x5 goto 464 else 463
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 462: if A == 0x2 goto 463 else 464
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 463: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 464: return 0x7fff0000
 		},
 	},
 	{
