@@ -262,7 +262,7 @@ func (m Machine) command(c *cached, initrd string) []string {
 		// Under load qemu loses writes to the memory-mapped APIC. The IOMMU is there for
 		// the sake of an x2APIC.
 		args = []string{"-machine", "q35", "-device", "intel-iommu,intremap=on,eim=on",
-			"-cpu", cpu, "-append", boot + " console=ttyS0"}
+			"-cpu", cpu, "-append", boot + " no_timer_check console=ttyS0"}
 	}
 	argv := append(c.command(program), args...)
 	return append(argv,
