@@ -105,14 +105,15 @@ func (as *addressSpace) addStale(phys uint64) {
 	}
 }
 
-// flushPages flushes the stale pages alone if that can be, and is better.
+// flushPages flushes the stale pages alone if that can be, and is better: where KVM
+// shadows page tables, that is.
 //
 // The host forgets them in our mapping of the file, which loses nothing of a shared
 // one, and so KVM makes every vCPU forget them. That is enough when nothing runs in
 // the AddressSpace: a vCPU that is handling a fault may have read the page table
 // before our stores, and would enter the page after the host's flush.
 func (as *addressSpace) flushPages() bool {
-	if as.pt.NeedsFlush() || as.stalePages > maxStalePages || len(as.stale) > maxStaleRuns {
+	if as.m.walked || as.pt.NeedsFlush() || as.stalePages > maxStalePages || len(as.stale) > maxStaleRuns {
 		return false
 	}
 	// Threads in the shim are not beyond doubt there.

@@ -181,6 +181,7 @@ func (m *machine) probe() (p probe, err error) {
 	default:
 		return p, fmt.Errorf("a page fault in the guest gives %w: %w", err, platform.ErrNotSupported)
 	}
+	m.walked = !p.shadow
 	// And with the flush it must be gone.
 	if _, err := t.as.pt.Map(probeData, hostarch.PageSize, probeOpts, t.phys); err != nil {
 		return p, err
@@ -196,7 +197,7 @@ func (m *machine) probe() (p probe, err error) {
 		return p, err
 	}
 	if err := t.run(); err != platform.ErrContextSignal {
-		return p, fmt.Errorf("a page can be used after it was unmapped (%v), since this KVM ignores moves of memory slots: %w", err, unix.ENOTSUP)
+		return p, fmt.Errorf("a page can be used after it was unmapped and flushed (%v): %w", err, unix.ENOTSUP)
 	}
 	return p, nil
 }

@@ -47,6 +47,10 @@ type machine struct {
 	shims int
 	shim  shimLabels
 
+	// walked says that the CPU walks our page tables, flushes counts the flushes then.
+	walked  bool
+	flushes atomic.Uint64
+
 	flushMu   sync.Mutex
 	dummy     []byte
 	dummySlot uint32

@@ -156,6 +156,7 @@ func TestTableReuse(t *testing.T) {
 // cases what was unmapped, replaced or forbidden is so.
 func TestFlushPages(t *testing.T) {
 	p := newTestPlatform(t, 1)
+	p.m.walked = false // then there is one way only
 	g := newGuest(t, p)
 	const n = 2 * maxStalePages
 	f := newTestFile(t, n, 600)
@@ -322,6 +323,7 @@ func TestFlushFails(t *testing.T) {
 	const addr = 0x1000_0000
 	g.mapPages(addr, newTestFile(t, 1, 500), 0, 1, hostarch.Read)
 	g.load(addr)
+	p.m.walked = false // it is the slot's move that can fail
 	regions, slot := len(p.m.regions.byKey), p.m.dummySlot
 	p.m.dummySlot = ^uint32(0)
 	g.as.Unmap(addr, hostarch.HugePageSize) // takes a page table with it
@@ -460,6 +462,68 @@ func TestAskFor(t *testing.T) {
 	for _, v := range pool.all {
 		v.run.clearImmediateExit()
 		pool.put(v)
+	}
+}
+
+// A flush where the CPU walks the tables itself gets vCPUs out of the guest, and makes
+// each begin anew: the one that runs, and those that will.
+func TestFlushKicks(t *testing.T) {
+	p := newTestPlatform(t, 2)
+	p.m.walked = true // of no effect on the CPU if it is not
+	g := newGuest(t, p)
+	code := newTestFile(t, 1, 0)
+	if _, err := code.WriteAt([]byte{0xeb, 0xfe}, 0); err != nil { // jmp .
+		t.Fatal(err)
+	}
+	g.mapPages(codeAddr, code, 0, 1, hostarch.ReadExec)
+	g.ac.SetIP(codeAddr)
+	done := make(chan error)
+	go func() {
+		_, _, err := g.c.Switch(context.Background(), probeMemory{as: g.as}, g.ac, -1)
+		done <- err
+	}()
+	var v *vcpu
+	for v == nil {
+		for _, u := range p.m.pool.all {
+			if u.runs.Load()%2 != 0 {
+				v = u
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for range 20 {
+		before := v.runs.Load()
+		if err := p.m.flush(); err != nil {
+			t.Fatal(err)
+		}
+		if before%2 != 0 && v.runs.Load() == before {
+			t.Fatal("flush returned, and the vCPU is in the guest still")
+		}
+		for v.runs.Load()%2 == 0 || v.runs.Load() == before {
+			time.Sleep(time.Millisecond) // it goes on by itself
+		}
+	}
+	g.c.Interrupt()
+	if err := <-done; err != platform.ErrContextInterrupt {
+		t.Errorf("Switch gives %v", err)
+	}
+	cr4 := v.run.sregs.cr4
+	if v.flushed != p.m.flushes.Load() {
+		t.Errorf("the vCPU began with flush %d, want %d", v.flushed, p.m.flushes.Load())
+	}
+	if err := p.m.flush(); err != nil {
+		t.Fatal(err)
+	}
+	other := newGuest(t, p)
+	for range 2 {
+		if _, ok := other.load(codeAddr); !ok {
+			t.Error("a page that is mapped faults")
+		}
+	}
+	if u := other.c.(*vcpuContext).home; u.flushed != p.m.flushes.Load() {
+		t.Error("a vCPU ran without the flush")
+	} else if u == v && v.run.sregs.cr4 == cr4 {
+		t.Error("a vCPU ran without another CR4 after a flush")
 	}
 }
 

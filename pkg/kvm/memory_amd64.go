@@ -2,8 +2,10 @@ package kvm
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -95,17 +97,64 @@ func (m *machine) setSlot(n uint32, gpa, size, hva uint64) error {
 //
 // Where KVM shadows page tables it does not see our stores, and no instruction of
 // the guest makes it look (it takes pages that the guest has not written for
-// unchanged). Moving a memory slot makes it drop the shadow of the whole VM; that
-// is right, though slow, where the hardware walks the tables too.
+// unchanged). Moving a memory slot makes it drop the shadow of the whole VM. Where
+// the CPU walks our tables that would be right too, but drops what KVM knows of the
+// host's memory; a vCPU that enters the guest anew with another CR4 is enough.
 func (m *machine) flush() error {
 	m.flushMu.Lock()
 	defer m.flushMu.Unlock()
+	if m.walked {
+		m.flushes.Add(1)
+		for _, v := range m.pool.all {
+			if v.awaited = v.runs.Load(); v.awaited%2 != 0 {
+				v.kick()
+			}
+		}
+		for _, v := range m.pool.all {
+			v.waitForRun()
+		}
+		return nil
+	}
 	next := m.dummyGPA ^ hostarch.PageSize
 	if err := m.setSlot(m.dummySlot, next, hostarch.PageSize, hostAddress(m.dummy)); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	m.dummyGPA = next
 	return nil
+}
+
+// kvmRun runs the guest until KVM_RUN returns. It begins with a flush if there was one
+// since it last did.
+func (v *vcpu) kvmRun() unix.Errno {
+	if !v.m.walked {
+		_, errno := ioctl(v.fd, kvmRun, 0)
+		return errno
+	}
+	v.runs.Add(1) // before the load: who flushes counts up, and then looks at runs
+	if n := v.m.flushes.Load(); n != v.flushed {
+		v.flushed = n
+		v.sregs.cr4 ^= cr4PGE
+		v.run.sregs.cr4 = v.sregs.cr4
+		v.run.dirtyRegs |= syncSRegs
+	}
+	_, errno := ioctl(v.fd, kvmRun, 0)
+	v.runs.Add(1)
+	return errno
+}
+
+// waitForRun returns when the kvmRun that was under way, if any, has ended.
+func (v *vcpu) waitForRun() {
+	if v.awaited%2 == 0 {
+		return
+	}
+	for i := 0; v.runs.Load() == v.awaited; i++ {
+		// It takes microseconds, unless the thread has to wait for a CPU.
+		if i < 100 {
+			runtime.Gosched()
+		} else {
+			time.Sleep(50 * time.Microsecond)
+		}
+	}
 }
 
 // tableMemory implements pagetables.Allocator. It is safe for concurrent use.

@@ -45,6 +45,11 @@ type vcpu struct {
 	// holder is the Context that has the vCPU.
 	holder atomic.Pointer[vcpuContext]
 
+	// runs is odd while kvmRun is under way. awaited is what it was when a flush began,
+	// and belongs to that; flushed is the machine's flushes when kvmRun last began.
+	runs             atomic.Uint64
+	awaited, flushed uint64
+
 	// yield says that a Context waits for a vCPU.
 	yield atomic.Bool
 
@@ -229,7 +234,7 @@ func (v *vcpu) clean() bool {
 // instructions of the application, or in its shim after it had posted.
 func (v *vcpu) enter() unix.Errno {
 	for {
-		_, errno := ioctl(v.fd, kvmRun, 0)
+		errno := v.kvmRun()
 		v.interrupted = errno == unix.EINTR
 		if !v.interrupted || v.clean() || v.inShim(v.run.regs.rip) && !v.run.events.pending() {
 			return errno
