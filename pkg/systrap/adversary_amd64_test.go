@@ -146,6 +146,62 @@ func TestJumpIntoImage(t *testing.T) {
 	t.Logf("%d stubs died", died)
 }
 
+// The application jumps to every byte of our text with a GS base that leads to where
+// it should not, and to its own slot.
+func TestJumpWithGS(t *testing.T) {
+	shorten(t)
+	check := witness(t)
+	rnd := rand.New(rand.NewPCG(13, 14))
+	var m *manager
+	died := 0
+	for off := uintptr(0); ; off++ {
+		if m == nil {
+			m = newManager(t, syscallLoop)
+		}
+		at := m.as.at
+		if at.text+off >= at.textEnd {
+			break
+		}
+		a, other := newAttacker(m), newAttacker(m)
+		alive := other.step(t)
+		if err := a.c.bind(m.as); err != nil {
+			t.Fatal(err)
+		}
+		own := a.c.thread.addr
+		if alive {
+			bases := []uint64{own, own + stackSize, other.c.thread.addr, other.c.thread.addr + stackSize, uint64(at.ro), uint64(at.hint), uint64(at.slots) + 7*slotSize, codeAddr, 0, 1<<47 - 8}
+			r := &a.ac.Regs
+			for _, p := range scRegisters(r) {
+				switch rnd.IntN(3) {
+				case 0:
+					*p = rnd.Uint64()
+				case 1:
+					*p = bases[rnd.IntN(len(bases))] + rnd.Uint64N(slotSize)&^7
+				case 2:
+					*p = codeAddr
+				}
+			}
+			r.Eflags = 0x202
+			r.Gs_base, r.Fs_base = bases[rnd.IntN(len(bases))], bases[rnd.IntN(len(bases))]
+			a.ac.SetIP(at.text + off)
+		}
+		for n := 0; n < 3 && alive; n++ {
+			alive = a.step(t) && other.step(t)
+		}
+		a.c.Release()
+		other.c.Release()
+		if !alive {
+			m.as.Release()
+			m = nil
+			died++
+		}
+		if off%16 == 0 {
+			check()
+		}
+	}
+	t.Logf("%d stubs died", died)
+}
+
 // The application jumps to every system call instruction of the text with every
 // number. All come back as if they had been made elsewhere, but for those that a
 // handler needs.
@@ -332,7 +388,7 @@ func TestForgeStates(t *testing.T) {
 				forger.ac.SetIP(codeAddr + uintptr(len(syscallLoop)+len(pokeCall)))
 			}
 			forger.ac.Regs.Rdi = uint64(m.as.at.slots + slot*slotSize + stackSize + headerState)
-			for range effort(16) {
+			for range effort(8) {
 				forger.ac.Regs.Rax = uint64(value) // a system call's number, too
 				alive = forger.step(t) && alive
 				alive = victims[0].step(t) && alive
@@ -364,7 +420,7 @@ func TestForgeFrames(t *testing.T) {
 	var m *manager
 	var a, second *attacker
 	died := 0
-	for range effort(400) {
+	for range effort(240) {
 		if m == nil {
 			m = newManager(t, syscallLoop)
 			a, second = newAttacker(m), newAttacker(m)

@@ -39,6 +39,7 @@ var hostile = []struct {
 }{
 	{"JumpIntoText", TestJumpIntoText},
 	{"JumpIntoImage", TestJumpIntoImage},
+	{"JumpWithGS", TestJumpWithGS},
 	{"CallFromText", TestCallFromText},
 	{"Scribble", TestScribble},
 	{"InterruptBlocked", TestInterruptBlocked},
