@@ -177,9 +177,10 @@ func TestSVM(t *testing.T) {
 			g := guest{Machine: machine.Machine{Arch: "amd64", KVM: true, CPUs: cpus}}
 			// The quickest programs.
 			g.e2e(t, "kvm", "TestPrograms/kvm/(true|false|echo|env|id|uname)$|TestGoProgram|TestKill9", 5*time.Minute)
-			// The suite with pools of vCPUs of other sizes, here as many as there are CPUs.
-			others := map[int]string{1: "TestConformanceTwoVCPUs", 2: "TestConformanceOneVCPU"}[cpus]
-			g.test(t, "pkg/kvm", 20*time.Minute, nil, "-test.skip=^"+others+"$|"+inexact)
+			// Of the suite with other pools of vCPUs, and with threads that are bound, one here
+			// and one there.
+			other := map[int]string{1: "OneVCPU", 2: "Bound"}[cpus]
+			g.test(t, "pkg/kvm", 20*time.Minute, nil, "-test.run=^TestConformance("+other+")?$|^Test([^C]|C[^o])", "-test.skip="+inexact)
 			g.test(t, "pkg/pagetables", 5*time.Minute, nil)
 			g.run(t)
 		})
