@@ -23,6 +23,7 @@ type command struct {
 var commands = []command{
 	{"run", "run a program in a sandbox", runMain},
 	{"bench", "measure what a sandbox costs here", benchMain},
+	{"doctor", "say what works on this machine, and what would help", doctorMain},
 	{"seccomp", "show the filters that confine ringfence itself", seccompMain},
 	{"version", "print the version", versionMain},
 }

@@ -23,20 +23,36 @@ func NewPlatform(name string, logf func(format string, args ...any)) (platform.P
 		}
 		return p, name, err
 	}
+	return choose(candidates(), newPlatform, logf)
+}
+
+// candidates returns the platforms that are linked in, in the order in which "auto"
+// tries them.
+func candidates() []string {
 	names := slices.DeleteFunc(slices.Clone(preference), func(n string) bool { return !slices.Contains(platform.List(), n) })
 	for _, n := range platform.List() {
 		if !slices.Contains(names, n) {
 			names = append(names, n)
 		}
 	}
+	return names
+}
+
+// choose makes the first of the named platforms that works, but a slow one only if no
+// other does.
+func choose(names []string, open func(name string) (platform.Platform, error), logf func(format string, args ...any)) (platform.Platform, string, error) {
 	var why []string
 	var slow platform.Platform
 	var slowName string
 	for _, n := range names {
-		p, err := newPlatform(n)
-		if err == nil && slow == nil && isSlow(p) {
+		p, err := open(n)
+		if err == nil && isSlow(p) {
 			logf("platform %s: %s: only if nothing else works", n, describe(p))
-			slow, slowName = p, n
+			if slow == nil {
+				slow, slowName = p, n
+			} else {
+				discard(p)
+			}
 			continue
 		}
 		if err == nil {
@@ -55,6 +71,32 @@ func NewPlatform(name string, logf func(format string, args ...any)) (platform.P
 		return nil, "", fmt.Errorf("no platform is linked into this program: import package platforms")
 	}
 	return nil, "", fmt.Errorf("no platform works here: %s", strings.Join(why, "; "))
+}
+
+// Diagnosis is what a platform is like here.
+type Diagnosis struct {
+	Name string
+	// Err is why it does not work, with what would help, or nil.
+	Err error
+	// About is what the platform has found out about the host, if anything.
+	About string
+	// Slow says that "auto" takes it only if no other works.
+	Slow bool
+}
+
+// Diagnose tries all platforms that are linked in, in the order of "auto".
+func Diagnose() []Diagnosis {
+	var all []Diagnosis
+	for _, n := range candidates() {
+		d := Diagnosis{Name: n}
+		p, err := newPlatform(n)
+		if d.Err = err; err == nil {
+			d.About, d.Slow = describe(p), isSlow(p)
+			discard(p)
+		}
+		all = append(all, d)
+	}
+	return all
 }
 
 // slowRoundTrip is when a virtual machine is so slow to leave that ptrace is better.
