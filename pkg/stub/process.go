@@ -3,6 +3,7 @@ package stub
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,10 +20,13 @@ type Process struct {
 	// wait for the stub.
 	killed func()
 
+	// users is the number of goroutines between Enter and Leave. gone says that dead is
+	// set. Enter and Leave are part of every system call: no lock is taken there.
+	users atomic.Int64
+	gone  atomic.Bool
+
 	mu sync.Mutex
-	// users is the number of goroutines between Enter and Leave, quiet is signalled
-	// when there are none.
-	users int
+	// quiet is signalled when there are no users, if gone.
 	quiet sync.Cond
 	// dead is why the stub was given up, or that it was released.
 	dead     error
@@ -40,21 +44,19 @@ func NewProcess(z *Zygote, pid int, killed func()) *Process {
 // Enter keeps the stub from being reaped until Leave. It returns an error if it was
 // released or given up.
 func (p *Process) Enter() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.dead != nil {
-		return p.dead
+	p.users.Add(1)
+	if p.gone.Load() {
+		p.Leave()
+		return p.Err()
 	}
-	p.users++
 	return nil
 }
 
 // Leave ends what Enter began.
 func (p *Process) Leave() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.users--
-	if p.users == 0 {
+	if p.users.Add(-1) == 0 && p.gone.Load() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		p.quiet.Broadcast()
 	}
 }
@@ -71,11 +73,19 @@ func (p *Process) Err() error {
 func (p *Process) Fail(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.dead == nil {
-		p.dead = err
-	}
+	p.giveUp(err)
 	p.kill()
 	return p.dead
+}
+
+// giveUp makes err the reason, unless there is one. mu is held.
+func (p *Process) giveUp(err error) bool {
+	if p.dead != nil {
+		return false
+	}
+	p.dead = err
+	p.gone.Store(true)
+	return true
 }
 
 // FailKilled is Fail because the process has ended. status is that of wait4(2).
@@ -114,15 +124,13 @@ func (p *Process) Retire() (first, intact bool) {
 		return false, false
 	}
 	p.released = true
-	intact = p.dead == nil && p.users == 0
-	if p.dead == nil {
-		p.dead = fmt.Errorf("the AddressSpace was released: %w", unix.ESRCH)
-	}
+	// Whoever enters from here on leaves at once.
+	intact = p.giveUp(fmt.Errorf("the AddressSpace was released: %w", unix.ESRCH)) && p.users.Load() == 0
 	if intact {
 		return true, true
 	}
 	p.kill()
-	for p.users > 0 {
+	for p.users.Load() > 0 {
 		p.quiet.Wait()
 	}
 	return true, false

@@ -126,11 +126,6 @@ func (t *thread) setHeader(off int, v uint64) {
 	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
 }
 
-// setHeader32 writes half a word of the header.
-func (t *thread) setHeader32(off int, v uint32) {
-	binary.LittleEndian.PutUint32(t.slot[stackSize+off:], v)
-}
-
 // frameAddr is the stack pointer at the handler's entry.
 func (t *thread) frameAddr() uint64 { return t.addr + uint64(theFrame.sp) }
 
@@ -161,13 +156,9 @@ const (
 	pfFetch = 1 << 4
 )
 
-// event reads the signal that the thread got, or the call that it made, and its
-// general registers. An error says that the application has tampered with the
-// slot.
+// event reads the signal that the thread got, and its general registers. An error
+// says that the application has tampered with the slot.
 func (t *thread) event(c *threadContext, r *arch.Registers) (event, error) {
-	if word32(t.slot, stackSize+headerKind).Load() == kindCall {
-		return t.callEvent(c, r), nil
-	}
 	f := &theFrame
 	if sp := t.header(headerSP); sp != t.frameAddr() {
 		return event{}, fmt.Errorf("stub process %d has a signal frame at %#x instead of %#x: %w", t.as.pid, sp, t.frameAddr(), unix.EPROTO)

@@ -63,3 +63,5 @@ func (t *thread) leaveCall(*threadContext, *arch.Registers) (bool, error) {
 }
 
 func wantsGS(*arch.Context64) bool { return false }
+
+func (t *thread) takeCall(_, _ *arch.Registers) bool { return false }

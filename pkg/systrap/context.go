@@ -85,7 +85,11 @@ func (c *threadContext) switchIn(ctx context.Context, mm platform.MemoryManager,
 	}
 	info, at, err := c.run(ctx, mm, ac)
 	c.forwarder.Disable()
-	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
+	// Nobody sends one now.
+	if c.sent.Load() {
+		c.sent.Store(false)
+		c.late = err != platform.ErrContextInterrupt
+	}
 	return info, at, err
 }
 
@@ -147,16 +151,17 @@ func (c *threadContext) run(ctx context.Context, mm platform.MemoryManager, ac *
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(err)
 		}
+		if t.takeCall(&ac.Regs, &c.known) {
+			c.inFrame = true
+			ac.Fault = arch.FaultInfo{}
+			return nil, hostarch.NoAccess, nil
+		}
 		e, err := t.event(c, &ac.Regs)
 		if err != nil {
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(t.as.fail(err))
 		}
 		c.inFrame = true
-		if e.call {
-			ac.Fault = arch.FaultInfo{}
-			return nil, hostarch.NoAccess, nil
-		}
 		if e.code <= 0 {
 			// Somebody sent it, if only to interrupt; SIGSYS and the others come from
 			// the kernel.
@@ -204,8 +209,6 @@ func (c *threadContext) answer(ac *arch.Context64) bool {
 // event is a signal as a thread has got it. The application may have forged all
 // of it.
 type event struct {
-	// call says that it is no signal but a call.
-	call bool
 	// called says that the thread was in a call, early that it was on its way
 	// there, from patched code, and inCall that it had left that.
 	called, early, inCall bool

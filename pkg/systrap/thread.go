@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,11 +38,13 @@ var switches atomic.Int32
 // spinLimit returns how often to look at a word before sleeping. With one CPU, or
 // with more threads than CPUs, whoever spins keeps the other side from running.
 func spinLimit() uint32 {
-	if 2*int(switches.Load()) > runtime.NumCPU() || runtime.NumCPU() < 2 {
+	if n := runtime.NumCPU(); 2*int(switches.Load()) > n || n < 2 {
 		return 0
 	}
-	return sysmsg.Spins(spinTime)
+	return maxSpins()
 }
+
+var maxSpins = sync.OnceValue(func() uint32 { return sysmsg.Spins(spinTime) })
 
 // newThread makes the n-th thread.
 //
@@ -87,9 +90,14 @@ var patience = 100
 // resume lets the thread run, and waits until it has an event.
 func (t *thread) resume(c *threadContext) error {
 	switches.Add(1)
-	defer switches.Add(-1)
+	err := t.await(c)
+	switches.Add(-1)
+	return err
+}
+
+func (t *thread) await(c *threadContext) error {
 	spins := t.spinner.Next(spinLimit())
-	word32(t.slot, stackSize+headerSpin).Store(spins)
+	t.setHeader32(headerSpin, spins)
 	t.word.Resume()
 	for unanswered := 0; ; {
 		if t.as.gone.Load() {
@@ -113,4 +121,14 @@ func (t *thread) resume(c *threadContext) error {
 			return t.as.fail(fmt.Errorf("stub process %d: a thread does not react to the interrupt: %w", t.as.pid, unix.ETIMEDOUT))
 		}
 	}
+}
+
+// setHeader32 writes half a word of the header.
+func (t *thread) setHeader32(off int, v uint32) {
+	binary.LittleEndian.PutUint32(t.slot[stackSize+off:], v)
+}
+
+// header32 returns half a word of the header.
+func (t *thread) header32(off int) uint32 {
+	return binary.LittleEndian.Uint32(t.slot[stackSize+off:])
 }

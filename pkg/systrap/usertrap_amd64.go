@@ -33,17 +33,25 @@ func (t *thread) gsBase(v uint64) uint64 {
 // syscallSize is the size of the instruction, in bytes.
 const syscallSize = 2
 
-// callEvent reads a call. Of r it changes what a system call consists of.
-func (t *thread) callEvent(c *threadContext, r *arch.Registers) event {
+// takeCall reads a call into r and known, or returns false if the thread has got
+// something else. Of r it changes what a system call consists of.
+func (t *thread) takeCall(r, known *arch.Registers) bool {
+	if t.header32(headerKind) != kindCall {
+		return false
+	}
+	if !t.called {
+		*known = *r // later they are the same, but for these
+	}
+	t.called = true
 	r.Orig_rax = t.header(headerRAX)
 	r.Rdi, r.Rsi, r.Rdx = t.header(headerRDI), t.header(headerRSI), t.header(headerRDX)
 	r.R10, r.R8, r.R9 = t.header(headerR10), t.header(headerR8), t.header(headerR9)
 	r.Rip, r.Rsp = t.header(headerRIP), t.header(headerRSP)
 	r.Rcx = r.Rip
 	r.Rax = resultNone
-	c.known = *r
-	t.called = true
-	return event{call: true}
+	known.Orig_rax, known.Rdi, known.Rsi, known.Rdx, known.R10, known.R8, known.R9 = r.Orig_rax, r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9
+	known.Rip, known.Rsp, known.Rcx, known.Rax = r.Rip, r.Rsp, r.Rcx, r.Rax
+	return true
 }
 
 // answer lets the thread return from its call, if regs differ from known in no
@@ -116,7 +124,10 @@ func (t *thread) leaveCall(c *threadContext, regs *arch.Registers) (interrupted 
 	if err := t.resume(c); err != nil {
 		return false, err
 	}
-	e, err := t.event(c, &all)
+	var e event
+	if t.header32(headerKind) != kindCall {
+		e, err = t.event(c, &all)
+	}
 	if err == nil && !e.called {
 		err = fmt.Errorf("stub process %d: a thread does not leave a call: %w", t.as.pid, unix.EPROTO)
 	}

@@ -5,7 +5,10 @@
 // reaches its thread.
 package interrupt
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // Receiver gets interrupts. NotifyInterrupt must not block.
 type Receiver interface {
@@ -15,10 +18,24 @@ type Receiver interface {
 // Forwarder passes interrupts to the Receiver that is enabled, or keeps one
 // until the next Enable. The zero value has none pending.
 type Forwarder struct {
-	mu      sync.Mutex
-	dst     Receiver
-	pending bool
+	// state is one of those below. Enable and Disable, which are part of every
+	// system call, get by with one change of it.
+	state atomic.Uint32
+	dst   Receiver
+
+	// mu is held by those who interrupt.
+	mu sync.Mutex
 }
+
+const (
+	idle = iota
+	// pending is idle with an interrupt for the next Enable.
+	pending
+	// enabled says that dst is the receiver.
+	enabled
+	// notifying is enabled while dst is called. The holder of mu ends it.
+	notifying
+)
 
 // Enable makes r the receiver of interrupts until Disable. It returns false
 // when an interrupt was pending: that one is consumed, r is not enabled, and
@@ -29,25 +46,26 @@ func (f *Forwarder) Enable(r Receiver) bool {
 	if r == nil {
 		panic("interrupt: nil Receiver")
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.dst != nil {
+	if f.state.Load() >= enabled {
 		panic("interrupt: Enable of a Forwarder that is enabled")
 	}
-	if f.pending {
-		f.pending = false
-		return false
-	}
 	f.dst = r
-	return true
+	if f.state.CompareAndSwap(idle, enabled) {
+		return true
+	}
+	f.state.Store(idle)
+	return false
 }
 
 // Disable ends the receiver's turn. After it returns, NotifyInterrupt is not
 // called.
 func (f *Forwarder) Disable() {
+	if f.state.CompareAndSwap(enabled, idle) {
+		return
+	}
 	f.mu.Lock()
-	f.dst = nil
-	f.mu.Unlock()
+	defer f.mu.Unlock()
+	f.state.CompareAndSwap(enabled, idle)
 }
 
 // NotifyInterrupt interrupts the enabled Receiver; if there is none, it makes
@@ -55,9 +73,14 @@ func (f *Forwarder) Disable() {
 func (f *Forwarder) NotifyInterrupt() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.dst != nil {
-		f.dst.NotifyInterrupt()
-	} else {
-		f.pending = true
+	for {
+		switch {
+		case f.state.CompareAndSwap(enabled, notifying):
+			defer f.state.Store(enabled)
+			f.dst.NotifyInterrupt()
+			return
+		case f.state.CompareAndSwap(idle, pending), f.state.Load() == pending:
+			return
+		}
 	}
 }

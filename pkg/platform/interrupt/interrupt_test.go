@@ -1,6 +1,9 @@
 package interrupt
 
-import "testing"
+import (
+	"sync/atomic"
+	"testing"
+)
 
 type counter int
 
@@ -49,4 +52,48 @@ func TestForwarderMisuse(t *testing.T) {
 		f.Enable(&c)
 		f.Enable(&c)
 	})
+}
+
+// After each interrupt one Enable returns false, or the receiver is called; it never
+// is after Disable.
+func TestForwarderConcurrent(t *testing.T) {
+	var f Forwarder
+	r := &guarded{t: t}
+	const interrupts = 20000
+	seen := make(chan struct{}, 1)
+	go func() {
+		for range interrupts {
+			f.NotifyInterrupt()
+			<-seen
+		}
+	}()
+	for n := 0; n < interrupts; {
+		r.enabled.Store(true)
+		if !f.Enable(r) {
+			r.enabled.Store(false)
+			n++
+			seen <- struct{}{}
+			continue
+		}
+		f.Disable()
+		r.enabled.Store(false)
+		if r.calls.Swap(0) > 0 {
+			n++
+			seen <- struct{}{}
+		}
+	}
+}
+
+// guarded is a Receiver that must only be called while it is enabled.
+type guarded struct {
+	t       *testing.T
+	enabled atomic.Bool
+	calls   atomic.Int32
+}
+
+func (g *guarded) NotifyInterrupt() {
+	if !g.enabled.Load() {
+		g.t.Error("called after Disable")
+	}
+	g.calls.Add(1)
 }

@@ -95,7 +95,7 @@ func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma],
 	if err != nil || !bytes.Equal(mem, old) {
 		return false, err
 	}
-	if seg, _, err = mm.pageLocked(ctx, v, page.Start, hostarch.Write); err != nil {
+	if _, _, err = mm.pageLocked(ctx, v, page.Start, hostarch.Write); err != nil {
 		return false, err
 	}
 	mm.pmas.isolate(page)
