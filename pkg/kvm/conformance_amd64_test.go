@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,12 +31,16 @@ func TestConformanceOneVCPU(t *testing.T) { conformance(t, constructor{vcpus: 1}
 func TestConformanceTwoVCPUs(t *testing.T) { conformance(t, constructor{vcpus: 2}) }
 
 // With Contexts that are bound to an OS thread each, and so wait in the shim where
-// there is one.
-func TestConformanceBound(t *testing.T) { conformance(t, bindingConstructor{constructor{}}) }
+// there is one; and for so long that it is seldom left.
+func TestConformanceBound(t *testing.T) {
+	conformance(t, bindingConstructor{constructor{spin: patient}})
+}
 
 func TestConformanceBoundOneVCPU(t *testing.T) {
-	conformance(t, bindingConstructor{constructor{vcpus: 1}})
+	conformance(t, bindingConstructor{constructor{vcpus: 1, spin: patient}})
 }
+
+const patient = 5 * time.Millisecond
 
 type bindingConstructor struct{ platform.Constructor }
 
@@ -46,8 +51,7 @@ func (c bindingConstructor) New(device *fd.FD) (platform.Platform, error) {
 
 type bindingPlatform struct{ platform.Platform }
 
-// NewContext returns a Context all of whose calls are made by a goroutine of its own,
-// which says that it sleeps before it waits for the next call for long.
+// NewContext returns a Context all of whose calls are made by a goroutine of its own.
 func (p bindingPlatform) NewContext(ctx context.Context) platform.Context {
 	b := &boundContext{Context: p.Platform.NewContext(ctx), work: make(chan func()), done: make(chan struct{})}
 	go func() {

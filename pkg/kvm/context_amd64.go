@@ -182,7 +182,7 @@ func (c *vcpuContext) planSpins() {
 	if !c.bound || c.m.runners.max == 0 {
 		return
 	}
-	limit := sysmsg.Spins(shimSpin)
+	limit := sysmsg.Spins(c.m.spin)
 	if c.spins = c.spinner.Next(limit); c.spins > 0 {
 		c.looks = c.answers.Next(limit)
 	}

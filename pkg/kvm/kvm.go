@@ -20,6 +20,7 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,8 @@ func init() { platform.Register(Name, constructor{}) }
 type constructor struct {
 	// vcpus is the size of the pool; 0 means that the number of CPUs decides.
 	vcpus int
+	// spin is how long a slot is looked at; 0 means the usual time.
+	spin time.Duration
 }
 
 // New implements platform.Constructor.New.
@@ -48,7 +51,7 @@ func (c constructor) New(deviceFile *fd.FD) (platform.Platform, error) {
 		return nil, fmt.Errorf("platform kvm: no device file: hand in what OpenDevice returns: %w", unix.EBADF)
 	}
 	defer deviceFile.Close()
-	p, err := newPlatform(deviceFile.FD(), c.vcpus)
+	p, err := newPlatform(deviceFile.FD(), c)
 	if err != nil {
 		return nil, fmt.Errorf("platform kvm: %w", err)
 	}

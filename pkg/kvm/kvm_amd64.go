@@ -25,7 +25,8 @@ type kvm struct {
 	probe probe
 }
 
-func newPlatform(device, vcpus int) (platform.Platform, error) {
+func newPlatform(device int, c constructor) (platform.Platform, error) {
+	vcpus := c.vcpus
 	if vcpus == 0 {
 		vcpus = defaultVCPUs(runtime.NumCPU())
 	}
@@ -35,6 +36,9 @@ func newPlatform(device, vcpus int) (platform.Platform, error) {
 	m, err := newMachine(device, vcpus)
 	if err != nil {
 		return nil, err
+	}
+	if c.spin != 0 {
+		m.spin = c.spin
 	}
 	p := &kvm{m: m}
 	if p.probe, err = m.probe(); err == nil && p.probe.roundTrip > slowExit {

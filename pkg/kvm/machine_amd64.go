@@ -40,6 +40,12 @@ type machine struct {
 	pool    pool
 	runners runners
 
+	// spin is how long a shim and Switch look at a slot.
+	spin time.Duration
+
+	// omit are protecting steps that tests leave out, to show what they protect from.
+	omit struct{ flush, settle bool }
+
 	// roundTrip is how long leaving and entering the guest takes.
 	roundTrip time.Duration
 
@@ -105,7 +111,7 @@ func newMachine(device, vcpus int) (_ *machine, err error) {
 	if err := checkDevice(device); err != nil {
 		return nil, err
 	}
-	m := &machine{vm: -1, pid: os.Getpid()}
+	m := &machine{vm: -1, pid: os.Getpid(), spin: shimSpin}
 	defer func() {
 		if err != nil {
 			m.close()

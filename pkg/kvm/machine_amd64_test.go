@@ -23,7 +23,11 @@ const page = hostarch.PageSize
 // newTestPlatform returns a platform of its own.
 func newTestPlatform(t *testing.T, vcpus int) *kvm {
 	t.Helper()
-	c := constructor{vcpus: vcpus}
+	return newTestPlatformOf(t, constructor{vcpus: vcpus})
+}
+
+func newTestPlatformOf(t *testing.T, c constructor) *kvm {
+	t.Helper()
 	dev, err := c.OpenDevice("")
 	if err != nil {
 		t.Fatal(err)
@@ -76,19 +80,27 @@ type guest struct {
 
 const codeAddr = 0x40_0000
 
+// codeLoad is mov (%rdi), %rsi; syscall; jmp to the start.
+var codeLoad = []byte{0x48, 0x8b, 0x37, 0x0f, 0x05, 0xeb, 0xf9}
+
 // newGuest returns a guest with its code in an AddressSpace of its own.
 func newGuest(t *testing.T, p *kvm) *guest {
+	t.Helper()
+	return newGuestOf(t, p, codeLoad)
+}
+
+func newGuestOf(t *testing.T, p *kvm, program []byte) *guest {
 	t.Helper()
 	as, _, err := p.NewAddressSpace(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	code := newTestFile(t, 1, 0)
-	// mov (%rdi), %rsi; syscall; jmp to the start
-	if _, err := code.WriteAt([]byte{0x48, 0x8b, 0x37, 0x0f, 0x05, 0xeb, 0xf9}, 0); err != nil {
+	if _, err := code.WriteAt(program, 0); err != nil {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, as: as.(*addressSpace), c: p.NewContext(context.Background()), ac: arch.New()}
+	g.ac.SetIP(codeAddr)
 	g.mapPages(codeAddr, code, 0, 1, hostarch.ReadExec)
 	t.Cleanup(g.c.Release)
 	t.Cleanup(g.as.Release)

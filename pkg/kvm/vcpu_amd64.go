@@ -236,7 +236,7 @@ func (v *vcpu) enter() unix.Errno {
 	for {
 		errno := v.kvmRun()
 		v.interrupted = errno == unix.EINTR
-		if !v.interrupted || v.clean() || v.inShim(v.run.regs.rip) && !v.run.events.pending() {
+		if !v.interrupted || v.m.omit.settle || v.clean() || v.inShim(v.run.regs.rip) && !v.run.events.pending() {
 			return errno
 		}
 		v.run.clearImmediateExit()
