@@ -87,7 +87,9 @@ func TestText(t *testing.T) {
 	prog := sandbox.Build(t, "text")
 	t.Logf("seed %d", *seedFlag)
 	sandbox.ForEachPlatform(t, func(t *testing.T, p string) {
-		attack(t, p, nil, prog, strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag))
+		for _, opts := range [][]string{nil, {"--usertrap"}} { // changed by some, or by none
+			attack(t, p, opts, prog, strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag))
+		}
 	})
 }
 

@@ -30,7 +30,10 @@ import (
 	"github.com/ringfence/ringfence/pkg/platform"
 )
 
-var platformFlag = flag.String("platform", os.Getenv("RINGFENCE_PLATFORM"), "test this platform only; default: every one that is linked in")
+var (
+	platformFlag = flag.String("platform", os.Getenv("RINGFENCE_PLATFORM"), "test this platform only; default: every one that is linked in")
+	optionsFlag  = flag.String("options", os.Getenv("RINGFENCE_TEST_OPTIONS"), "more options of ringfence run, separated by spaces")
+)
 
 // Bin is the path of the ringfence command, Tools the directory where test programs
 // are put, Temp the one that the command has for temporary files.
@@ -124,7 +127,8 @@ func Start(t *testing.T, p string, limit, silence time.Duration, opts []string, 
 	t.Helper()
 	s := &Sandbox{t: t, silence: silence}
 	s.ctx, s.cancel = context.WithTimeout(t.Context(), limit)
-	args := append([]string{"run", "--platform=" + p, "--bind=" + Tools}, opts...)
+	args := append([]string{"run", "--platform=" + p, "--bind=" + Tools}, strings.Fields(*optionsFlag)...)
+	args = append(args, opts...)
 	s.cmd = exec.CommandContext(s.ctx, Bin, append(append(args, "--"), argv...)...)
 	s.cmd.Dir = "/"
 	s.cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "GOTRACEBACK=all", "TMPDIR=" + Temp}
