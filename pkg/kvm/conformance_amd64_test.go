@@ -26,18 +26,18 @@ func conformance(t *testing.T, c platform.Constructor) {
 func TestConformance(t *testing.T) { conformance(t, constructor{}) }
 
 // With fewer vCPUs than Contexts: these take turns.
-func TestConformanceOneVCPU(t *testing.T) { conformance(t, constructor{vcpus: 1}) }
+func TestConformanceOneVCPU(t *testing.T) { conformance(t, constructor{options{vcpus: 1}}) }
 
-func TestConformanceTwoVCPUs(t *testing.T) { conformance(t, constructor{vcpus: 2}) }
+func TestConformanceTwoVCPUs(t *testing.T) { conformance(t, constructor{options{vcpus: 2}}) }
 
 // With Contexts that are bound to an OS thread each, and so wait in the shim where
 // there is one; and for so long that it is seldom left.
 func TestConformanceBound(t *testing.T) {
-	conformance(t, bindingConstructor{constructor{spin: patient}})
+	conformance(t, bindingConstructor{constructor{options{spin: patient}}})
 }
 
 func TestConformanceBoundOneVCPU(t *testing.T) {
-	conformance(t, bindingConstructor{constructor{vcpus: 1, spin: patient}})
+	conformance(t, bindingConstructor{constructor{options{vcpus: 1, spin: patient}}})
 }
 
 const patient = 5 * time.Millisecond

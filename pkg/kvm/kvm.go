@@ -20,7 +20,6 @@ package kvm
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,12 +37,7 @@ const defaultDevice = "/dev/kvm"
 func init() { platform.Register(Name, constructor{}) }
 
 // constructor implements platform.Constructor.
-type constructor struct {
-	// vcpus is the size of the pool; 0 means that the number of CPUs decides.
-	vcpus int
-	// spin is how long a slot is looked at; 0 means the usual time.
-	spin time.Duration
-}
+type constructor struct{ options options }
 
 // New implements platform.Constructor.New.
 func (c constructor) New(deviceFile *fd.FD) (platform.Platform, error) {
@@ -51,7 +45,7 @@ func (c constructor) New(deviceFile *fd.FD) (platform.Platform, error) {
 		return nil, fmt.Errorf("platform kvm: no device file: hand in what OpenDevice returns: %w", unix.EBADF)
 	}
 	defer deviceFile.Close()
-	p, err := newPlatform(deviceFile.FD(), c)
+	p, err := newPlatform(deviceFile.FD(), c.options)
 	if err != nil {
 		return nil, fmt.Errorf("platform kvm: %w", err)
 	}

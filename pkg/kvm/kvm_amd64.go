@@ -25,8 +25,16 @@ type kvm struct {
 	probe probe
 }
 
-func newPlatform(device int, c constructor) (platform.Platform, error) {
-	vcpus := c.vcpus
+// options are those that tests set.
+type options struct {
+	// vcpus is the size of the pool; 0 means that the number of CPUs decides.
+	vcpus int
+	// spin is how long a slot is looked at; 0 means the usual time.
+	spin time.Duration
+}
+
+func newPlatform(device int, o options) (platform.Platform, error) {
+	vcpus := o.vcpus
 	if vcpus == 0 {
 		vcpus = defaultVCPUs(runtime.NumCPU())
 	}
@@ -37,8 +45,8 @@ func newPlatform(device int, c constructor) (platform.Platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.spin != 0 {
-		m.spin = c.spin
+	if o.spin != 0 {
+		m.spin = o.spin
 	}
 	p := &kvm{m: m}
 	if p.probe, err = m.probe(); err == nil && p.probe.roundTrip > slowExit {

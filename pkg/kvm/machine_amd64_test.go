@@ -23,7 +23,7 @@ const page = hostarch.PageSize
 // newTestPlatform returns a platform of its own.
 func newTestPlatform(t *testing.T, vcpus int) *kvm {
 	t.Helper()
-	return newTestPlatformOf(t, constructor{vcpus: vcpus})
+	return newTestPlatformOf(t, constructor{options{vcpus: vcpus}})
 }
 
 func newTestPlatformOf(t *testing.T, c constructor) *kvm {

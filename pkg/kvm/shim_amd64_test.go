@@ -53,7 +53,7 @@ func TestMakeShim(t *testing.T) {
 // one CPU nobody looks at slots, and the shim always leaves.
 func withShims(t *testing.T, vcpus int) *kvm {
 	t.Helper()
-	p := newTestPlatformOf(t, constructor{vcpus: vcpus, spin: patient})
+	p := newTestPlatformOf(t, constructor{options{vcpus: vcpus, spin: patient}})
 	if p.m.shims == 0 {
 		if err := p.m.enableShims(); err != nil {
 			t.Fatal(err)
