@@ -350,15 +350,13 @@ func (t *Table) read(ctx context.Context, mm platform.MemoryManager, ip uint64) 
 	b := make([]byte, codeBefore+codeAfter)
 	// The pages before and after may not be there.
 	for _, start := range []uint64{ip - codeBefore, max(ip-codeBefore, uint64(hostarch.Addr(ip-1).RoundDown()))} {
-		n, err := mm.CopyIn(ctx, hostarch.Addr(start), b[:ip-start+codeAfter], usermem.IOOpts{})
+		var n int
+		n, err = mm.CopyIn(ctx, hostarch.Addr(start), b[:ip-start+codeAfter], usermem.IOOpts{})
 		if uint64(n) >= ip-start {
 			return b[:n], int(ip - start), nil
 		}
-		if err == nil {
-			err = unix.EFAULT
-		}
 	}
-	return nil, 0, err
+	return nil, 0, errors.Join(err, unix.EFAULT)
 }
 
 // trampoline makes one for s, and completes s.

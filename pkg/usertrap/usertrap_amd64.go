@@ -135,6 +135,11 @@ func needsRAX(inst *x86asm.Inst) bool {
 	case x86asm.LEA, x86asm.NOP, x86asm.PREFETCHNTA, x86asm.PREFETCHT0, x86asm.PREFETCHT1, x86asm.PREFETCHT2, x86asm.PREFETCHW:
 		return false
 	}
+	for _, p := range inst.Prefix {
+		if p &= 0xff; p == x86asm.PrefixVEX2Bytes || p == x86asm.PrefixVEX3Bytes {
+			return false // masked ones do not fault
+		}
+	}
 	found := false
 	for i, a := range inst.Args {
 		switch a := a.(type) {

@@ -1,0 +1,250 @@
+package systrap
+
+import (
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/usertrap"
+)
+
+// callChecker makes calls as patched code does, for ever. RBX counts them; it is the
+// first argument, and the last result must be RBX ^ R15. RBP and XMM0 are another
+// count, and flags must be as they were. It executes HLT when something is wrong.
+func callChecker(as *addressSpace) []byte {
+	b := []byte{
+		0x48, 0xff, 0xc3, // 0: inc %rbx
+		0x48, 0x89, 0xdf, // 3: mov %rbx, %rdi
+		0x48, 0x89, 0xde, // 6: mov %rbx, %rsi
+		0x66, 0x48, 0x0f, 0x6e, 0xc3, // 9: movq %rbx, %xmm0
+		0x49, 0x89, 0xd8, // 14: mov %rbx, %r8
+		0xf9,                // 17: stc
+		0xb8, 0x27, 0, 0, 0, // 18: mov $39, %eax
+		0x48, 0x8d, 0x0d, 56, 0, 0, 0, // 23: lea end(%rip), %rcx, as if behind a system call
+		0x4c, 0x8d, 0x1d, 6, 0, 0, 0, // 30: lea 43(%rip), %r11
+		0xff, 0x25, 44, 0, 0, 0, // 37: jmp *const(%rip)
+		0x73, 0x28, // 43: jnc bad
+		0x48, 0x89, 0xda, // 45: mov %rbx, %rdx
+		0x4c, 0x31, 0xfa, // 48: xor %r15, %rdx
+		0x48, 0x39, 0xd0, // 51: cmp %rdx, %rax
+		0x75, 0x1d, // 54: jne bad
+		0x66, 0x48, 0x0f, 0x7e, 0xc2, // 56: movq %xmm0, %rdx
+		0x48, 0x39, 0xda, // 61: cmp %rbx, %rdx
+		0x75, 0x13, // 64: jne bad
+		0x48, 0x39, 0xdf, // 66: cmp %rbx, %rdi
+		0x75, 0x0e, // 69: jne bad
+		0x48, 0x39, 0xde, // 71: cmp %rbx, %rsi
+		0x75, 0x09, // 74: jne bad
+		0x49, 0x39, 0xd8, // 76: cmp %rbx, %r8
+		0x75, 0x04, // 79: jne bad
+		0xeb, 0xad, // 81: jmp 0
+		0x90, 0x90, // 83
+		0xf4, 0x90, // 85: bad: hlt
+	}
+	return binary.LittleEndian.AppendUint64(b, uint64(as.at.call)) // 87
+}
+
+const (
+	checkerStart = codeAddr
+	checkerMake  = codeAddr + 18 // what executes the call again begins here
+	checkerNext  = codeAddr + 43 // where it goes on
+	checkerIP    = codeAddr + 86 // what it says is behind the system call
+)
+
+// patchedManager is newManager for an AddressSpace that may run patched code.
+func patchedManager(tb testing.TB, code func(as *addressSpace) []byte) *manager {
+	tb.Helper()
+	m := newManager(tb, nil)
+	m = newManager(tb, code(m.as))
+	m.as.table.Store(usertrap.NewTable(uint64(m.as.at.call), &usertrap.Stats{}))
+	return m
+}
+
+// A thread makes calls without a signal while it is interrupted all the time, and
+// the Sentry asks for all of its state, replaces it, or moves it to another thread
+// of the stub. No call is lost or made twice, no register changes, and there is an
+// interrupt for each that was sent.
+func TestCallStorm(t *testing.T) {
+	for _, storm := range []bool{false, true} {
+		for _, mode := range []string{"call", "pull", "replace", "rebind", "mixed"} {
+			name := mode
+			if storm {
+				name += "/storm"
+			}
+			t.Run(name, func(t *testing.T) { testCallStorm(t, mode, storm) })
+		}
+	}
+}
+
+func testCallStorm(t *testing.T, mode string, storm bool) {
+	m := patchedManager(t, callChecker)
+	other := patchedManager(t, callChecker)
+	rnd := rand.New(rand.NewPCG(7, 8))
+	c := &threadContext{}
+	defer c.Release()
+	ac := arch.New()
+	ac.SetIP(checkerStart)
+	const key = 0x123456789
+	ac.Regs.R15 = key
+
+	var sent, seen atomic.Int64
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := int64(0); storm; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			// One at a time, so that they can be counted.
+			if seen.Load() >= sent.Load() {
+				sent.Add(1)
+				c.Interrupt()
+			}
+			if n%16 == 0 {
+				time.Sleep(time.Microsecond)
+			}
+		}
+	}()
+	defer func() { close(stop); <-done }()
+
+	call := uint64(0)
+	deadline := time.Now().Add(700 * time.Millisecond)
+	lastSeen, stalled := int64(0), 0
+	for n := 0; time.Now().Before(deadline); n++ {
+		info, _, err := c.Switch(context.Background(), m, ac, -1)
+		switch err {
+		case platform.ErrContextInterrupt:
+			seen.Add(1)
+			if ac.IP() < checkerStart || ac.IP() >= checkerStart+95 {
+				t.Fatalf("after %d calls an interrupt at %#x", call, ac.IP())
+			}
+			// There is no system call instruction at the address that the code gives.
+			switch ac.IP() {
+			case checkerIP - syscallSize:
+				ac.SetIP(checkerMake)
+			case checkerIP:
+				ac.SetIP(checkerNext)
+			}
+			continue
+		case nil:
+		default:
+			t.Fatalf("after %d calls: %v, %v, at %#x, regs %+v", call, info, err, ac.IP(), ac.Regs)
+		}
+		call++
+		args := ac.SyscallArgs()
+		if ac.SyscallNo() != 39 || args[0].Uint64() != call || args[1].Uint64() != call || ac.IP() != checkerIP {
+			t.Fatalf("call %d is %d%v at %#x", call, ac.SyscallNo(), args, ac.IP())
+		}
+		ac.SetReturn(uintptr(call ^ key))
+		if storm {
+			if s := seen.Load(); s != lastSeen || sent.Load() == s {
+				lastSeen, stalled = s, 0
+			} else if stalled++; stalled > 100000 {
+				t.Fatalf("%d interrupts were sent and %d seen", sent.Load(), seen.Load())
+			}
+		}
+		what := mode
+		if mode == "mixed" {
+			what = []string{"call", "call", "call", "pull", "replace", "rebind"}[rnd.IntN(6)]
+		}
+		switch what {
+		case "pull", "replace", "rebind":
+			if what == "rebind" {
+				// To the other AddressSpace and back: all must have been saved.
+				if err := c.bind(other.as); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := c.PullFullState(m.as, ac); err != nil {
+				t.Fatal(err)
+			}
+			if ac.Regs.Rbx != call || ac.Regs.R15 != key || ac.Regs.Eflags&1 == 0 || ac.IP() != checkerIP {
+				t.Fatalf("call %d: the full state is %+v", call, ac.Regs)
+			}
+			// The platform goes on where the trampoline would, not at IP.
+			ac.SetIP(checkerNext)
+			if what == "replace" {
+				ac = ac.Fork()
+				c.FullStateChanged()
+			}
+		}
+	}
+	if storm && seen.Load() == 0 {
+		t.Error("there was no interrupt")
+	}
+	t.Logf("%d calls, %d interrupts", call, seen.Load())
+}
+
+// A call that the stub says it has made, in a state where it cannot have, or with
+// nonsense in its registers, harms nobody else; nor does one with another GS base.
+func TestForgedCalls(t *testing.T) {
+	shorten(t)
+	check := witness(t)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	m := patchedManager(t, callChecker)
+	for range 300 {
+		c, ac := &threadContext{}, arch.New()
+		for _, r := range scRegisters(&ac.Regs) {
+			*r = rnd.Uint64()
+		}
+		ac.Regs.Eflags = 0x202
+		ac.Regs.Rcx = []uint64{0, codeAddr, 1 << 63, rnd.Uint64(), uint64(m.as.at.makeCall)}[rnd.IntN(5)]
+		ac.Regs.R11 = []uint64{0, codeAddr, 1 << 63, rnd.Uint64(), uint64(m.as.at.makeCall), uint64(m.as.at.call)}[rnd.IntN(6)]
+		ac.SetIP(m.as.at.call + uintptr(rnd.IntN(int(m.as.at.callEnd-m.as.at.call))))
+		for range 3 {
+			err := bounded(t, c, m, ac)
+			if isContextError(err) {
+				break
+			}
+			if rnd.IntN(2) == 0 {
+				if err := c.PullFullState(m.as, ac); err != nil {
+					break
+				}
+			}
+			ac.SetReturn(uintptr(rnd.Uint64()))
+		}
+		c.Release()
+		if m.as.check() != nil {
+			m = patchedManager(t, callChecker)
+		}
+		check()
+	}
+}
+
+// A thread that has made a call and is never answered uses no CPU, and goes when
+// its AddressSpace does.
+func TestUnansweredCall(t *testing.T) {
+	m := patchedManager(t, callChecker)
+	c, ac := &threadContext{}, arch.New()
+	ac.SetIP(checkerStart)
+	if _, _, err := c.Switch(context.Background(), m, ac, -1); err != nil {
+		t.Fatal(err)
+	}
+	unix.Tgkill(m.as.pid, c.thread.tid, unix.Signal(linux.SIGCHLD)) // it has to wait
+	time.Sleep(20 * time.Millisecond)
+	ac.SetReturn(uintptr(1))
+	if _, _, err := c.Switch(context.Background(), m, ac, -1); err != nil {
+		t.Fatal(err)
+	}
+	c.Release()
+	// Another Context gets the thread.
+	c, ac = &threadContext{}, arch.New()
+	ac.SetIP(checkerStart)
+	if _, _, err := c.Switch(context.Background(), m, ac, -1); err != nil || ac.SyscallArgs()[0].Uint64() != 1 {
+		t.Fatalf("%v, %+v", err, ac.Regs)
+	}
+	m.as.Release()
+	if err := c.PullFullState(m.as, ac); err == nil {
+		t.Error("PullFullState of a thread that is gone")
+	}
+	c.Release()
+}
