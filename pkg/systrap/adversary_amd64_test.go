@@ -450,8 +450,8 @@ func TestForgeFrames(t *testing.T) {
 					le.PutUint64(b[f.fp+fpSoftware+8*rnd.IntN(14):], pick())
 				case 5:
 					le.PutUint32(b[f.fp+4*rnd.IntN(f.fpSize/4+1):], rnd.Uint32())
-				case 6: // where the frame is, segment bases
-					le.PutUint64(b[stackSize+headerSP+8*rnd.IntN(3):], pick())
+				case 6: // where the frame is, segment bases, what a call saves
+					le.PutUint64(b[stackSize+8+8*rnd.IntN(headerSize/8-1):], pick())
 				case 7: // where the handler would return to
 					le.PutUint64(b[f.sp:], pick())
 				case 8: // selectors
@@ -474,6 +474,118 @@ func TestForgeFrames(t *testing.T) {
 		}
 	}
 	t.Logf("%d stubs died", died)
+}
+
+// gateLoop makes a system call after the other as patched code does. RBX is the
+// address of ·call.
+var gateLoop = []byte{
+	0xb8, 39, 0, 0, 0, // mov $39, %eax
+	0x48, 0x8d, 0x0d, 9, 0, 0, 0, // lea after, %rcx
+	0x4c, 0x8d, 0x1d, 2, 0, 0, 0, // lea after, %r11
+	0xff, 0xe3, // jmp *%rbx
+	0xeb, 0xe9, // after: jmp .-21
+}
+
+// Calls without a signal, by a thread whose slot is changed meanwhile: by the
+// Sentry's hand between two calls, and by another thread at any time.
+func TestForgeCalls(t *testing.T) {
+	shorten(t)
+	check := witness(t)
+	rnd := rand.New(rand.NewPCG(15, 16))
+	caller := func() *attacker {
+		m := newManager(t, slices.Concat(gateLoop, randomScribbler))
+		a := newAttacker(m)
+		if err := a.c.bind(m.as); err != nil {
+			t.Fatal(err)
+		}
+		a.ac.Regs.Rbx, a.ac.Regs.Gs_base = uint64(m.as.at.call), a.c.thread.headerAddr()
+		called := false
+		for range 20 {
+			alive := a.step(t)
+			if called = a.c.thread.called; called || !alive {
+				break
+			}
+		}
+		if !called {
+			t.Fatal("calls that nobody forges do not work")
+		}
+		return a
+	}
+	done := func(a *attacker) {
+		a.c.Release()
+		a.m.as.Release()
+	}
+	died := 0
+	var a *attacker
+	for range effort(400) {
+		if a == nil {
+			a = caller()
+		}
+		b := a.c.thread.slot[stackSize:]
+		at := a.m.as.at
+		interesting := []uint64{0, 1, 2, 3, 4, ^uint64(0), 1 << 63, 1 << 47, uint64(at.call), uint64(at.handler), uint64(at.makeCall), uint64(at.ro), a.c.thread.addr, codeAddr, rnd.Uint64()}
+		for range 1 + rnd.IntN(2) {
+			v := interesting[rnd.IntN(len(interesting))]
+			if off := 4 * (1 + rnd.IntN(headerSize/4-1)); rnd.IntN(2) == 0 && off%8 == 0 {
+				binary.LittleEndian.PutUint64(b[off:], v)
+			} else {
+				binary.LittleEndian.PutUint32(b[off:], uint32(v))
+			}
+		}
+		switch rnd.IntN(4) {
+		case 0: // an answer that needs a signal frame
+			a.ac.Regs.Rdx ^= 1
+		case 1: // what an application may ask for meanwhile
+			a.c.PullFullState(a.m.as, a.ac)
+		case 2:
+			a.c.FullStateChanged()
+		}
+		for n := range 3 {
+			if n == 1 { // once more as it should be, but for the slot
+				a.ac.SetIP(codeAddr)
+				a.ac.Regs.Rbx, a.ac.Regs.Gs_base = uint64(at.call), a.c.thread.headerAddr()
+			}
+			if !a.step(t) {
+				done(a)
+				a = nil
+				died++
+				check()
+				break
+			}
+		}
+	}
+	if a != nil {
+		done(a)
+	}
+	t.Logf("changed between calls: %d stubs died", died)
+
+	died = 0
+	rounds := effort(8)
+	for round := range rounds {
+		a := caller()
+		scribbler := newAttacker(a.m)
+		scribbler.ac.SetIP(codeAddr + uintptr(len(gateLoop)))
+		scribbler.ac.Regs.Rax = uint64(round)*0x9e3779b97f4a7c15 + 1
+		scribbler.ac.Regs.Rdi = a.c.thread.headerAddr()
+		scribbler.ac.Regs.Rsi = a.c.thread.headerAddr() + headerSize
+		if round%2 == 0 {
+			scribbler.ac.Regs.Rdi += 8 // all but the state
+		}
+		stop := scribbler.inBackground(t)
+		for range 200 {
+			if !a.step(t) {
+				died++
+				break
+			}
+			if rnd.IntN(4) == 0 {
+				a.ac.Regs.Rdx ^= 1
+			}
+		}
+		check()
+		stop()
+		done(a)
+	}
+	t.Logf("changed at any time: %d of %d stubs died", died, rounds)
 }
 
 // Every number of a system call, and some that are none, comes to the Sentry, and to

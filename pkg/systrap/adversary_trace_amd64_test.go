@@ -46,6 +46,7 @@ var hostile = []struct {
 	{"OverwriteEverything", TestOverwriteEverything},
 	{"ForgeStates", TestForgeStates},
 	{"ForgeFrames", TestForgeFrames},
+	{"ForgeCalls", TestForgeCalls},
 	{"AllNumbers", TestAllNumbers},
 	{"Oddities", TestOddities},
 	{"MapOverStub", TestMapOverStub},
