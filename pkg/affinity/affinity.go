@@ -1,6 +1,7 @@
-// Package affinity says on which CPUs threads run that never run at the same
-// time: waking a thread on an idle CPU takes several times as long as a switch
-// between two threads on one.
+// Package affinity puts two threads that never run at the same time on one CPU:
+// waking a thread on an idle one takes several times as long as a switch between
+// two on the same. Linux's scheduler does the opposite. RATIONALE.md has the
+// figures.
 //
 // It depends on golang.org/x/sys. It must not know what the threads do.
 package affinity

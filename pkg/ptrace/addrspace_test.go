@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/fd"
 	"github.com/ringfence/ringfence/pkg/hostarch"
@@ -237,7 +238,7 @@ func TestAffinityRestored(t *testing.T) {
 		}
 	}
 	c, ac := &threadContext{}, newState()
-	for range 3 * hotCount {
+	for range 3 * affinity.HotTurns {
 		if err := switchOnce(c, m, ac); err != nil {
 			t.Fatal(err)
 		}
@@ -246,7 +247,7 @@ func TestAffinityRestored(t *testing.T) {
 	b := &threadContext{}
 	b.BindThread()
 	for _, end := range []func(){b.PrepareSleep, b.Release} {
-		for range 3 * hotCount {
+		for range 3 * affinity.HotTurns {
 			if err := switchOnce(b, m, ac); err != nil {
 				t.Fatal(err)
 			}
@@ -257,15 +258,13 @@ func TestAffinityRestored(t *testing.T) {
 	// One that stops calling us.
 	b = &threadContext{}
 	b.BindThread()
-	for range 3 * hotCount {
+	for range 3 * affinity.HotTurns {
 		if err := switchOnce(b, m, ac); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		pinned.mu.Lock()
-		n := len(pinned.pairs)
-		pinned.mu.Unlock()
+		n := affinity.Pinned()
 		if n == 0 {
 			break
 		}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
@@ -92,7 +93,7 @@ func BenchmarkSyscall(b *testing.B) {
 	m := newManager(b, syscallLoop)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	defer func() { pinning = true }()
+	defer func() { affinity.Disabled = false }()
 	modes := []struct {
 		name        string
 		bound, pins bool
@@ -104,7 +105,7 @@ func BenchmarkSyscall(b *testing.B) {
 	native := nativeCall()
 	for b.Loop() {
 		for i, mode := range modes {
-			pinning = mode.pins
+			affinity.Disabled = !mode.pins
 			c := &threadContext{}
 			if mode.bound {
 				c.BindThread()
@@ -123,7 +124,7 @@ func BenchmarkSyscall(b *testing.B) {
 				}
 				ac.SetReturn(1)
 			}
-			for range 2 * hotCount {
+			for range 2 * affinity.HotTurns {
 				call()
 			}
 			start := time.Now()

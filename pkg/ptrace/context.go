@@ -83,12 +83,12 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 	}
 	c.thread = t
-	t.pair.pin()
+	t.pair.Pin()
 	info, at, err := t.run(c, ac)
-	t.pair.returned()
+	t.pair.Slow()
 	if c.osThread == 0 {
 		// Whoever runs on the OS thread next must be free.
-		t.pair.releaseTracer()
+		t.pair.ReleaseCaller()
 	}
 	c.forwarder.Disable()
 	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
@@ -257,7 +257,6 @@ func (c *threadContext) Release() {
 // PrepareSleep implements platform.Context.PrepareSleep.
 func (c *threadContext) PrepareSleep() {
 	if c.thread != nil && c.osThread != 0 {
-		c.thread.pair.quick = 0
-		c.thread.pair.releaseTracer()
+		c.thread.pair.Sleep()
 	}
 }

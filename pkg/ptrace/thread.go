@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/stub"
 )
@@ -24,7 +25,7 @@ type thread struct {
 	// inSyscall says that the thread is stopped for a system call that it has made.
 	inSyscall bool
 
-	pair pair
+	pair *affinity.Pair
 
 	// gone says that the thread has ended and was reaped.
 	gone bool
@@ -44,8 +45,7 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 		}
 		return nil, fmt.Errorf("%w: allow ptrace(2) in the seccomp filter or security module, set sysctl kernel.yama.ptrace_scope to 0 or 1, and let no debugger follow our children (strace -f)", err)
 	}
-	t := &thread{as: as, tid: tid, pair: pair{tracer: unix.Gettid(), tracee: tid}}
-	t.pair.cpu.Store(free)
+	t := &thread{as: as, tid: tid, pair: affinity.New(unix.Gettid(), tid, nil)}
 	remember(t)
 	if err := ptraceCall(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
 		return nil, t.fail("PTRACE_INTERRUPT", err)
@@ -121,7 +121,7 @@ func (t *thread) wait() (unix.WaitStatus, error) {
 // reap waits for the thread's end. Any OS thread may call it once the stub process
 // was killed and nobody else uses the thread.
 func (t *thread) reap() {
-	pinned.forget(&t.pair)
+	t.pair.Forget()
 	if !t.gone {
 		stub.Reap(t.tid)
 		t.gone = true

@@ -184,6 +184,9 @@ func hint(err error) string {
 	return ""
 }
 
+// PID returns the zygote's process id.
+func (z *Zygote) PID() int { return z.pid }
+
 // Alive returns false if the zygote is gone: there are no new stubs then, and no
 // files for the old ones.
 func (z *Zygote) Alive() bool {

@@ -55,6 +55,9 @@ type addressSpace struct {
 	stats *usertrap.Stats
 	table atomic.Pointer[usertrap.Table]
 
+	// group are the pairs of the AddressSpace's threads.
+	group affinity.Group
+
 	// gone says that the AddressSpace was released or given up.
 	gone atomic.Bool
 

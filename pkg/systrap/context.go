@@ -20,6 +20,9 @@ import (
 type threadContext struct {
 	forwarder interrupt.Forwarder
 
+	// osThread is the OS thread that the Context is bound to, or 0.
+	osThread int
+
 	// thread is the one that the Context has, or nil. It is set while forwarder is
 	// disabled.
 	thread *thread
@@ -104,6 +107,7 @@ func (c *threadContext) bind(as *addressSpace) error {
 		return err
 	}
 	c.thread, c.changed = t, true
+	c.pair()
 	return nil
 }
 
@@ -113,6 +117,7 @@ func (c *threadContext) unbind() {
 		return
 	}
 	c.pull() // an error shows where the state is used
+	c.unpair()
 	c.thread.as.putIdle(c.thread)
 	c.thread = nil
 }
@@ -290,7 +295,3 @@ func (c *threadContext) Release() {
 	c.inFrame = false
 	c.unbind()
 }
-
-// PrepareSleep implements platform.Context.PrepareSleep: the thread sleeps by
-// itself.
-func (c *threadContext) PrepareSleep() {}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
@@ -27,6 +28,9 @@ type thread struct {
 
 	word    sysmsg.Word
 	spinner sysmsg.Spinner
+
+	// pair is the thread and the OS thread that its Context is bound to, or nil.
+	pair *affinity.Pair
 }
 
 // spinTime is how long the Sentry and a stub look at a slot before they sleep.
@@ -96,9 +100,9 @@ func (t *thread) resume(c *threadContext) error {
 }
 
 func (t *thread) await(c *threadContext) error {
-	spins := t.spinner.Next(spinLimit())
+	spins := t.spins()
 	t.setHeader32(headerSpin, spins)
-	t.word.Resume()
+	woke := t.word.Resume()
 	for unanswered := 0; ; {
 		if t.as.gone.Load() {
 			return t.as.check()
@@ -108,7 +112,7 @@ func (t *thread) await(c *threadContext) error {
 			return t.as.fail(fmt.Errorf("stub process %d: %w: %w", t.as.pid, err, unix.EPROTO))
 		}
 		if o != sysmsg.TimedOut {
-			t.spinner.Report(o)
+			t.turned(o, woke)
 			return nil
 		}
 		spins = 0

@@ -2864,7 +2864,7 @@ var Programs = precompiled.Set{
 	{
 		Key: "systrap,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{313}},
+			{Name: "monitor_pid", Uses: []uint16{308}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -2971,7 +2971,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 169, K: 0x8a},         // 103: if A >= 0x8a goto 104 else 273
+			{Code: 0x35, JT: 0, JF: 164, K: 0x84},         // 103: if A >= 0x84 goto 104 else 268
 			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 104: if A >= 0xe8 goto 105 else 233
 			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 105: if A >= 0x122 goto 106 else 163
 			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
@@ -2994,7 +2994,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 142, K: 0x2},         // 126: if A >= 0x2 goto 181 else 269
+			{Code: 0x35, JT: 54, JF: 136, K: 0x2},         // 126: if A >= 0x2 goto 181 else 263
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
@@ -3004,271 +3004,266 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 52, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 189 else 139
-			{Code: 0x15, JT: 255, JF: 51, K: 0x0},         // 137: if A == 0x0 goto 393 else 189
+			{Code: 0x15, JT: 252, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 389 else 139
+			{Code: 0x15, JT: 250, JF: 251, K: 0x0},        // 137: if A == 0x0 goto 388 else 389
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 253, K: 0x2},        // 139: if A & 0x2 goto 320 else 393
+			{Code: 0x45, JT: 180, JF: 248, K: 0x2},        // 139: if A & 0x2 goto 320 else 388
 			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 140: if A >= 0x124 goto 141 else 150
-			{Code: 0x15, JT: 0, JF: 251, K: 0x135},        // 141: if A == 0x135 goto 142 else 393
+			{Code: 0x15, JT: 0, JF: 246, K: 0x135},        // 141: if A == 0x135 goto 142 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 142: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 143: if A == 0x0 goto 144 else 393
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 143: if A == 0x0 goto 144 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 144: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 145: if A == 0x0 goto 146 else 393
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 145: if A == 0x0 goto 146 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 147: if A == 0x0 goto 148 else 393
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 147: if A == 0x0 goto 148 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 244, JF: 243, K: 0x0},        // 149: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 239, JF: 238, K: 0x0},        // 149: if A == 0x0 goto 389 else 388
 			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 150: if A == 0x122 goto 151 else 159
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 152: if A == 0x0 goto 153 else 393
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 152: if A == 0x0 goto 153 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 154: if A == 0x0 goto 155 else 393
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 154: if A == 0x0 goto 155 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 155: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 156: if A == 0x0 goto 157 else 393
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 156: if A == 0x0 goto 157 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 157: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 234, K: 0x80800},    // 158: if A == 0x80800 goto 394 else 393
+			{Code: 0x15, JT: 230, JF: 229, K: 0x80800},    // 158: if A == 0x80800 goto 389 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 160: if A == 0x0 goto 161 else 393
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 160: if A == 0x0 goto 161 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 231, JF: 230, K: 0x80000},    // 162: if A == 0x80000 goto 394 else 393
+			{Code: 0x15, JT: 226, JF: 225, K: 0x80000},    // 162: if A == 0x80000 goto 389 else 388
 			{Code: 0x35, JT: 0, JF: 16, K: 0x102},         // 163: if A >= 0x102 goto 164 else 180
 			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 164: if A >= 0x10f goto 165 else 179
 			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 165: if A == 0x10f goto 166 else 170
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 166: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 167: if A == 0x0 goto 168 else 393
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 167: if A == 0x0 goto 168 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 168: A = arg1.lo
-			{Code: 0x15, JT: 158, JF: 223, K: 0x1},        // 169: if A == 0x1 goto 328 else 393
-			{Code: 0x15, JT: 0, JF: 222, K: 0x11d},        // 170: if A == 0x11d goto 171 else 393
+			{Code: 0x15, JT: 153, JF: 218, K: 0x1},        // 169: if A == 0x1 goto 323 else 388
+			{Code: 0x15, JT: 0, JF: 217, K: 0x11d},        // 170: if A == 0x11d goto 171 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 171: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 172: if A == 0x0 goto 173 else 393
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 172: if A == 0x0 goto 173 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 173: A = arg0.lo
-			{Code: 0x35, JT: 218, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 393 else 175
+			{Code: 0x35, JT: 213, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 388 else 175
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 175: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 176: if A == 0x0 goto 177 else 393
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 176: if A == 0x0 goto 177 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 177: A = arg1.lo
-			{Code: 0x45, JT: 214, JF: 215, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 393 else 394
-			{Code: 0x15, JT: 74, JF: 213, K: 0x10b},       // 179: if A == 0x10b goto 254 else 393
+			{Code: 0x45, JT: 209, JF: 210, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 388 else 389
+			{Code: 0x15, JT: 69, JF: 208, K: 0x10b},       // 179: if A == 0x10b goto 249 else 388
 			{Code: 0x35, JT: 1, JF: 38, K: 0xf7},          // 180: if A >= 0xf7 goto 182 else 219
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
 			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 182: if A == 0xf7 goto 183 else 204
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 184: if A == 0x0 goto 185 else 393
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 184: if A == 0x0 goto 185 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 206, K: 0x1},          // 186: if A == 0x1 goto 187 else 393
+			{Code: 0x15, JT: 0, JF: 201, K: 0x1},          // 186: if A == 0x1 goto 187 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 187: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 204, K: 0x0},          // 188: if A == 0x0 goto 190 else 393
+			{Code: 0x15, JT: 1, JF: 199, K: 0x0},          // 188: if A == 0x0 goto 190 else 388
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 190: A = arg1.lo
-			{Code: 0x15, JT: 201, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 393 else 192
-			{Code: 0x35, JT: 200, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 393 else 193
+			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 388 else 192
+			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 388 else 193
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 194: if A == 0x0 goto 195 else 393
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 194: if A == 0x0 goto 195 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 196: if A >= 0x41000003 goto 197 else 199
 			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 197: if A == 0x41000003 goto 200 else 198
-			{Code: 0x15, JT: 1, JF: 194, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 393
-			{Code: 0x15, JT: 0, JF: 193, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 393
+			{Code: 0x15, JT: 1, JF: 189, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 388
+			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 201: if A == 0x0 goto 202 else 393
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 201: if A == 0x0 goto 202 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
-			{Code: 0x15, JT: 190, JF: 189, K: 0x0},        // 203: if A == 0x0 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 188, K: 0x101},        // 204: if A == 0x101 goto 205 else 393
+			{Code: 0x15, JT: 185, JF: 184, K: 0x0},        // 203: if A == 0x0 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 183, K: 0x101},        // 204: if A == 0x101 goto 205 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 205: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 206: if A == 0x0 goto 207 else 213
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 207: A = arg0.lo
 			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 208: if A >= 0x80000000 goto 214 else 209
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 210: if A == 0x0 goto 211 else 393
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 210: if A == 0x0 goto 211 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
-			{Code: 0x45, JT: 180, JF: 181, K: 0xffe2e2ff}, // 212: if A & 0xffe2e2ff goto 393 else 394
+			{Code: 0x45, JT: 175, JF: 176, K: 0xffe2e2ff}, // 212: if A & 0xffe2e2ff goto 388 else 389
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 178, K: 0xffffff9c},   // 214: if A == 0xffffff9c goto 215 else 393
+			{Code: 0x15, JT: 0, JF: 173, K: 0xffffff9c},   // 214: if A == 0xffffff9c goto 215 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 216: if A == 0x0 goto 217 else 393
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 216: if A == 0x0 goto 217 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
-			{Code: 0x15, JT: 175, JF: 174, K: 0x80000},    // 218: if A == 0x80000 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 173, K: 0xe9},         // 219: if A == 0xe9 goto 220 else 393
+			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 218: if A == 0x80000 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 168, K: 0xe9},         // 219: if A == 0xe9 goto 220 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 220: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 221: if A == 0x0 goto 222 else 393
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 221: if A == 0x0 goto 222 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 222: A = arg0.lo
-			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 393 else 224
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 388 else 224
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 224: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 225: if A == 0x0 goto 226 else 393
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 225: if A == 0x0 goto 226 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 226: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 393 else 228
-			{Code: 0x35, JT: 164, JF: 0, K: 0x3},          // 228: if A >= 0x3 goto 393 else 229
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 388 else 228
+			{Code: 0x35, JT: 159, JF: 0, K: 0x3},          // 228: if A >= 0x3 goto 388 else 229
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 229: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 230: if A == 0x0 goto 231 else 393
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 230: if A == 0x0 goto 231 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 231: A = arg2.lo
-			{Code: 0x35, JT: 160, JF: 161, K: 0x80000000}, // 232: if A >= 0x80000000 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 24, K: 0xcb},          // 233: if A >= 0xcb goto 234 else 258
+			{Code: 0x35, JT: 155, JF: 156, K: 0x80000000}, // 232: if A >= 0x80000000 goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 19, K: 0xcb},          // 233: if A >= 0xcb goto 234 else 253
 			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 234: if A >= 0xdc goto 235 else 246
 			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 235: if A >= 0xe4 goto 236 else 237
-			{Code: 0x15, JT: 156, JF: 157, K: 0xe6},       // 236: if A == 0xe6 goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 155, K: 0xdd},         // 237: if A == 0xdd goto 238 else 393
+			{Code: 0x15, JT: 151, JF: 152, K: 0xe6},       // 236: if A == 0xe6 goto 388 else 389
+			{Code: 0x15, JT: 0, JF: 150, K: 0xdd},         // 237: if A == 0xdd goto 238 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 239: if A == 0x0 goto 240 else 393
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 239: if A == 0x0 goto 240 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 393 else 242
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 388 else 242
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 243: if A == 0x0 goto 244 else 393
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 243: if A == 0x0 goto 244 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
-			{Code: 0x35, JT: 147, JF: 148, K: 0x6},        // 245: if A >= 0x6 goto 393 else 394
+			{Code: 0x35, JT: 142, JF: 143, K: 0x6},        // 245: if A >= 0x6 goto 388 else 389
 			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 246: if A >= 0xd9 goto 247 else 248
-			{Code: 0x15, JT: 145, JF: 146, K: 0xda},       // 247: if A == 0xda goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 4, K: 0xcb},           // 248: if A == 0xcb goto 249 else 253
+			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 247: if A == 0xda goto 388 else 389
+			{Code: 0x35, JT: 139, JF: 0, K: 0xcd},         // 248: if A >= 0xcd goto 388 else 249
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 250: if A == 0x0 goto 251 else 393
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 250: if A == 0x0 goto 251 else 388
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x15, JT: 140, JF: 4, K: 0x0},          // 252: if A == 0x0 goto 393 else 257
-			{Code: 0x15, JT: 0, JF: 139, K: 0xcc},         // 253: if A == 0xcc goto 254 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 255: if A == 0x0 goto 256 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 257: if A >= 0x80000000 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 4, K: 0xba},           // 258: if A >= 0xba goto 259 else 263
-			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 259: if A >= 0xc0 goto 260 else 261
-			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 260: if A == 0xc2 goto 394 else 393
-			{Code: 0x15, JT: 132, JF: 0, K: 0xba},         // 261: if A == 0xba goto 394 else 262
-			{Code: 0x15, JT: 131, JF: 130, K: 0xbf},       // 262: if A == 0xbf goto 394 else 393
-			{Code: 0x15, JT: 130, JF: 0, K: 0x8a},         // 263: if A == 0x8a goto 394 else 264
-			{Code: 0x15, JT: 0, JF: 128, K: 0x9d},         // 264: if A == 0x9d goto 265 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 266: if A == 0x0 goto 267 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 124, K: 0x53564d41},   // 268: if A == 0x53564d41 goto 269 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 270: if A == 0x0 goto 271 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 272: if A == 0x0 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 273: if A >= 0x3f goto 274 else 305
-			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 274: if A >= 0x66 goto 275 else 283
-			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 275: if A >= 0x6d goto 276 else 280
-			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 276: if A >= 0x7d goto 277 else 279
-			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 277: if A == 0x7d goto 394 else 278
-			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 278: if A == 0x83 goto 394 else 393
-			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 279: if A == 0x73 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 280: if A >= 0x69 goto 281 else 282
-			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 281: if A >= 0x6b goto 394 else 393
-			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 282: if A == 0x67 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 283: if A >= 0x4e goto 284 else 287
-			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 284: if A >= 0x62 goto 285 else 286
-			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 285: if A == 0x63 goto 394 else 393
-			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 286: if A == 0x61 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 287: if A >= 0x4a goto 288 else 289
-			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 288: if A == 0x4c goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 289: if A == 0x48 goto 290 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 290: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 291: if A == 0x0 goto 292 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 292: A = arg0.lo
-			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 293: if A >= 0x80000000 goto 393 else 294
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 294: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 295: if A == 0x0 goto 296 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 296: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 297: if A >= 0x4 goto 298 else 304
-			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 298: if A == 0x406 goto 394 else 299
-			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 299: if A == 0x4 goto 300 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 301: if A == 0x0 goto 302 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 303: if A & 0xfffb73ff goto 393 else 394
-			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 304: if A == 0x3 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 305: if A >= 0x23 goto 306 else 369
-			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 306: if A >= 0x2f goto 307 else 346
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 307: if A >= 0x3c goto 308 else 341
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 308: if A == 0x3c goto 394 else 309
-			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 309: if A == 0x3d goto 310 else 332
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 311: if A == 0x0 goto 312 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 313: if A == monitor_pid goto 314 else 322
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 314: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 315: if A == 0x0 goto 316 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 316: A = arg2.lo
-			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 317: if A == 0x0 goto 328 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
-			{Code: 0x15, JT: 73, JF: 1, K: 0x0},           // 319: if A == 0x0 goto 393 else 321
+			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 252: if A >= 0x80000000 goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 253: if A >= 0x9e goto 254 else 258
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 254: if A >= 0xbf goto 255 else 257
+			{Code: 0x15, JT: 133, JF: 0, K: 0xbf},         // 255: if A == 0xbf goto 389 else 256
+			{Code: 0x15, JT: 132, JF: 131, K: 0xc2},       // 256: if A == 0xc2 goto 389 else 388
+			{Code: 0x15, JT: 131, JF: 130, K: 0xba},       // 257: if A == 0xba goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 258: if A == 0x9d goto 259 else 267
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 260: if A == 0x0 goto 261 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x53564d41},   // 262: if A == 0x53564d41 goto 263 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 263: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 264: if A == 0x0 goto 265 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 265: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 266: if A == 0x0 goto 389 else 388
+			{Code: 0x15, JT: 121, JF: 120, K: 0x8a},       // 267: if A == 0x8a goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 268: if A >= 0x3f goto 269 else 300
+			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 269: if A >= 0x66 goto 270 else 278
+			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 270: if A >= 0x6d goto 271 else 275
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 271: if A >= 0x7d goto 272 else 274
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 272: if A == 0x7d goto 389 else 273
+			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 273: if A == 0x83 goto 389 else 388
+			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 274: if A == 0x73 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 275: if A >= 0x69 goto 276 else 277
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 276: if A >= 0x6b goto 389 else 388
+			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 277: if A == 0x67 goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 278: if A >= 0x4e goto 279 else 282
+			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 279: if A >= 0x62 goto 280 else 281
+			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 280: if A == 0x63 goto 389 else 388
+			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 281: if A == 0x61 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 282: if A >= 0x4a goto 283 else 284
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 283: if A == 0x4c goto 388 else 389
+			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 284: if A == 0x48 goto 285 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 286: if A == 0x0 goto 287 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 288: if A >= 0x80000000 goto 388 else 289
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 289: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 290: if A == 0x0 goto 291 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 291: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 292: if A >= 0x4 goto 293 else 299
+			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 293: if A == 0x406 goto 389 else 294
+			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 294: if A == 0x4 goto 295 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 295: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 296: if A == 0x0 goto 297 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 297: A = arg2.lo
+			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 298: if A & 0xfffb73ff goto 388 else 389
+			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 299: if A == 0x3 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 300: if A >= 0x23 goto 301 else 364
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 301: if A >= 0x2f goto 302 else 341
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 302: if A >= 0x3c goto 303 else 336
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 303: if A == 0x3c goto 389 else 304
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 304: if A == 0x3d goto 305 else 327
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 305: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 306: if A == 0x0 goto 307 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 308: if A == monitor_pid goto 309 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 309: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 310: if A == 0x0 goto 311 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 312: if A == 0x0 goto 323 else 313
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 314: if A == 0x0 goto 388 else 315
+			{Code: 0x35, JT: 72, JF: 5, K: 0x80000000},    // 315: if A >= 0x80000000 goto 388 else 321
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 316: if A == 0x0 goto 388 else 317
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 317: if A >= 0x80000000 goto 388 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 318: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 68, K: 0x0},           // 319: if A == 0x0 goto 321 else 388
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
-			{Code: 0x35, JT: 71, JF: 4, K: 0x80000000},    // 321: if A >= 0x80000000 goto 393 else 326
-			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 322: if A == 0x0 goto 393 else 323
-			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 323: if A >= 0x80000000 goto 393 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 324: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 325: if A == 0x0 goto 326 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 326: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 327: if A == 0x40000000 goto 328 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 328: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 329: if A == 0x0 goto 330 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 330: A = arg3.lo
-			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 331: if A == 0x0 goto 394 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 333: if A == 0x0 goto 334 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 335: if A == 0x0 goto 393 else 336
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 336: if A >= 0x80000000 goto 393 else 337
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 337: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 338: if A == 0x0 goto 339 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 339: A = arg1.lo
-			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 340: if A == 0x9 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 341: if A == 0x38 goto 342 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 343: if A == 0x0 goto 344 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 345: if A == 0xd0f00 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 346: if A >= 0x2d goto 347 else 367
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 347: if A == 0x2d goto 348 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 349: if A == 0x0 goto 350 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 351: if A >= 0x80000000 goto 393 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 352: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 353: if A == 0x0 goto 354 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 354: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 355: if A == 0x0 goto 394 else 356
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 356: if A == 0x40 goto 394 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 357: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 358: if A == 0x0 goto 359 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 359: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 360: if A >= 0x80000000 goto 393 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 361: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 362: if A == 0x0 goto 363 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 363: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 364: if A >= 0x4001 goto 365 else 366
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 365: if A == 0x4040 goto 394 else 393
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 366: if A == 0x4000 goto 394 else 393
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 367: if A == 0x23 goto 394 else 368
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 368: if A == 0x27 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 369: if A >= 0xd goto 370 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 370: if A >= 0x13 goto 371 else 372
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 371: if A == 0x18 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 372: if A == 0x10 goto 373 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 374: if A == 0x0 goto 375 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 376: if A >= 0x80000000 goto 393 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 377: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 378: if A == 0x0 goto 379 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 379: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 380: if A >= 0x5413 goto 381 else 385
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 381: if A >= 0x541c goto 382 else 383
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 382: if A == 0x5425 goto 394 else 393
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 383: if A == 0x541b goto 394 else 384
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 384: if A >= 0x5415 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 385: if A >= 0x540c goto 386 else 387
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 386: if A == 0x5411 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 387: if A >= 0x5405 goto 388 else 389
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 388: if A >= 0x5409 goto 394 else 393
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 389: if A >= 0x5401 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 390: if A >= 0x4 goto 391 else 392
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 391: if A == 0xb goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 392: if A == 0x2 goto 393 else 394
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 393: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 322: if A == 0x40000000 goto 323 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 323: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 324: if A == 0x0 goto 325 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 325: A = arg3.lo
+			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 326: if A == 0x0 goto 389 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 327: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 328: if A == 0x0 goto 329 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 329: A = arg0.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 330: if A == 0x0 goto 388 else 331
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 331: if A >= 0x80000000 goto 388 else 332
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 332: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 333: if A == 0x0 goto 334 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 334: A = arg1.lo
+			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 335: if A == 0x9 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 336: if A == 0x38 goto 337 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 338: if A == 0x0 goto 339 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 340: if A == 0xd0f00 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 341: if A >= 0x2d goto 342 else 362
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 342: if A == 0x2d goto 343 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 343: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 344: if A == 0x0 goto 345 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 345: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 346: if A >= 0x80000000 goto 388 else 347
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 348: if A == 0x0 goto 349 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 350: if A == 0x0 goto 389 else 351
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 351: if A == 0x40 goto 389 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 353: if A == 0x0 goto 354 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 355: if A >= 0x80000000 goto 388 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 356: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 357: if A == 0x0 goto 358 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 358: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 359: if A >= 0x4001 goto 360 else 361
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 360: if A == 0x4040 goto 389 else 388
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 361: if A == 0x4000 goto 389 else 388
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 362: if A == 0x23 goto 389 else 363
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 363: if A == 0x27 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 364: if A >= 0xd goto 365 else 385
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 365: if A >= 0x13 goto 366 else 367
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 366: if A == 0x18 goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 367: if A == 0x10 goto 368 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 369: if A == 0x0 goto 370 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 371: if A >= 0x80000000 goto 388 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 372: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 373: if A == 0x0 goto 374 else 388
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 374: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 375: if A >= 0x5413 goto 376 else 380
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 376: if A >= 0x541c goto 377 else 378
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 377: if A == 0x5425 goto 389 else 388
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 378: if A == 0x541b goto 389 else 379
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 379: if A >= 0x5415 goto 388 else 389
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 380: if A >= 0x540c goto 381 else 382
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 381: if A == 0x5411 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 382: if A >= 0x5405 goto 383 else 384
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 383: if A >= 0x5409 goto 389 else 388
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 384: if A >= 0x5401 goto 389 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 385: if A >= 0x4 goto 386 else 387
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 386: if A == 0xb goto 389 else 388
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 387: if A == 0x2 goto 388 else 389
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 388: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 389: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{316}},
+			{Name: "monitor_pid", Uses: []uint16{311}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -3375,7 +3370,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 172, K: 0x8a},         // 103: if A >= 0x8a goto 104 else 276
+			{Code: 0x35, JT: 0, JF: 167, K: 0x84},         // 103: if A >= 0x84 goto 104 else 271
 			{Code: 0x35, JT: 0, JF: 131, K: 0xe8},         // 104: if A >= 0xe8 goto 105 else 236
 			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 105: if A >= 0x122 goto 106 else 163
 			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
@@ -3398,7 +3393,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 145, K: 0x2},         // 126: if A >= 0x2 goto 181 else 272
+			{Code: 0x35, JT: 54, JF: 139, K: 0x2},         // 126: if A >= 0x2 goto 181 else 266
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
@@ -3408,274 +3403,269 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 52, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 189 else 139
-			{Code: 0x15, JT: 43, JF: 51, K: 0x0},          // 137: if A == 0x0 goto 181 else 189
+			{Code: 0x15, JT: 255, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 392 else 139
+			{Code: 0x15, JT: 253, JF: 254, K: 0x0},        // 137: if A == 0x0 goto 391 else 392
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 41, K: 0x2},         // 139: if A & 0x2 goto 319 else 181
+			{Code: 0x45, JT: 179, JF: 251, K: 0x2},        // 139: if A & 0x2 goto 319 else 391
 			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 140: if A >= 0x124 goto 141 else 150
-			{Code: 0x15, JT: 0, JF: 254, K: 0x135},        // 141: if A == 0x135 goto 142 else 396
+			{Code: 0x15, JT: 0, JF: 249, K: 0x135},        // 141: if A == 0x135 goto 142 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 142: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 143: if A == 0x0 goto 144 else 396
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 143: if A == 0x0 goto 144 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 144: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 145: if A == 0x0 goto 146 else 396
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 145: if A == 0x0 goto 146 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 147: if A == 0x0 goto 148 else 396
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 147: if A == 0x0 goto 148 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 247, JF: 246, K: 0x0},        // 149: if A == 0x0 goto 397 else 396
+			{Code: 0x15, JT: 242, JF: 241, K: 0x0},        // 149: if A == 0x0 goto 392 else 391
 			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 150: if A == 0x122 goto 151 else 159
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 152: if A == 0x0 goto 153 else 396
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 152: if A == 0x0 goto 153 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 154: if A == 0x0 goto 155 else 396
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 154: if A == 0x0 goto 155 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 155: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 156: if A == 0x0 goto 157 else 396
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 156: if A == 0x0 goto 157 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 157: A = arg1.lo
-			{Code: 0x15, JT: 238, JF: 237, K: 0x80800},    // 158: if A == 0x80800 goto 397 else 396
+			{Code: 0x15, JT: 233, JF: 232, K: 0x80800},    // 158: if A == 0x80800 goto 392 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 160: if A == 0x0 goto 161 else 396
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 160: if A == 0x0 goto 161 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 234, JF: 233, K: 0x80000},    // 162: if A == 0x80000 goto 397 else 396
+			{Code: 0x15, JT: 229, JF: 228, K: 0x80000},    // 162: if A == 0x80000 goto 392 else 391
 			{Code: 0x35, JT: 0, JF: 16, K: 0x102},         // 163: if A >= 0x102 goto 164 else 180
 			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 164: if A >= 0x10f goto 165 else 179
 			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 165: if A == 0x10f goto 166 else 170
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 166: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 167: if A == 0x0 goto 168 else 396
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 167: if A == 0x0 goto 168 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 168: A = arg1.lo
-			{Code: 0x15, JT: 161, JF: 226, K: 0x1},        // 169: if A == 0x1 goto 331 else 396
-			{Code: 0x15, JT: 0, JF: 225, K: 0x11d},        // 170: if A == 0x11d goto 171 else 396
+			{Code: 0x15, JT: 156, JF: 221, K: 0x1},        // 169: if A == 0x1 goto 326 else 391
+			{Code: 0x15, JT: 0, JF: 220, K: 0x11d},        // 170: if A == 0x11d goto 171 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 171: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 172: if A == 0x0 goto 173 else 396
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 172: if A == 0x0 goto 173 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 173: A = arg0.lo
-			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 396 else 175
+			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 391 else 175
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 175: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 176: if A == 0x0 goto 177 else 396
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 176: if A == 0x0 goto 177 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 177: A = arg1.lo
-			{Code: 0x45, JT: 217, JF: 218, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 396 else 397
-			{Code: 0x15, JT: 77, JF: 216, K: 0x10b},       // 179: if A == 0x10b goto 257 else 396
+			{Code: 0x45, JT: 212, JF: 213, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 391 else 392
+			{Code: 0x15, JT: 72, JF: 211, K: 0x10b},       // 179: if A == 0x10b goto 252 else 391
 			{Code: 0x35, JT: 1, JF: 41, K: 0xf7},          // 180: if A >= 0xf7 goto 182 else 222
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
 			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 182: if A == 0xf7 goto 183 else 204
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 184: if A == 0x0 goto 185 else 396
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 184: if A == 0x0 goto 185 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 209, K: 0x1},          // 186: if A == 0x1 goto 187 else 396
+			{Code: 0x15, JT: 0, JF: 204, K: 0x1},          // 186: if A == 0x1 goto 187 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 187: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 207, K: 0x0},          // 188: if A == 0x0 goto 190 else 396
+			{Code: 0x15, JT: 1, JF: 202, K: 0x0},          // 188: if A == 0x0 goto 190 else 391
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 190: A = arg1.lo
-			{Code: 0x15, JT: 204, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 396 else 192
-			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 396 else 193
+			{Code: 0x15, JT: 199, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 391 else 192
+			{Code: 0x35, JT: 198, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 391 else 193
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 194: if A == 0x0 goto 195 else 396
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 194: if A == 0x0 goto 195 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 196: if A >= 0x41000003 goto 197 else 199
 			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 197: if A == 0x41000003 goto 200 else 198
-			{Code: 0x15, JT: 1, JF: 197, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 396
-			{Code: 0x15, JT: 0, JF: 196, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 396
+			{Code: 0x15, JT: 1, JF: 192, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 391
+			{Code: 0x15, JT: 0, JF: 191, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 201: if A == 0x0 goto 202 else 396
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 201: if A == 0x0 goto 202 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
-			{Code: 0x15, JT: 193, JF: 192, K: 0x0},        // 203: if A == 0x0 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 191, K: 0x101},        // 204: if A == 0x101 goto 205 else 396
+			{Code: 0x15, JT: 188, JF: 187, K: 0x0},        // 203: if A == 0x0 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 186, K: 0x101},        // 204: if A == 0x101 goto 205 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 205: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 206: if A == 0x0 goto 207 else 214
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 207: A = arg0.lo
 			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 208: if A >= 0x80000000 goto 215 else 209
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 210: if A == 0x0 goto 211 else 396
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 210: if A == 0x0 goto 211 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 184, K: 0xffe2e2ff},   // 212: if A & 0xffe2e2ff goto 213 else 397
-			{Code: 0x45, JT: 182, JF: 183, K: 0xffe2e0fc}, // 213: if A & 0xffe2e0fc goto 396 else 397
+			{Code: 0x45, JT: 0, JF: 179, K: 0xffe2e2ff},   // 212: if A & 0xffe2e2ff goto 213 else 392
+			{Code: 0x45, JT: 177, JF: 178, K: 0xffe2e0fc}, // 213: if A & 0xffe2e0fc goto 391 else 392
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0xffffff9c},   // 215: if A == 0xffffff9c goto 216 else 396
+			{Code: 0x15, JT: 0, JF: 175, K: 0xffffff9c},   // 215: if A == 0xffffff9c goto 216 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 217: if A == 0x0 goto 218 else 396
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 217: if A == 0x0 goto 218 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 219: if A >= 0x80001 goto 220 else 221
-			{Code: 0x15, JT: 176, JF: 175, K: 0x290000},   // 220: if A == 0x290000 goto 397 else 396
-			{Code: 0x15, JT: 175, JF: 174, K: 0x80000},    // 221: if A == 0x80000 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 173, K: 0xe9},         // 222: if A == 0xe9 goto 223 else 396
+			{Code: 0x15, JT: 171, JF: 170, K: 0x290000},   // 220: if A == 0x290000 goto 392 else 391
+			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 221: if A == 0x80000 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 168, K: 0xe9},         // 222: if A == 0xe9 goto 223 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 224: if A == 0x0 goto 225 else 396
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 224: if A == 0x0 goto 225 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 396 else 227
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 391 else 227
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 227: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 228: if A == 0x0 goto 229 else 396
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 228: if A == 0x0 goto 229 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 229: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 230: if A == 0x0 goto 396 else 231
-			{Code: 0x35, JT: 164, JF: 0, K: 0x3},          // 231: if A >= 0x3 goto 396 else 232
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 230: if A == 0x0 goto 391 else 231
+			{Code: 0x35, JT: 159, JF: 0, K: 0x3},          // 231: if A >= 0x3 goto 391 else 232
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 233: if A == 0x0 goto 234 else 396
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 233: if A == 0x0 goto 234 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
-			{Code: 0x35, JT: 160, JF: 161, K: 0x80000000}, // 235: if A >= 0x80000000 goto 396 else 397
-			{Code: 0x35, JT: 0, JF: 24, K: 0xcb},          // 236: if A >= 0xcb goto 237 else 261
+			{Code: 0x35, JT: 155, JF: 156, K: 0x80000000}, // 235: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 19, K: 0xcb},          // 236: if A >= 0xcb goto 237 else 256
 			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 237: if A >= 0xdc goto 238 else 249
 			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 238: if A >= 0xe4 goto 239 else 240
-			{Code: 0x15, JT: 156, JF: 157, K: 0xe6},       // 239: if A == 0xe6 goto 396 else 397
-			{Code: 0x15, JT: 0, JF: 155, K: 0xdd},         // 240: if A == 0xdd goto 241 else 396
+			{Code: 0x15, JT: 151, JF: 152, K: 0xe6},       // 239: if A == 0xe6 goto 391 else 392
+			{Code: 0x15, JT: 0, JF: 150, K: 0xdd},         // 240: if A == 0xdd goto 241 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 242: if A == 0x0 goto 243 else 396
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 242: if A == 0x0 goto 243 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
-			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 396 else 245
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 391 else 245
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 245: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 246: if A == 0x0 goto 247 else 396
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 246: if A == 0x0 goto 247 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 247: A = arg3.lo
-			{Code: 0x35, JT: 147, JF: 148, K: 0x6},        // 248: if A >= 0x6 goto 396 else 397
+			{Code: 0x35, JT: 142, JF: 143, K: 0x6},        // 248: if A >= 0x6 goto 391 else 392
 			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 249: if A >= 0xd9 goto 250 else 251
-			{Code: 0x15, JT: 145, JF: 146, K: 0xda},       // 250: if A == 0xda goto 396 else 397
-			{Code: 0x15, JT: 0, JF: 4, K: 0xcb},           // 251: if A == 0xcb goto 252 else 256
+			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 250: if A == 0xda goto 391 else 392
+			{Code: 0x35, JT: 139, JF: 0, K: 0xcd},         // 251: if A >= 0xcd goto 391 else 252
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 253: if A == 0x0 goto 254 else 396
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 253: if A == 0x0 goto 254 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
-			{Code: 0x15, JT: 140, JF: 4, K: 0x0},          // 255: if A == 0x0 goto 396 else 260
-			{Code: 0x15, JT: 0, JF: 139, K: 0xcc},         // 256: if A == 0xcc goto 257 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 257: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 258: if A == 0x0 goto 259 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 259: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 260: if A >= 0x80000000 goto 396 else 397
-			{Code: 0x35, JT: 0, JF: 4, K: 0xba},           // 261: if A >= 0xba goto 262 else 266
-			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 262: if A >= 0xc0 goto 263 else 264
-			{Code: 0x15, JT: 133, JF: 132, K: 0xc2},       // 263: if A == 0xc2 goto 397 else 396
-			{Code: 0x15, JT: 132, JF: 0, K: 0xba},         // 264: if A == 0xba goto 397 else 265
-			{Code: 0x15, JT: 131, JF: 130, K: 0xbf},       // 265: if A == 0xbf goto 397 else 396
-			{Code: 0x15, JT: 130, JF: 0, K: 0x8a},         // 266: if A == 0x8a goto 397 else 267
-			{Code: 0x15, JT: 0, JF: 128, K: 0x9d},         // 267: if A == 0x9d goto 268 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 268: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 269: if A == 0x0 goto 270 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 270: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 124, K: 0x53564d41},   // 271: if A == 0x53564d41 goto 272 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 272: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 273: if A == 0x0 goto 274 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 274: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 275: if A == 0x0 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 276: if A >= 0x3f goto 277 else 308
-			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 277: if A >= 0x66 goto 278 else 286
-			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 278: if A >= 0x6d goto 279 else 283
-			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 279: if A >= 0x7d goto 280 else 282
-			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 280: if A == 0x7d goto 397 else 281
-			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 281: if A == 0x83 goto 397 else 396
-			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 282: if A == 0x73 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 283: if A >= 0x69 goto 284 else 285
-			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 284: if A >= 0x6b goto 397 else 396
-			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 285: if A == 0x67 goto 396 else 397
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 286: if A >= 0x4e goto 287 else 290
-			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 287: if A >= 0x62 goto 288 else 289
-			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 288: if A == 0x63 goto 397 else 396
-			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 289: if A == 0x61 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 290: if A >= 0x4a goto 291 else 292
-			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 291: if A == 0x4c goto 396 else 397
-			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 292: if A == 0x48 goto 293 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 293: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 294: if A == 0x0 goto 295 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 295: A = arg0.lo
-			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 296: if A >= 0x80000000 goto 396 else 297
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 297: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 298: if A == 0x0 goto 299 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 299: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 300: if A >= 0x4 goto 301 else 307
-			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 301: if A == 0x406 goto 397 else 302
-			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 302: if A == 0x4 goto 303 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 303: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 304: if A == 0x0 goto 305 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 305: A = arg2.lo
-			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 306: if A & 0xfffb73ff goto 396 else 397
-			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 307: if A == 0x3 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 308: if A >= 0x23 goto 309 else 372
-			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 309: if A >= 0x2f goto 310 else 349
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 310: if A >= 0x3c goto 311 else 344
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 311: if A == 0x3c goto 397 else 312
-			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 312: if A == 0x3d goto 313 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 313: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 314: if A == 0x0 goto 315 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 315: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 316: if A == monitor_pid goto 317 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 317: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 77, K: 0x0},           // 318: if A == 0x0 goto 320 else 396
+			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 255: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 256: if A >= 0x9e goto 257 else 261
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 257: if A >= 0xbf goto 258 else 260
+			{Code: 0x15, JT: 133, JF: 0, K: 0xbf},         // 258: if A == 0xbf goto 392 else 259
+			{Code: 0x15, JT: 132, JF: 131, K: 0xc2},       // 259: if A == 0xc2 goto 392 else 391
+			{Code: 0x15, JT: 131, JF: 130, K: 0xba},       // 260: if A == 0xba goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 261: if A == 0x9d goto 262 else 270
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 263: if A == 0x0 goto 264 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x53564d41},   // 265: if A == 0x53564d41 goto 266 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 267: if A == 0x0 goto 268 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 269: if A == 0x0 goto 392 else 391
+			{Code: 0x15, JT: 121, JF: 120, K: 0x8a},       // 270: if A == 0x8a goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 271: if A >= 0x3f goto 272 else 303
+			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 272: if A >= 0x66 goto 273 else 281
+			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 273: if A >= 0x6d goto 274 else 278
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 274: if A >= 0x7d goto 275 else 277
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 275: if A == 0x7d goto 392 else 276
+			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 276: if A == 0x83 goto 392 else 391
+			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 277: if A == 0x73 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 278: if A >= 0x69 goto 279 else 280
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 279: if A >= 0x6b goto 392 else 391
+			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 280: if A == 0x67 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 281: if A >= 0x4e goto 282 else 285
+			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 282: if A >= 0x62 goto 283 else 284
+			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 283: if A == 0x63 goto 392 else 391
+			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 284: if A == 0x61 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 285: if A >= 0x4a goto 286 else 287
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 286: if A == 0x4c goto 391 else 392
+			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 287: if A == 0x48 goto 288 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 289: if A == 0x0 goto 290 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 291: if A >= 0x80000000 goto 391 else 292
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 292: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 293: if A == 0x0 goto 294 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 294: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 295: if A >= 0x4 goto 296 else 302
+			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 296: if A == 0x406 goto 392 else 297
+			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 297: if A == 0x4 goto 298 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 298: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 299: if A == 0x0 goto 300 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 300: A = arg2.lo
+			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 301: if A & 0xfffb73ff goto 391 else 392
+			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 302: if A == 0x3 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 303: if A >= 0x23 goto 304 else 367
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 304: if A >= 0x2f goto 305 else 344
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 305: if A >= 0x3c goto 306 else 339
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 306: if A == 0x3c goto 392 else 307
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 307: if A == 0x3d goto 308 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 309: if A == 0x0 goto 310 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 311: if A == monitor_pid goto 312 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 312: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 313: if A == 0x0 goto 314 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 314: A = arg2.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 315: if A == 0x0 goto 326 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 317: if A == 0x0 goto 391 else 318
+			{Code: 0x35, JT: 72, JF: 5, K: 0x80000000},    // 318: if A >= 0x80000000 goto 391 else 324
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 320: A = arg2.lo
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 321: if A == 0x0 goto 331 else 322
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
-			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 323: if A == 0x0 goto 396 else 324
-			{Code: 0x35, JT: 71, JF: 4, K: 0x80000000},    // 324: if A >= 0x80000000 goto 396 else 329
-			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 325: if A == 0x0 goto 396 else 326
-			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 326: if A >= 0x80000000 goto 396 else 327
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 328: if A == 0x0 goto 329 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 330: if A == 0x40000000 goto 331 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 331: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 332: if A == 0x0 goto 333 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 333: A = arg3.lo
-			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 334: if A == 0x0 goto 397 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 335: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 336: if A == 0x0 goto 337 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 337: A = arg0.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 338: if A == 0x0 goto 396 else 339
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 339: if A >= 0x80000000 goto 396 else 340
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 340: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 341: if A == 0x0 goto 342 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 342: A = arg1.lo
-			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 343: if A == 0x9 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 344: if A == 0x38 goto 345 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 345: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 346: if A == 0x0 goto 347 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 347: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 348: if A == 0xd0f00 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 349: if A >= 0x2d goto 350 else 370
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 350: if A == 0x2d goto 351 else 360
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 352: if A == 0x0 goto 353 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 354: if A >= 0x80000000 goto 396 else 355
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 355: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 356: if A == 0x0 goto 357 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 357: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 358: if A == 0x0 goto 397 else 359
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 359: if A == 0x40 goto 397 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 361: if A == 0x0 goto 362 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 363: if A >= 0x80000000 goto 396 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 364: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 365: if A == 0x0 goto 366 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 366: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 367: if A >= 0x4001 goto 368 else 369
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 368: if A == 0x4040 goto 397 else 396
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 369: if A == 0x4000 goto 397 else 396
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 370: if A == 0x23 goto 397 else 371
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 371: if A == 0x27 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 372: if A >= 0xd goto 373 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 373: if A >= 0x13 goto 374 else 375
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 374: if A == 0x18 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 375: if A == 0x10 goto 376 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 377: if A == 0x0 goto 378 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 379: if A >= 0x80000000 goto 396 else 380
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 381: if A == 0x0 goto 382 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 383: if A >= 0x5413 goto 384 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 384: if A >= 0x541c goto 385 else 386
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 385: if A == 0x5425 goto 397 else 396
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 386: if A == 0x541b goto 397 else 387
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 387: if A >= 0x5415 goto 396 else 397
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 388: if A >= 0x540c goto 389 else 390
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 389: if A == 0x5411 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 390: if A >= 0x5405 goto 391 else 392
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 391: if A >= 0x5409 goto 397 else 396
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 392: if A >= 0x5401 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 393: if A >= 0x4 goto 394 else 395
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 394: if A == 0xb goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 395: if A == 0x2 goto 396 else 397
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 396: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 397: return 0x7fff0000
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 320: if A == 0x0 goto 391 else 321
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 321: if A >= 0x80000000 goto 391 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 322: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 323: if A == 0x0 goto 324 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 324: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 325: if A == 0x40000000 goto 326 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 326: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 327: if A == 0x0 goto 328 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 328: A = arg3.lo
+			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 329: if A == 0x0 goto 392 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 330: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 331: if A == 0x0 goto 332 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 332: A = arg0.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 333: if A == 0x0 goto 391 else 334
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 334: if A >= 0x80000000 goto 391 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 336: if A == 0x0 goto 337 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
+			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 338: if A == 0x9 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 339: if A == 0x38 goto 340 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 341: if A == 0x0 goto 342 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 343: if A == 0xd0f00 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 344: if A >= 0x2d goto 345 else 365
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 345: if A == 0x2d goto 346 else 355
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 346: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 347: if A == 0x0 goto 348 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 349: if A >= 0x80000000 goto 391 else 350
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 351: if A == 0x0 goto 352 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 353: if A == 0x0 goto 392 else 354
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 354: if A == 0x40 goto 392 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 356: if A == 0x0 goto 357 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 358: if A >= 0x80000000 goto 391 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 359: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 360: if A == 0x0 goto 361 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 361: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 362: if A >= 0x4001 goto 363 else 364
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 363: if A == 0x4040 goto 392 else 391
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 364: if A == 0x4000 goto 392 else 391
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 365: if A == 0x23 goto 392 else 366
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 366: if A == 0x27 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 367: if A >= 0xd goto 368 else 388
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 368: if A >= 0x13 goto 369 else 370
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 369: if A == 0x18 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 370: if A == 0x10 goto 371 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 371: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 372: if A == 0x0 goto 373 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 374: if A >= 0x80000000 goto 391 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 375: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 376: if A == 0x0 goto 377 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 377: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 378: if A >= 0x5413 goto 379 else 383
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 379: if A >= 0x541c goto 380 else 381
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 380: if A == 0x5425 goto 392 else 391
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 381: if A == 0x541b goto 392 else 382
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 382: if A >= 0x5415 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 383: if A >= 0x540c goto 384 else 385
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 384: if A == 0x5411 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 385: if A >= 0x5405 goto 386 else 387
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 386: if A >= 0x5409 goto 392 else 391
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 387: if A >= 0x5401 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 388: if A >= 0x4 goto 389 else 390
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 389: if A == 0xb goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 390: if A == 0x2 goto 391 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 391: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,write",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{389}},
+			{Name: "monitor_pid", Uses: []uint16{385}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -3782,7 +3772,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
 			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
 			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 230, K: 0xbc},         // 103: if A >= 0xbc goto 104 else 334
+			{Code: 0x35, JT: 0, JF: 226, K: 0xbc},         // 103: if A >= 0xbc goto 104 else 330
 			{Code: 0x35, JT: 0, JF: 134, K: 0x104},        // 104: if A >= 0x104 goto 105 else 239
 			{Code: 0x35, JT: 0, JF: 71, K: 0x122},         // 105: if A >= 0x122 goto 106 else 177
 			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
@@ -3805,7 +3795,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 55, JF: 219, K: 0x2},         // 126: if A >= 0x2 goto 182 else 346
+			{Code: 0x35, JT: 55, JF: 215, K: 0x2},         // 126: if A >= 0x2 goto 182 else 342
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
@@ -3863,61 +3853,61 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
-			{Code: 0x35, JT: 179, JF: 218, K: 0x80000000}, // 184: if A >= 0x80000000 goto 364 else 403
-			{Code: 0x15, JT: 0, JF: 178, K: 0x11d},        // 185: if A == 0x11d goto 186 else 364
+			{Code: 0x35, JT: 180, JF: 214, K: 0x80000000}, // 184: if A >= 0x80000000 goto 365 else 399
+			{Code: 0x15, JT: 0, JF: 179, K: 0x11d},        // 185: if A == 0x11d goto 186 else 365
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 176, K: 0x0},          // 187: if A == 0x0 goto 189 else 364
+			{Code: 0x15, JT: 1, JF: 177, K: 0x0},          // 187: if A == 0x0 goto 189 else 365
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
-			{Code: 0x35, JT: 173, JF: 0, K: 0x80000000},   // 190: if A >= 0x80000000 goto 364 else 191
+			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 190: if A >= 0x80000000 goto 365 else 191
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 192: if A == 0x0 goto 193 else 364
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 192: if A == 0x0 goto 193 else 365
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
-			{Code: 0x45, JT: 169, JF: 179, K: 0xffffff80}, // 194: if A & 0xffffff80 goto 364 else 374
-			{Code: 0x15, JT: 0, JF: 168, K: 0x10f},        // 195: if A == 0x10f goto 196 else 364
+			{Code: 0x45, JT: 170, JF: 179, K: 0xffffff80}, // 194: if A & 0xffffff80 goto 365 else 374
+			{Code: 0x15, JT: 0, JF: 169, K: 0x10f},        // 195: if A == 0x10f goto 196 else 365
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 196: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 197: if A == 0x0 goto 198 else 364
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 197: if A == 0x0 goto 198 else 365
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 198: A = arg1.lo
-			{Code: 0x15, JT: 203, JF: 164, K: 0x1},        // 199: if A == 0x1 goto 403 else 364
+			{Code: 0x15, JT: 199, JF: 165, K: 0x1},        // 199: if A == 0x1 goto 399 else 365
 			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 200: if A >= 0x109 goto 201 else 219
 			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 201: if A == 0x109 goto 202 else 214
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 202: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 203: if A == 0x0 goto 204 else 364
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 203: if A == 0x0 goto 204 else 365
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 204: A = arg0.lo
-			{Code: 0x35, JT: 158, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 364 else 206
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 365 else 206
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 206: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 207: if A == 0x0 goto 208 else 364
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 207: if A == 0x0 goto 208 else 365
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 208: A = arg2.lo
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 209: if A >= 0x80000000 goto 364 else 210
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 209: if A >= 0x80000000 goto 465 else 210
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 210: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 211: if A == 0x0 goto 212 else 364
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 211: if A == 0x0 goto 212 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 212: A = arg4.lo
-			{Code: 0x15, JT: 160, JF: 255, K: 0x400},      // 213: if A == 0x400 goto 374 else 469
-			{Code: 0x15, JT: 0, JF: 110, K: 0x10a},        // 214: if A == 0x10a goto 215 else 325
+			{Code: 0x15, JT: 252, JF: 251, K: 0x400},      // 213: if A == 0x400 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 106, K: 0x10a},        // 214: if A == 0x10a goto 215 else 321
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 216: if A == 0x0 goto 217 else 469
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 216: if A == 0x0 goto 217 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x35, JT: 250, JF: 251, K: 0x80000000}, // 218: if A >= 0x80000000 goto 469 else 470
+			{Code: 0x35, JT: 246, JF: 247, K: 0x80000000}, // 218: if A >= 0x80000000 goto 465 else 466
 			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 219: if A == 0x104 goto 220 else 229
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 220: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 221: if A == 0x0 goto 222 else 469
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 221: if A == 0x0 goto 222 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 222: A = arg0.lo
-			{Code: 0x35, JT: 245, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 469 else 224
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 465 else 224
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 224: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 225: if A == 0x0 goto 226 else 469
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 225: if A == 0x0 goto 226 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 226: A = arg4.lo
-			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 470 else 228
-			{Code: 0x15, JT: 241, JF: 240, K: 0x100},      // 228: if A == 0x100 goto 470 else 469
-			{Code: 0x15, JT: 0, JF: 239, K: 0x107},        // 229: if A == 0x107 goto 230 else 469
+			{Code: 0x15, JT: 238, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 466 else 228
+			{Code: 0x15, JT: 237, JF: 236, K: 0x100},      // 228: if A == 0x100 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 235, K: 0x107},        // 229: if A == 0x107 goto 230 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 231: if A == 0x0 goto 232 else 469
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 231: if A == 0x0 goto 232 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 235, JF: 0, K: 0x80000000},   // 233: if A >= 0x80000000 goto 469 else 234
+			{Code: 0x35, JT: 231, JF: 0, K: 0x80000000},   // 233: if A >= 0x80000000 goto 465 else 234
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 235: if A == 0x0 goto 236 else 469
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 235: if A == 0x0 goto 236 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
-			{Code: 0x15, JT: 232, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 470 else 238
-			{Code: 0x15, JT: 231, JF: 230, K: 0x200},      // 238: if A == 0x200 goto 470 else 469
+			{Code: 0x15, JT: 228, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 466 else 238
+			{Code: 0x15, JT: 227, JF: 226, K: 0x200},      // 238: if A == 0x200 goto 466 else 465
 			{Code: 0x35, JT: 0, JF: 75, K: 0xdc},          // 239: if A >= 0xdc goto 240 else 315
 			{Code: 0x35, JT: 0, JF: 63, K: 0xe8},          // 240: if A >= 0xe8 goto 241 else 304
 			{Code: 0x35, JT: 0, JF: 48, K: 0xf7},          // 241: if A >= 0xf7 goto 242 else 290
@@ -3928,228 +3918,224 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
 			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 247: if A >= 0x80000000 goto 254 else 248
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 249: if A == 0x0 goto 250 else 469
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 249: if A == 0x0 goto 250 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 218, K: 0xffe2e2ff},   // 251: if A & 0xffe2e2ff goto 252 else 470
-			{Code: 0x45, JT: 216, JF: 217, K: 0xffe2e0fc}, // 252: if A & 0xffe2e0fc goto 469 else 470
+			{Code: 0x45, JT: 0, JF: 214, K: 0xffe2e2ff},   // 251: if A & 0xffe2e2ff goto 252 else 466
+			{Code: 0x45, JT: 212, JF: 213, K: 0xffe2e0fc}, // 252: if A & 0xffe2e0fc goto 465 else 466
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 253: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 214, K: 0xffffff9c},   // 254: if A == 0xffffff9c goto 255 else 469
+			{Code: 0x15, JT: 0, JF: 210, K: 0xffffff9c},   // 254: if A == 0xffffff9c goto 255 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 255: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 256: if A == 0x0 goto 257 else 469
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 256: if A == 0x0 goto 257 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 257: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 258: if A >= 0x80001 goto 259 else 260
-			{Code: 0x15, JT: 210, JF: 209, K: 0x290000},   // 259: if A == 0x290000 goto 470 else 469
-			{Code: 0x15, JT: 209, JF: 208, K: 0x80000},    // 260: if A == 0x80000 goto 470 else 469
-			{Code: 0x15, JT: 63, JF: 0, K: 0x102},         // 261: if A == 0x102 goto 325 else 262
+			{Code: 0x15, JT: 206, JF: 205, K: 0x290000},   // 259: if A == 0x290000 goto 466 else 465
+			{Code: 0x15, JT: 205, JF: 204, K: 0x80000},    // 260: if A == 0x80000 goto 466 else 465
+			{Code: 0x15, JT: 59, JF: 0, K: 0x102},         // 261: if A == 0x102 goto 321 else 262
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 263: if A == 0x0 goto 264 else 469
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 263: if A == 0x0 goto 264 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 469 else 266
+			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 465 else 266
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 266: A = arg2.lo
 			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 267: A &= 0xf000
-			{Code: 0x15, JT: 134, JF: 200, K: 0x8000},     // 268: if A == 0x8000 goto 403 else 469
-			{Code: 0x15, JT: 0, JF: 199, K: 0xf7},         // 269: if A == 0xf7 goto 270 else 469
+			{Code: 0x15, JT: 130, JF: 196, K: 0x8000},     // 268: if A == 0x8000 goto 399 else 465
+			{Code: 0x15, JT: 0, JF: 195, K: 0xf7},         // 269: if A == 0xf7 goto 270 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 271: if A == 0x0 goto 272 else 469
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 271: if A == 0x0 goto 272 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 195, K: 0x1},          // 273: if A == 0x1 goto 274 else 469
+			{Code: 0x15, JT: 0, JF: 191, K: 0x1},          // 273: if A == 0x1 goto 274 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 274: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 275: if A == 0x0 goto 276 else 469
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 275: if A == 0x0 goto 276 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 276: A = arg1.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 277: if A == 0x0 goto 469 else 278
-			{Code: 0x35, JT: 190, JF: 0, K: 0x80000000},   // 278: if A >= 0x80000000 goto 469 else 279
+			{Code: 0x15, JT: 187, JF: 0, K: 0x0},          // 277: if A == 0x0 goto 465 else 278
+			{Code: 0x35, JT: 186, JF: 0, K: 0x80000000},   // 278: if A >= 0x80000000 goto 465 else 279
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 279: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 280: if A == 0x0 goto 281 else 469
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 280: if A == 0x0 goto 281 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 281: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 282: if A >= 0x41000003 goto 283 else 285
 			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 283: if A == 0x41000003 goto 286 else 284
-			{Code: 0x15, JT: 1, JF: 184, K: 0x41000005},   // 284: if A == 0x41000005 goto 286 else 469
-			{Code: 0x15, JT: 0, JF: 183, K: 0x1000005},    // 285: if A == 0x1000005 goto 286 else 469
+			{Code: 0x15, JT: 1, JF: 180, K: 0x41000005},   // 284: if A == 0x41000005 goto 286 else 465
+			{Code: 0x15, JT: 0, JF: 179, K: 0x1000005},    // 285: if A == 0x1000005 goto 286 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 286: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 287: if A == 0x0 goto 288 else 469
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 287: if A == 0x0 goto 288 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 288: A = arg4.lo
-			{Code: 0x15, JT: 180, JF: 179, K: 0x0},        // 289: if A == 0x0 goto 470 else 469
-			{Code: 0x15, JT: 0, JF: 178, K: 0xe9},         // 290: if A == 0xe9 goto 291 else 469
+			{Code: 0x15, JT: 176, JF: 175, K: 0x0},        // 289: if A == 0x0 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 174, K: 0xe9},         // 290: if A == 0xe9 goto 291 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 292: if A == 0x0 goto 293 else 469
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 292: if A == 0x0 goto 293 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
-			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 294: if A >= 0x80000000 goto 469 else 295
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 294: if A >= 0x80000000 goto 465 else 295
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 295: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 296: if A == 0x0 goto 297 else 469
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 296: if A == 0x0 goto 297 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 297: A = arg1.lo
-			{Code: 0x15, JT: 170, JF: 0, K: 0x0},          // 298: if A == 0x0 goto 469 else 299
-			{Code: 0x35, JT: 169, JF: 0, K: 0x3},          // 299: if A >= 0x3 goto 469 else 300
+			{Code: 0x15, JT: 166, JF: 0, K: 0x0},          // 298: if A == 0x0 goto 465 else 299
+			{Code: 0x35, JT: 165, JF: 0, K: 0x3},          // 299: if A >= 0x3 goto 465 else 300
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 301: if A == 0x0 goto 302 else 469
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 301: if A == 0x0 goto 302 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x35, JT: 165, JF: 166, K: 0x80000000}, // 303: if A >= 0x80000000 goto 469 else 470
+			{Code: 0x35, JT: 161, JF: 162, K: 0x80000000}, // 303: if A >= 0x80000000 goto 465 else 466
 			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 304: if A >= 0xe4 goto 305 else 306
-			{Code: 0x15, JT: 163, JF: 164, K: 0xe6},       // 305: if A == 0xe6 goto 469 else 470
-			{Code: 0x15, JT: 0, JF: 162, K: 0xdd},         // 306: if A == 0xdd goto 307 else 469
+			{Code: 0x15, JT: 159, JF: 160, K: 0xe6},       // 305: if A == 0xe6 goto 465 else 466
+			{Code: 0x15, JT: 0, JF: 158, K: 0xdd},         // 306: if A == 0xdd goto 307 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 307: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 308: if A == 0x0 goto 309 else 469
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 308: if A == 0x0 goto 309 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
-			{Code: 0x35, JT: 158, JF: 0, K: 0x80000000},   // 310: if A >= 0x80000000 goto 469 else 311
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 310: if A >= 0x80000000 goto 465 else 311
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 311: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 312: if A == 0x0 goto 313 else 469
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 312: if A == 0x0 goto 313 else 465
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 313: A = arg3.lo
-			{Code: 0x35, JT: 154, JF: 155, K: 0x6},        // 314: if A >= 0x6 goto 469 else 470
-			{Code: 0x35, JT: 0, JF: 13, K: 0xcb},          // 315: if A >= 0xcb goto 316 else 329
+			{Code: 0x35, JT: 150, JF: 151, K: 0x6},        // 314: if A >= 0x6 goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 10, K: 0xc5},          // 315: if A >= 0xc5 goto 316 else 326
 			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 316: if A >= 0xd9 goto 317 else 318
-			{Code: 0x15, JT: 151, JF: 152, K: 0xda},       // 317: if A == 0xda goto 469 else 470
-			{Code: 0x15, JT: 1, JF: 5, K: 0xcb},           // 318: if A == 0xcb goto 320 else 324
+			{Code: 0x15, JT: 147, JF: 148, K: 0xda},       // 317: if A == 0xda goto 465 else 466
+			{Code: 0x35, JT: 1, JF: 6, K: 0xcb},           // 318: if A >= 0xcb goto 320 else 325
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 321: if A == 0x0 goto 322 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
-			{Code: 0x15, JT: 145, JF: 4, K: 0x0},          // 323: if A == 0x0 goto 469 else 328
-			{Code: 0x15, JT: 0, JF: 144, K: 0xcc},         // 324: if A == 0xcc goto 325 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 325: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 326: if A == 0x0 goto 327 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 141, K: 0x80000000}, // 328: if A >= 0x80000000 goto 469 else 470
-			{Code: 0x35, JT: 0, JF: 2, K: 0xc2},           // 329: if A >= 0xc2 goto 330 else 332
-			{Code: 0x15, JT: 139, JF: 0, K: 0xc2},         // 330: if A == 0xc2 goto 470 else 331
-			{Code: 0x15, JT: 138, JF: 137, K: 0xc5},       // 331: if A == 0xc5 goto 470 else 469
-			{Code: 0x15, JT: 137, JF: 0, K: 0xbc},         // 332: if A == 0xbc goto 470 else 333
-			{Code: 0x15, JT: 136, JF: 135, K: 0xbf},       // 333: if A == 0xbf goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 28, K: 0x4a},          // 334: if A >= 0x4a goto 335 else 363
-			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 335: if A >= 0x68 goto 336 else 356
-			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 336: if A >= 0x7d goto 337 else 352
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 337: if A >= 0x8a goto 338 else 350
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 338: if A >= 0x9e goto 339 else 340
-			{Code: 0x15, JT: 130, JF: 129, K: 0xba},       // 339: if A == 0xba goto 470 else 469
-			{Code: 0x15, JT: 129, JF: 0, K: 0x8a},         // 340: if A == 0x8a goto 470 else 341
-			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 341: if A == 0x9d goto 342 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 343: if A == 0x0 goto 344 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 345: if A == 0x53564d41 goto 346 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 346: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 347: if A == 0x0 goto 348 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 348: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 349: if A == 0x0 goto 470 else 469
-			{Code: 0x15, JT: 119, JF: 0, K: 0x7d},         // 350: if A == 0x7d goto 470 else 351
-			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 351: if A == 0x83 goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 352: if A >= 0x6d goto 353 else 354
-			{Code: 0x15, JT: 116, JF: 115, K: 0x73},       // 353: if A == 0x73 goto 470 else 469
-			{Code: 0x15, JT: 115, JF: 0, K: 0x68},         // 354: if A == 0x68 goto 470 else 355
-			{Code: 0x35, JT: 114, JF: 113, K: 0x6b},       // 355: if A >= 0x6b goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 356: if A >= 0x61 goto 357 else 360
-			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 357: if A >= 0x64 goto 358 else 359
-			{Code: 0x15, JT: 111, JF: 110, K: 0x66},       // 358: if A == 0x66 goto 470 else 469
-			{Code: 0x15, JT: 109, JF: 110, K: 0x62},       // 359: if A == 0x62 goto 469 else 470
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 360: if A >= 0x4e goto 361 else 362
-			{Code: 0x15, JT: 108, JF: 107, K: 0x5d},       // 361: if A == 0x5d goto 470 else 469
-			{Code: 0x15, JT: 106, JF: 107, K: 0x4c},       // 362: if A == 0x4c goto 469 else 470
-			{Code: 0x35, JT: 1, JF: 81, K: 0x23},          // 363: if A >= 0x23 goto 365 else 445
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 50, K: 0x3c},          // 365: if A >= 0x3c goto 366 else 416
-			{Code: 0x35, JT: 0, JF: 17, K: 0x3f},          // 366: if A >= 0x3f goto 367 else 384
-			{Code: 0x15, JT: 0, JF: 101, K: 0x48},         // 367: if A == 0x48 goto 368 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 369: if A == 0x0 goto 370 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 371: if A >= 0x80000000 goto 469 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 372: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 95, K: 0x0},           // 373: if A == 0x0 goto 375 else 469
+			{Code: 0x35, JT: 144, JF: 0, K: 0xcd},         // 320: if A >= 0xcd goto 465 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 322: if A == 0x0 goto 323 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 141, K: 0x80000000}, // 324: if A >= 0x80000000 goto 465 else 466
+			{Code: 0x15, JT: 140, JF: 139, K: 0xc5},       // 325: if A == 0xc5 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 326: if A >= 0xc0 goto 327 else 328
+			{Code: 0x15, JT: 138, JF: 137, K: 0xc2},       // 327: if A == 0xc2 goto 466 else 465
+			{Code: 0x15, JT: 137, JF: 0, K: 0xbc},         // 328: if A == 0xbc goto 466 else 329
+			{Code: 0x15, JT: 136, JF: 135, K: 0xbf},       // 329: if A == 0xbf goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 28, K: 0x4a},          // 330: if A >= 0x4a goto 331 else 359
+			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 331: if A >= 0x68 goto 332 else 352
+			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 332: if A >= 0x7d goto 333 else 348
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 333: if A >= 0x8a goto 334 else 346
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 334: if A >= 0x9e goto 335 else 336
+			{Code: 0x15, JT: 130, JF: 129, K: 0xba},       // 335: if A == 0xba goto 466 else 465
+			{Code: 0x15, JT: 129, JF: 0, K: 0x8a},         // 336: if A == 0x8a goto 466 else 337
+			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 337: if A == 0x9d goto 338 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 339: if A == 0x0 goto 340 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 341: if A == 0x53564d41 goto 342 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 343: if A == 0x0 goto 344 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 345: if A == 0x0 goto 466 else 465
+			{Code: 0x15, JT: 119, JF: 0, K: 0x7d},         // 346: if A == 0x7d goto 466 else 347
+			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 347: if A == 0x83 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 348: if A >= 0x6d goto 349 else 350
+			{Code: 0x15, JT: 116, JF: 115, K: 0x73},       // 349: if A == 0x73 goto 466 else 465
+			{Code: 0x15, JT: 115, JF: 0, K: 0x68},         // 350: if A == 0x68 goto 466 else 351
+			{Code: 0x35, JT: 114, JF: 113, K: 0x6b},       // 351: if A >= 0x6b goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 352: if A >= 0x61 goto 353 else 356
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 353: if A >= 0x64 goto 354 else 355
+			{Code: 0x15, JT: 111, JF: 110, K: 0x66},       // 354: if A == 0x66 goto 466 else 465
+			{Code: 0x15, JT: 109, JF: 110, K: 0x62},       // 355: if A == 0x62 goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 356: if A >= 0x4e goto 357 else 358
+			{Code: 0x15, JT: 108, JF: 107, K: 0x5d},       // 357: if A == 0x5d goto 466 else 465
+			{Code: 0x15, JT: 106, JF: 107, K: 0x4c},       // 358: if A == 0x4c goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 81, K: 0x23},          // 359: if A >= 0x23 goto 360 else 441
+			{Code: 0x35, JT: 0, JF: 51, K: 0x3c},          // 360: if A >= 0x3c goto 361 else 412
+			{Code: 0x35, JT: 0, JF: 18, K: 0x3f},          // 361: if A >= 0x3f goto 362 else 380
+			{Code: 0x15, JT: 0, JF: 102, K: 0x48},         // 362: if A == 0x48 goto 363 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 100, K: 0x0},          // 364: if A == 0x0 goto 366 else 465
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 365: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 367: if A >= 0x80000000 goto 465 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 368: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 369: if A == 0x0 goto 370 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 370: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x4},            // 371: if A >= 0x4 goto 372 else 379
+			{Code: 0x15, JT: 93, JF: 0, K: 0x406},         // 372: if A == 0x406 goto 466 else 373
+			{Code: 0x15, JT: 1, JF: 91, K: 0x4},           // 373: if A == 0x4 goto 375 else 465
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 375: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 376: if A >= 0x4 goto 377 else 383
-			{Code: 0x15, JT: 92, JF: 0, K: 0x406},         // 377: if A == 0x406 goto 470 else 378
-			{Code: 0x15, JT: 0, JF: 90, K: 0x4},           // 378: if A == 0x4 goto 379 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 379: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 380: if A == 0x0 goto 381 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 381: A = arg2.lo
-			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 382: if A & 0xfffb73ff goto 469 else 470
-			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 383: if A == 0x3 goto 470 else 469
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 384: if A == 0x3c goto 470 else 385
-			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 385: if A == 0x3d goto 386 else 407
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 387: if A == 0x0 goto 388 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 389: if A == monitor_pid goto 390 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 390: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 391: if A == 0x0 goto 392 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 392: A = arg2.lo
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 393: if A == 0x0 goto 403 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 395: if A == 0x0 goto 469 else 396
-			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 396: if A >= 0x80000000 goto 469 else 401
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 397: if A == 0x0 goto 469 else 398
-			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 398: if A >= 0x80000000 goto 469 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 399: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 400: if A == 0x0 goto 401 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 401: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 402: if A == 0x40000000 goto 403 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 403: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 404: if A == 0x0 goto 405 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 405: A = arg3.lo
-			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 406: if A == 0x0 goto 470 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 407: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 408: if A == 0x0 goto 409 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 409: A = arg0.lo
-			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 410: if A == 0x0 goto 469 else 411
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 411: if A >= 0x80000000 goto 469 else 412
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 412: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 413: if A == 0x0 goto 414 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 414: A = arg1.lo
-			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 415: if A == 0x9 goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 416: if A >= 0x2d goto 417 else 443
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 417: if A >= 0x2f goto 418 else 423
-			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 418: if A == 0x38 goto 419 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 419: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 420: if A == 0x0 goto 421 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 421: A = arg0.lo
-			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 422: if A == 0xd0f00 goto 470 else 469
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 423: if A == 0x2d goto 424 else 433
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 424: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 425: if A == 0x0 goto 426 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 426: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 427: if A >= 0x80000000 goto 469 else 428
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 428: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 429: if A == 0x0 goto 430 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 430: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 431: if A == 0x0 goto 470 else 432
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 432: if A == 0x40 goto 470 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 434: if A == 0x0 goto 435 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 469 else 437
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 437: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 438: if A == 0x0 goto 439 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 439: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 440: if A >= 0x4001 goto 441 else 442
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 441: if A == 0x4040 goto 470 else 469
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 442: if A == 0x4000 goto 470 else 469
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 443: if A == 0x23 goto 470 else 444
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 444: if A == 0x27 goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 445: if A >= 0xd goto 446 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 446: if A >= 0x13 goto 447 else 448
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 447: if A == 0x18 goto 470 else 469
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 448: if A == 0x10 goto 449 else 470
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 450: if A == 0x0 goto 451 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 469 else 453
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 454: if A == 0x0 goto 455 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 456: if A >= 0x5413 goto 457 else 461
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 457: if A >= 0x541c goto 458 else 459
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 458: if A == 0x5425 goto 470 else 469
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 459: if A == 0x541b goto 470 else 460
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 460: if A >= 0x5415 goto 469 else 470
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 461: if A >= 0x540c goto 462 else 463
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 462: if A == 0x5411 goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 463: if A >= 0x5405 goto 464 else 465
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 464: if A >= 0x5409 goto 470 else 469
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 465: if A >= 0x5401 goto 470 else 469
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 466: if A >= 0x4 goto 467 else 468
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 467: if A == 0xb goto 470 else 469
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 468: if A == 0x2 goto 469 else 470
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 469: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 470: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 375: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 376: if A == 0x0 goto 377 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 377: A = arg2.lo
+			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 378: if A & 0xfffb73ff goto 465 else 466
+			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 379: if A == 0x3 goto 466 else 465
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 380: if A == 0x3c goto 466 else 381
+			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 381: if A == 0x3d goto 382 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 383: if A == 0x0 goto 384 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 385: if A == monitor_pid goto 386 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 387: if A == 0x0 goto 388 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 389: if A == 0x0 goto 399 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 391: if A == 0x0 goto 465 else 392
+			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 392: if A >= 0x80000000 goto 465 else 397
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 393: if A == 0x0 goto 465 else 394
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 394: if A >= 0x80000000 goto 465 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 395: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 396: if A == 0x0 goto 397 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 397: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 398: if A == 0x40000000 goto 399 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 399: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 400: if A == 0x0 goto 401 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 401: A = arg3.lo
+			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 402: if A == 0x0 goto 466 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 404: if A == 0x0 goto 405 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
+			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 406: if A == 0x0 goto 465 else 407
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 407: if A >= 0x80000000 goto 465 else 408
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 408: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 409: if A == 0x0 goto 410 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 410: A = arg1.lo
+			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 411: if A == 0x9 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 412: if A >= 0x2d goto 413 else 439
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 413: if A >= 0x2f goto 414 else 419
+			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 414: if A == 0x38 goto 415 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 416: if A == 0x0 goto 417 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
+			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 418: if A == 0xd0f00 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 419: if A == 0x2d goto 420 else 429
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 420: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 421: if A == 0x0 goto 422 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 422: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 423: if A >= 0x80000000 goto 465 else 424
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 424: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 425: if A == 0x0 goto 426 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 426: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 427: if A == 0x0 goto 466 else 428
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 428: if A == 0x40 goto 466 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 430: if A == 0x0 goto 431 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 432: if A >= 0x80000000 goto 465 else 433
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 433: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 434: if A == 0x0 goto 435 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 435: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 436: if A >= 0x4001 goto 437 else 438
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 437: if A == 0x4040 goto 466 else 465
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 438: if A == 0x4000 goto 466 else 465
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 439: if A == 0x23 goto 466 else 440
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 440: if A == 0x27 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 441: if A >= 0xd goto 442 else 462
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 442: if A >= 0x13 goto 443 else 444
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 443: if A == 0x18 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 444: if A == 0x10 goto 445 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 446: if A == 0x0 goto 447 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 448: if A >= 0x80000000 goto 465 else 449
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 449: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 450: if A == 0x0 goto 451 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 451: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 452: if A >= 0x5413 goto 453 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 453: if A >= 0x541c goto 454 else 455
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 454: if A == 0x5425 goto 466 else 465
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 455: if A == 0x541b goto 466 else 456
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 456: if A >= 0x5415 goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 457: if A >= 0x540c goto 458 else 459
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 458: if A == 0x5411 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 459: if A >= 0x5405 goto 460 else 461
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 460: if A >= 0x5409 goto 466 else 465
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 461: if A >= 0x5401 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 462: if A >= 0x4 goto 463 else 464
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 463: if A == 0xb goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 464: if A == 0x2 goto 465 else 466
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 465: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 466: return 0x7fff0000
 		},
 	},
 }

@@ -1600,7 +1600,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 237, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 274
+			{Code: 0x35, JT: 144, JF: 232, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 269
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
@@ -1667,7 +1667,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 146, K: 0x7a},         // 103: if A >= 0x7a goto 104 else 250
+			{Code: 0x35, JT: 0, JF: 142, K: 0x73},         // 103: if A >= 0x73 goto 104 else 246
 			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 104: if A >= 0xae goto 105 else 205
 			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 105: if A >= 0x104 goto 106 else 163
 			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 106: if A >= 0x117 goto 107 else 135
@@ -1693,275 +1693,270 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 62, JF: 2, K: 0x9},           // 126: if A == 0x9 goto 189 else 129
 			{Code: 0x15, JT: 53, JF: 61, K: 0x0},          // 127: if A == 0x0 goto 181 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 128: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 51, K: 0x2},         // 129: if A & 0x2 goto 310 else 181
+			{Code: 0x45, JT: 179, JF: 51, K: 0x2},         // 129: if A & 0x2 goto 309 else 181
 			{Code: 0x15, JT: 0, JF: 50, K: 0x11b},         // 130: if A == 0x11b goto 131 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 131: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 132: if A == 0x0 goto 133 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 133: A = arg0.lo
 			{Code: 0x35, JT: 46, JF: 79, K: 0x2},          // 134: if A >= 0x2 goto 181 else 214
 			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 135: if A >= 0x106 goto 136 else 141
-			{Code: 0x15, JT: 0, JF: 44, K: 0x116},         // 136: if A == 0x116 goto 137 else 181
+			{Code: 0x15, JT: 0, JF: 254, K: 0x116},        // 136: if A == 0x116 goto 137 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 137: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 138: if A == 0x0 goto 139 else 181
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 138: if A == 0x0 goto 139 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 139: A = arg2.lo
-			{Code: 0x45, JT: 255, JF: 48, K: 0xfffffffe},  // 140: if A & 0xfffffffe goto 396 else 189
+			{Code: 0x45, JT: 250, JF: 251, K: 0xfffffffe}, // 140: if A & 0xfffffffe goto 391 else 392
 			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 143: if A == 0x0 goto 144 else 396
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 143: if A == 0x0 goto 144 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 147: if A == 0x0 goto 148 else 396
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 147: if A == 0x0 goto 148 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 292 else 150
+			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 287 else 150
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 396 else 152
-			{Code: 0x35, JT: 243, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 396 else 157
-			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 396 else 154
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 396 else 155
+			{Code: 0x15, JT: 239, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 391 else 152
+			{Code: 0x35, JT: 238, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 391 else 157
+			{Code: 0x15, JT: 237, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 391 else 154
+			{Code: 0x35, JT: 236, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 391 else 155
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 156: if A == 0x0 goto 157 else 396
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 156: if A == 0x0 goto 157 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
-			{Code: 0x15, JT: 133, JF: 237, K: 0x40000000}, // 158: if A == 0x40000000 goto 292 else 396
+			{Code: 0x15, JT: 128, JF: 232, K: 0x40000000}, // 158: if A == 0x40000000 goto 287 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 160: if A == 0x0 goto 161 else 396
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 160: if A == 0x0 goto 161 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 233, K: 0x0},         // 162: if A == 0x0 goto 222 else 396
+			{Code: 0x15, JT: 59, JF: 228, K: 0x0},         // 162: if A == 0x0 goto 222 else 391
 			{Code: 0x35, JT: 0, JF: 16, K: 0xd7},          // 163: if A >= 0xd7 goto 164 else 180
 			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 164: if A >= 0xdd goto 165 else 174
-			{Code: 0x15, JT: 0, JF: 230, K: 0xdf},         // 165: if A == 0xdf goto 166 else 396
+			{Code: 0x15, JT: 0, JF: 225, K: 0xdf},         // 165: if A == 0xdf goto 166 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 167: if A == 0x0 goto 168 else 396
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 167: if A == 0x0 goto 168 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
-			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 396 else 170
+			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 391 else 170
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 171: if A == 0x0 goto 172 else 396
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 171: if A == 0x0 goto 172 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x35, JT: 222, JF: 223, K: 0x6},        // 173: if A >= 0x6 goto 396 else 397
-			{Code: 0x15, JT: 222, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 397 else 175
-			{Code: 0x15, JT: 0, JF: 220, K: 0xdc},         // 175: if A == 0xdc goto 176 else 396
+			{Code: 0x35, JT: 217, JF: 218, K: 0x6},        // 173: if A >= 0x6 goto 391 else 392
+			{Code: 0x15, JT: 217, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 392 else 175
+			{Code: 0x15, JT: 0, JF: 215, K: 0xdc},         // 175: if A == 0xdc goto 176 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 176: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 177: if A == 0x0 goto 178 else 396
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 177: if A == 0x0 goto 178 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 178: A = arg0.lo
-			{Code: 0x15, JT: 217, JF: 216, K: 0x50f00},    // 179: if A == 0x50f00 goto 397 else 396
+			{Code: 0x15, JT: 212, JF: 211, K: 0x50f00},    // 179: if A == 0x50f00 goto 392 else 391
 			{Code: 0x35, JT: 1, JF: 13, K: 0xd0},          // 180: if A >= 0xd0 goto 182 else 194
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 213, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 396
+			{Code: 0x15, JT: 0, JF: 208, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 184: if A == 0x0 goto 185 else 396
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 184: if A == 0x0 goto 185 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x35, JT: 209, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 396 else 187
+			{Code: 0x35, JT: 204, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 391 else 187
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 187: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 207, K: 0x0},          // 188: if A == 0x0 goto 190 else 396
+			{Code: 0x15, JT: 1, JF: 202, K: 0x0},          // 188: if A == 0x0 goto 190 else 391
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 191: if A >= 0x4001 goto 192 else 193
-			{Code: 0x15, JT: 204, JF: 203, K: 0x4040},     // 192: if A == 0x4040 goto 397 else 396
-			{Code: 0x15, JT: 203, JF: 202, K: 0x4000},     // 193: if A == 0x4000 goto 397 else 396
+			{Code: 0x15, JT: 199, JF: 198, K: 0x4040},     // 192: if A == 0x4040 goto 392 else 391
+			{Code: 0x15, JT: 198, JF: 197, K: 0x4000},     // 193: if A == 0x4000 goto 392 else 391
 			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 194: if A == 0xcf goto 195 else 204
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 196: if A == 0x0 goto 197 else 396
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 196: if A == 0x0 goto 197 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
-			{Code: 0x35, JT: 197, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 396 else 199
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 391 else 199
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 199: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 200: if A == 0x0 goto 201 else 396
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 200: if A == 0x0 goto 201 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
-			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 397 else 203
-			{Code: 0x15, JT: 193, JF: 192, K: 0x40},       // 203: if A == 0x40 goto 397 else 396
-			{Code: 0x35, JT: 191, JF: 192, K: 0xb4},       // 204: if A >= 0xb4 goto 396 else 397
+			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 392 else 203
+			{Code: 0x15, JT: 188, JF: 187, K: 0x40},       // 203: if A == 0x40 goto 392 else 391
+			{Code: 0x35, JT: 186, JF: 187, K: 0xb4},       // 204: if A >= 0xb4 goto 391 else 392
 			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 205: if A >= 0x86 goto 206 else 230
 			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 206: if A >= 0xa7 goto 207 else 226
 			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 207: if A >= 0xa9 goto 208 else 209
-			{Code: 0x15, JT: 188, JF: 187, K: 0xac},       // 208: if A == 0xac goto 397 else 396
+			{Code: 0x15, JT: 183, JF: 182, K: 0xac},       // 208: if A == 0xac goto 392 else 391
 			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 209: if A == 0xa7 goto 210 else 218
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 211: if A == 0x0 goto 212 else 396
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 211: if A == 0x0 goto 212 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 182, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 396
+			{Code: 0x15, JT: 0, JF: 177, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 214: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 215: if A == 0x0 goto 216 else 396
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 215: if A == 0x0 goto 216 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 216: A = arg1.lo
-			{Code: 0x15, JT: 179, JF: 178, K: 0x0},        // 217: if A == 0x0 goto 397 else 396
+			{Code: 0x15, JT: 174, JF: 173, K: 0x0},        // 217: if A == 0x0 goto 392 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 219: if A == 0x0 goto 220 else 396
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 219: if A == 0x0 goto 220 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 221: if A == 0x0 goto 222 else 396
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 221: if A == 0x0 goto 222 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 223: if A == 0x0 goto 224 else 396
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 223: if A == 0x0 goto 224 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
-			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 225: if A == 0x0 goto 397 else 396
+			{Code: 0x15, JT: 166, JF: 165, K: 0x0},        // 225: if A == 0x0 goto 392 else 391
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 226: if A >= 0x8c goto 227 else 228
-			{Code: 0x15, JT: 169, JF: 168, K: 0x9e},       // 227: if A == 0x9e goto 397 else 396
-			{Code: 0x15, JT: 168, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 397 else 229
-			{Code: 0x35, JT: 166, JF: 167, K: 0x88},       // 229: if A >= 0x88 goto 396 else 397
+			{Code: 0x15, JT: 164, JF: 163, K: 0x9e},       // 227: if A == 0x9e goto 392 else 391
+			{Code: 0x15, JT: 163, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 392 else 229
+			{Code: 0x35, JT: 161, JF: 162, K: 0x88},       // 229: if A >= 0x88 goto 391 else 392
 			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 230: if A >= 0x80 goto 231 else 243
 			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 231: if A >= 0x82 goto 232 else 233
-			{Code: 0x15, JT: 164, JF: 163, K: 0x84},       // 232: if A == 0x84 goto 397 else 396
-			{Code: 0x15, JT: 163, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 397 else 234
+			{Code: 0x15, JT: 159, JF: 158, K: 0x84},       // 232: if A == 0x84 goto 392 else 391
+			{Code: 0x15, JT: 158, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 392 else 234
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 235: if A == 0x0 goto 236 else 396
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 235: if A == 0x0 goto 236 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x15, JT: 158, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 396 else 238
-			{Code: 0x35, JT: 157, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 396 else 239
+			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 391 else 238
+			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 391 else 239
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 240: if A == 0x0 goto 241 else 396
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 240: if A == 0x0 goto 241 else 391
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
-			{Code: 0x15, JT: 154, JF: 153, K: 0x9},        // 242: if A == 0x9 goto 397 else 396
+			{Code: 0x15, JT: 149, JF: 148, K: 0x9},        // 242: if A == 0x9 goto 392 else 391
 			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 243: if A >= 0x7c goto 244 else 245
-			{Code: 0x15, JT: 152, JF: 151, K: 0x7c},       // 244: if A == 0x7c goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 36, K: 0x7a},          // 245: if A == 0x7a goto 246 else 282
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 247: if A == 0x0 goto 248 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
-			{Code: 0x15, JT: 146, JF: 113, K: 0x0},        // 249: if A == 0x0 goto 396 else 363
-			{Code: 0x35, JT: 0, JF: 49, K: 0x3a},          // 250: if A >= 0x3a goto 251 else 300
-			{Code: 0x35, JT: 0, JF: 27, K: 0x54},          // 251: if A >= 0x54 goto 252 else 279
-			{Code: 0x35, JT: 0, JF: 3, K: 0x60},           // 252: if A >= 0x60 goto 253 else 256
-			{Code: 0x35, JT: 0, JF: 1, K: 0x71},           // 253: if A >= 0x71 goto 254 else 255
-			{Code: 0x35, JT: 141, JF: 142, K: 0x73},       // 254: if A >= 0x73 goto 396 else 397
-			{Code: 0x15, JT: 141, JF: 140, K: 0x65},       // 255: if A == 0x65 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 256: if A >= 0x5d goto 257 else 278
-			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 257: if A == 0x5f goto 258 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 258: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 259: if A == 0x0 goto 260 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 260: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 261: if A == 0x1 goto 262 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 263: if A == 0x0 goto 264 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 265: if A == 0x0 goto 396 else 266
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 396 else 267
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 268: if A == 0x0 goto 269 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 270: if A >= 0x41000003 goto 271 else 273
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 271: if A == 0x41000003 goto 274 else 272
-			{Code: 0x15, JT: 1, JF: 123, K: 0x41000005},   // 272: if A == 0x41000005 goto 274 else 396
-			{Code: 0x15, JT: 0, JF: 122, K: 0x1000005},    // 273: if A == 0x1000005 goto 274 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 274: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 275: if A == 0x0 goto 276 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 276: A = arg4.lo
-			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 277: if A == 0x0 goto 397 else 396
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 278: if A == 0x5a goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 279: if A >= 0x45 goto 280 else 296
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 280: if A >= 0x4e goto 281 else 287
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 281: if A == 0x4e goto 282 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 283: if A == 0x0 goto 284 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
-			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 285: if A >= 0x80000000 goto 396 else 397
-			{Code: 0x35, JT: 110, JF: 109, K: 0x52},       // 286: if A >= 0x52 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 287: if A == 0x49 goto 288 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 289: if A == 0x0 goto 290 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 291: if A == 0x1 goto 292 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 292: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 293: if A == 0x0 goto 294 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 294: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 295: if A == 0x0 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 296: if A >= 0x3f goto 297 else 299
-			{Code: 0x35, JT: 0, JF: 99, K: 0x41},          // 297: if A >= 0x41 goto 298 else 397
-			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 298: if A >= 0x43 goto 397 else 396
-			{Code: 0x15, JT: 97, JF: 96, K: 0x3d},         // 299: if A == 0x3d goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 300: if A >= 0x1a goto 301 else 348
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 301: if A >= 0x2f goto 302 else 328
-			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 302: if A >= 0x38 goto 303 else 319
-			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 303: if A == 0x38 goto 304 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 304: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 305: if A == 0x0 goto 306 else 313
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 306: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 307: if A >= 0x80000000 goto 314 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 308: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 86, K: 0x0},           // 309: if A == 0x0 goto 311 else 396
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 310: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
-			{Code: 0x45, JT: 83, JF: 84, K: 0xffe3a2ff},   // 312: if A & 0xffe3a2ff goto 396 else 397
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 81, K: 0xffffff9c},    // 314: if A == 0xffffff9c goto 315 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 315: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 316: if A == 0x0 goto 317 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 317: A = arg2.lo
-			{Code: 0x15, JT: 78, JF: 77, K: 0x80000},      // 318: if A == 0x80000 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 319: if A == 0x2f goto 320 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 321: if A == 0x0 goto 322 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 323: if A >= 0x80000000 goto 396 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 325: if A == 0x0 goto 326 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
-			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 327: if A & 0xffffff80 goto 396 else 397
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 328: if A >= 0x2c goto 329 else 330
-			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 329: if A == 0x2d goto 396 else 397
-			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 330: if A == 0x1d goto 331 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 332: if A == 0x0 goto 333 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 334: if A >= 0x80000000 goto 396 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 336: if A == 0x0 goto 337 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 338: if A >= 0x5413 goto 339 else 343
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 339: if A >= 0x541c goto 340 else 341
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 340: if A == 0x5425 goto 397 else 396
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 341: if A == 0x541b goto 397 else 342
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 342: if A >= 0x5415 goto 396 else 397
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 343: if A >= 0x540c goto 344 else 345
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 344: if A == 0x5411 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 345: if A >= 0x5405 goto 346 else 347
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 346: if A >= 0x5409 goto 397 else 396
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 347: if A >= 0x5401 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 348: if A >= 0x13 goto 349 else 393
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 349: if A >= 0x15 goto 350 else 380
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 350: if A == 0x15 goto 351 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 352: if A == 0x0 goto 353 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 354: if A >= 0x80000000 goto 396 else 355
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 356: if A == 0x0 goto 357 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 358: if A == 0x0 goto 396 else 359
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 359: if A >= 0x3 goto 396 else 360
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 360: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 361: if A == 0x0 goto 362 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 362: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 363: if A >= 0x80000000 goto 396 else 397
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 364: if A == 0x19 goto 365 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 366: if A == 0x0 goto 367 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 368: if A >= 0x80000000 goto 396 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 369: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 370: if A == 0x0 goto 371 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 371: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 372: if A >= 0x4 goto 373 else 379
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 373: if A == 0x406 goto 397 else 374
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 374: if A == 0x4 goto 375 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 375: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 376: if A == 0x0 goto 377 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 377: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 378: if A & 0xfff9f3ff goto 396 else 397
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 379: if A == 0x3 goto 397 else 396
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 380: if A == 0x13 goto 381 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 382: if A == 0x0 goto 383 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 384: if A == 0x0 goto 385 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 385: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 386: if A == 0x0 goto 387 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 387: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 388: if A == 0x80800 goto 397 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 389: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 390: if A == 0x0 goto 391 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 392: if A == 0x80000 goto 397 else 396
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 393: if A >= 0x9 goto 394 else 395
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 394: if A == 0xb goto 397 else 396
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 395: if A == 0x8 goto 397 else 396
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 396: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 397: return 0x7fff0000
+			{Code: 0x15, JT: 147, JF: 146, K: 0x7c},       // 244: if A == 0x7c goto 392 else 391
+			{Code: 0x35, JT: 31, JF: 145, K: 0x7a},        // 245: if A >= 0x7a goto 277 else 391
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 246: if A >= 0x3a goto 247 else 295
+			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 247: if A >= 0x54 goto 248 else 274
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 248: if A >= 0x60 goto 249 else 251
+			{Code: 0x35, JT: 142, JF: 0, K: 0x71},         // 249: if A >= 0x71 goto 392 else 250
+			{Code: 0x15, JT: 141, JF: 140, K: 0x65},       // 250: if A == 0x65 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 251: if A >= 0x5d goto 252 else 273
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 252: if A == 0x5f goto 253 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 254: if A == 0x0 goto 255 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 256: if A == 0x1 goto 257 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 257: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 258: if A == 0x0 goto 259 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 259: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 260: if A == 0x0 goto 391 else 261
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 261: if A >= 0x80000000 goto 391 else 262
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 262: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 263: if A == 0x0 goto 264 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 264: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 265: if A >= 0x41000003 goto 266 else 268
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 266: if A == 0x41000003 goto 269 else 267
+			{Code: 0x15, JT: 1, JF: 123, K: 0x41000005},   // 267: if A == 0x41000005 goto 269 else 391
+			{Code: 0x15, JT: 0, JF: 122, K: 0x1000005},    // 268: if A == 0x1000005 goto 269 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 269: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 270: if A == 0x0 goto 271 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 271: A = arg4.lo
+			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 272: if A == 0x0 goto 392 else 391
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 273: if A == 0x5a goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 274: if A >= 0x45 goto 275 else 291
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 275: if A >= 0x4e goto 276 else 282
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 276: if A == 0x4e goto 277 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 278: if A == 0x0 goto 279 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 280: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x35, JT: 110, JF: 109, K: 0x52},       // 281: if A >= 0x52 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 282: if A == 0x49 goto 283 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 284: if A == 0x0 goto 285 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 286: if A == 0x1 goto 287 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 287: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 288: if A == 0x0 goto 289 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 289: A = arg3.lo
+			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 290: if A == 0x0 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 291: if A >= 0x3f goto 292 else 294
+			{Code: 0x35, JT: 0, JF: 99, K: 0x41},          // 292: if A >= 0x41 goto 293 else 392
+			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 293: if A >= 0x43 goto 392 else 391
+			{Code: 0x15, JT: 97, JF: 96, K: 0x3d},         // 294: if A == 0x3d goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 295: if A >= 0x1a goto 296 else 343
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 296: if A >= 0x2f goto 297 else 323
+			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 297: if A >= 0x38 goto 298 else 314
+			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 298: if A == 0x38 goto 299 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 300: if A == 0x0 goto 301 else 307
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 302: if A >= 0x80000000 goto 308 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 303: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 304: if A == 0x0 goto 305 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 305: A = arg2.lo
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 306: if A & 0xffe3a2ff goto 391 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 82, K: 0xffffff9c},    // 308: if A == 0xffffff9c goto 310 else 391
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 309: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 310: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 311: if A == 0x0 goto 312 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 312: A = arg2.lo
+			{Code: 0x15, JT: 78, JF: 77, K: 0x80000},      // 313: if A == 0x80000 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 314: if A == 0x2f goto 315 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 315: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 316: if A == 0x0 goto 317 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 318: if A >= 0x80000000 goto 391 else 319
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 319: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 320: if A == 0x0 goto 321 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 321: A = arg1.lo
+			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 322: if A & 0xffffff80 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 323: if A >= 0x2c goto 324 else 325
+			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 324: if A == 0x2d goto 391 else 392
+			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 325: if A == 0x1d goto 326 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 327: if A == 0x0 goto 328 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 329: if A >= 0x80000000 goto 391 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 330: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 331: if A == 0x0 goto 332 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 332: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 333: if A >= 0x5413 goto 334 else 338
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 334: if A >= 0x541c goto 335 else 336
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 335: if A == 0x5425 goto 392 else 391
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 336: if A == 0x541b goto 392 else 337
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 337: if A >= 0x5415 goto 391 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 338: if A >= 0x540c goto 339 else 340
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 339: if A == 0x5411 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 340: if A >= 0x5405 goto 341 else 342
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 341: if A >= 0x5409 goto 392 else 391
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 342: if A >= 0x5401 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 343: if A >= 0x13 goto 344 else 388
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 344: if A >= 0x15 goto 345 else 375
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 345: if A == 0x15 goto 346 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 346: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 347: if A == 0x0 goto 348 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 349: if A >= 0x80000000 goto 391 else 350
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 350: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 351: if A == 0x0 goto 352 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 352: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 353: if A == 0x0 goto 391 else 354
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 354: if A >= 0x3 goto 391 else 355
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 355: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 356: if A == 0x0 goto 357 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 357: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 358: if A >= 0x80000000 goto 391 else 392
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 359: if A == 0x19 goto 360 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 361: if A == 0x0 goto 362 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 363: if A >= 0x80000000 goto 391 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 364: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 365: if A == 0x0 goto 366 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 366: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 367: if A >= 0x4 goto 368 else 374
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 368: if A == 0x406 goto 392 else 369
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 369: if A == 0x4 goto 370 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 370: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 371: if A == 0x0 goto 372 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 372: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 373: if A & 0xfff9f3ff goto 391 else 392
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 374: if A == 0x3 goto 392 else 391
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 375: if A == 0x13 goto 376 else 384
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 377: if A == 0x0 goto 378 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 379: if A == 0x0 goto 380 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 381: if A == 0x0 goto 382 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 383: if A == 0x80800 goto 392 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 384: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 385: if A == 0x0 goto 386 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 387: if A == 0x80000 goto 392 else 391
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 388: if A >= 0x9 goto 389 else 390
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 389: if A == 0xb goto 392 else 391
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 390: if A == 0x8 goto 392 else 391
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 391: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
 		},
 	},
 	{
@@ -2007,7 +2002,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 237, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 274
+			{Code: 0x35, JT: 144, JF: 232, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 269
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
@@ -2074,7 +2069,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
 			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
 			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 146, K: 0x7a},         // 103: if A >= 0x7a goto 104 else 250
+			{Code: 0x35, JT: 0, JF: 142, K: 0x73},         // 103: if A >= 0x73 goto 104 else 246
 			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 104: if A >= 0xae goto 105 else 205
 			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 105: if A >= 0x104 goto 106 else 163
 			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 106: if A >= 0x117 goto 107 else 135
@@ -2109,268 +2104,263 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 135: if A >= 0x106 goto 136 else 141
 			{Code: 0x15, JT: 0, JF: 44, K: 0x116},         // 136: if A == 0x116 goto 137 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 137: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 138: if A == 0x0 goto 139 else 181
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 138: if A == 0x0 goto 139 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 139: A = arg2.lo
-			{Code: 0x45, JT: 40, JF: 48, K: 0xfffffffe},   // 140: if A & 0xfffffffe goto 181 else 189
+			{Code: 0x45, JT: 252, JF: 253, K: 0xfffffffe}, // 140: if A & 0xfffffffe goto 393 else 394
 			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 143: if A == 0x0 goto 144 else 398
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 143: if A == 0x0 goto 144 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 147: if A == 0x0 goto 148 else 398
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 147: if A == 0x0 goto 148 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 292 else 150
+			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 287 else 150
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 246, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 398 else 152
-			{Code: 0x35, JT: 245, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 398 else 157
-			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 398 else 154
-			{Code: 0x35, JT: 243, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 398 else 155
+			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 393 else 152
+			{Code: 0x35, JT: 240, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 393 else 157
+			{Code: 0x15, JT: 239, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 393 else 154
+			{Code: 0x35, JT: 238, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 393 else 155
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 156: if A == 0x0 goto 157 else 398
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 156: if A == 0x0 goto 157 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
-			{Code: 0x15, JT: 133, JF: 239, K: 0x40000000}, // 158: if A == 0x40000000 goto 292 else 398
+			{Code: 0x15, JT: 128, JF: 234, K: 0x40000000}, // 158: if A == 0x40000000 goto 287 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 160: if A == 0x0 goto 161 else 398
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 160: if A == 0x0 goto 161 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 235, K: 0x0},         // 162: if A == 0x0 goto 222 else 398
+			{Code: 0x15, JT: 59, JF: 230, K: 0x0},         // 162: if A == 0x0 goto 222 else 393
 			{Code: 0x35, JT: 0, JF: 16, K: 0xd7},          // 163: if A >= 0xd7 goto 164 else 180
 			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 164: if A >= 0xdd goto 165 else 174
-			{Code: 0x15, JT: 0, JF: 232, K: 0xdf},         // 165: if A == 0xdf goto 166 else 398
+			{Code: 0x15, JT: 0, JF: 227, K: 0xdf},         // 165: if A == 0xdf goto 166 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 167: if A == 0x0 goto 168 else 398
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 167: if A == 0x0 goto 168 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
-			{Code: 0x35, JT: 228, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 398 else 170
+			{Code: 0x35, JT: 223, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 393 else 170
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 171: if A == 0x0 goto 172 else 398
+			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 171: if A == 0x0 goto 172 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x35, JT: 224, JF: 225, K: 0x6},        // 173: if A >= 0x6 goto 398 else 399
-			{Code: 0x15, JT: 224, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 399 else 175
-			{Code: 0x15, JT: 0, JF: 222, K: 0xdc},         // 175: if A == 0xdc goto 176 else 398
+			{Code: 0x35, JT: 219, JF: 220, K: 0x6},        // 173: if A >= 0x6 goto 393 else 394
+			{Code: 0x15, JT: 219, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 394 else 175
+			{Code: 0x15, JT: 0, JF: 217, K: 0xdc},         // 175: if A == 0xdc goto 176 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 176: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 177: if A == 0x0 goto 178 else 398
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 177: if A == 0x0 goto 178 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 178: A = arg0.lo
-			{Code: 0x15, JT: 219, JF: 218, K: 0x50f00},    // 179: if A == 0x50f00 goto 399 else 398
+			{Code: 0x15, JT: 214, JF: 213, K: 0x50f00},    // 179: if A == 0x50f00 goto 394 else 393
 			{Code: 0x35, JT: 1, JF: 13, K: 0xd0},          // 180: if A >= 0xd0 goto 182 else 194
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 215, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 398
+			{Code: 0x15, JT: 0, JF: 210, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 184: if A == 0x0 goto 185 else 398
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 184: if A == 0x0 goto 185 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 398 else 187
+			{Code: 0x35, JT: 206, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 393 else 187
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 187: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 209, K: 0x0},          // 188: if A == 0x0 goto 190 else 398
+			{Code: 0x15, JT: 1, JF: 204, K: 0x0},          // 188: if A == 0x0 goto 190 else 393
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 191: if A >= 0x4001 goto 192 else 193
-			{Code: 0x15, JT: 206, JF: 205, K: 0x4040},     // 192: if A == 0x4040 goto 399 else 398
-			{Code: 0x15, JT: 205, JF: 204, K: 0x4000},     // 193: if A == 0x4000 goto 399 else 398
+			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 192: if A == 0x4040 goto 394 else 393
+			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 193: if A == 0x4000 goto 394 else 393
 			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 194: if A == 0xcf goto 195 else 204
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 196: if A == 0x0 goto 197 else 398
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 196: if A == 0x0 goto 197 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
-			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 398 else 199
+			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 393 else 199
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 199: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 200: if A == 0x0 goto 201 else 398
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 200: if A == 0x0 goto 201 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
-			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 399 else 203
-			{Code: 0x15, JT: 195, JF: 194, K: 0x40},       // 203: if A == 0x40 goto 399 else 398
-			{Code: 0x35, JT: 193, JF: 194, K: 0xb4},       // 204: if A >= 0xb4 goto 398 else 399
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 394 else 203
+			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 203: if A == 0x40 goto 394 else 393
+			{Code: 0x35, JT: 188, JF: 189, K: 0xb4},       // 204: if A >= 0xb4 goto 393 else 394
 			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 205: if A >= 0x86 goto 206 else 230
 			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 206: if A >= 0xa7 goto 207 else 226
 			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 207: if A >= 0xa9 goto 208 else 209
-			{Code: 0x15, JT: 190, JF: 189, K: 0xac},       // 208: if A == 0xac goto 399 else 398
+			{Code: 0x15, JT: 185, JF: 184, K: 0xac},       // 208: if A == 0xac goto 394 else 393
 			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 209: if A == 0xa7 goto 210 else 218
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 211: if A == 0x0 goto 212 else 398
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 211: if A == 0x0 goto 212 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 184, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 398
+			{Code: 0x15, JT: 0, JF: 179, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 214: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 215: if A == 0x0 goto 216 else 398
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 215: if A == 0x0 goto 216 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 216: A = arg1.lo
-			{Code: 0x15, JT: 181, JF: 180, K: 0x0},        // 217: if A == 0x0 goto 399 else 398
+			{Code: 0x15, JT: 176, JF: 175, K: 0x0},        // 217: if A == 0x0 goto 394 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 219: if A == 0x0 goto 220 else 398
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 219: if A == 0x0 goto 220 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 221: if A == 0x0 goto 222 else 398
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 221: if A == 0x0 goto 222 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 223: if A == 0x0 goto 224 else 398
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 223: if A == 0x0 goto 224 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
-			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 225: if A == 0x0 goto 399 else 398
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 225: if A == 0x0 goto 394 else 393
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 226: if A >= 0x8c goto 227 else 228
-			{Code: 0x15, JT: 171, JF: 170, K: 0x9e},       // 227: if A == 0x9e goto 399 else 398
-			{Code: 0x15, JT: 170, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 399 else 229
-			{Code: 0x35, JT: 168, JF: 169, K: 0x88},       // 229: if A >= 0x88 goto 398 else 399
+			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 227: if A == 0x9e goto 394 else 393
+			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 394 else 229
+			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 229: if A >= 0x88 goto 393 else 394
 			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 230: if A >= 0x80 goto 231 else 243
 			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 231: if A >= 0x82 goto 232 else 233
-			{Code: 0x15, JT: 166, JF: 165, K: 0x84},       // 232: if A == 0x84 goto 399 else 398
-			{Code: 0x15, JT: 165, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 399 else 234
+			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 232: if A == 0x84 goto 394 else 393
+			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 394 else 234
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 235: if A == 0x0 goto 236 else 398
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 235: if A == 0x0 goto 236 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 398 else 238
-			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 398 else 239
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 393 else 238
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 393 else 239
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 240: if A == 0x0 goto 241 else 398
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 240: if A == 0x0 goto 241 else 393
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 155, K: 0x9},        // 242: if A == 0x9 goto 399 else 398
+			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 242: if A == 0x9 goto 394 else 393
 			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 243: if A >= 0x7c goto 244 else 245
-			{Code: 0x15, JT: 154, JF: 153, K: 0x7c},       // 244: if A == 0x7c goto 399 else 398
-			{Code: 0x15, JT: 0, JF: 36, K: 0x7a},          // 245: if A == 0x7a goto 246 else 282
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 247: if A == 0x0 goto 248 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
-			{Code: 0x15, JT: 148, JF: 115, K: 0x0},        // 249: if A == 0x0 goto 398 else 365
-			{Code: 0x35, JT: 0, JF: 49, K: 0x3a},          // 250: if A >= 0x3a goto 251 else 300
-			{Code: 0x35, JT: 0, JF: 27, K: 0x54},          // 251: if A >= 0x54 goto 252 else 279
-			{Code: 0x35, JT: 0, JF: 3, K: 0x60},           // 252: if A >= 0x60 goto 253 else 256
-			{Code: 0x35, JT: 0, JF: 1, K: 0x71},           // 253: if A >= 0x71 goto 254 else 255
-			{Code: 0x35, JT: 143, JF: 144, K: 0x73},       // 254: if A >= 0x73 goto 398 else 399
-			{Code: 0x15, JT: 143, JF: 142, K: 0x65},       // 255: if A == 0x65 goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 256: if A >= 0x5d goto 257 else 278
-			{Code: 0x15, JT: 0, JF: 141, K: 0x5f},         // 257: if A == 0x5f goto 258 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 258: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 259: if A == 0x0 goto 260 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 260: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 136, K: 0x1},          // 261: if A == 0x1 goto 262 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 263: if A == 0x0 goto 264 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
-			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 265: if A == 0x0 goto 398 else 266
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 398 else 267
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 268: if A == 0x0 goto 269 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 270: if A >= 0x41000003 goto 271 else 273
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 271: if A == 0x41000003 goto 274 else 272
-			{Code: 0x15, JT: 1, JF: 125, K: 0x41000005},   // 272: if A == 0x41000005 goto 274 else 398
-			{Code: 0x15, JT: 0, JF: 124, K: 0x1000005},    // 273: if A == 0x1000005 goto 274 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 274: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 275: if A == 0x0 goto 276 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 276: A = arg4.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 277: if A == 0x0 goto 399 else 398
-			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 278: if A == 0x5a goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 279: if A >= 0x45 goto 280 else 296
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 280: if A >= 0x4e goto 281 else 287
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 281: if A == 0x4e goto 282 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 283: if A == 0x0 goto 284 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
-			{Code: 0x35, JT: 112, JF: 113, K: 0x80000000}, // 285: if A >= 0x80000000 goto 398 else 399
-			{Code: 0x35, JT: 112, JF: 111, K: 0x52},       // 286: if A >= 0x52 goto 399 else 398
-			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 287: if A == 0x49 goto 288 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 288: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 289: if A == 0x0 goto 290 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 290: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 291: if A == 0x1 goto 292 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 292: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 293: if A == 0x0 goto 294 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 294: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 295: if A == 0x0 goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 296: if A >= 0x3f goto 297 else 299
-			{Code: 0x35, JT: 0, JF: 101, K: 0x41},         // 297: if A >= 0x41 goto 298 else 399
-			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 298: if A >= 0x43 goto 399 else 398
-			{Code: 0x15, JT: 99, JF: 98, K: 0x3d},         // 299: if A == 0x3d goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 300: if A >= 0x1a goto 301 else 350
-			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 301: if A >= 0x2f goto 302 else 330
-			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 302: if A >= 0x38 goto 303 else 321
-			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 303: if A == 0x38 goto 304 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 304: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 305: if A == 0x0 goto 306 else 314
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 306: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 307: if A >= 0x80000000 goto 315 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 308: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 88, K: 0x0},           // 309: if A == 0x0 goto 311 else 398
+			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 244: if A == 0x7c goto 394 else 393
+			{Code: 0x35, JT: 31, JF: 147, K: 0x7a},        // 245: if A >= 0x7a goto 277 else 393
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 246: if A >= 0x3a goto 247 else 295
+			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 247: if A >= 0x54 goto 248 else 274
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 248: if A >= 0x60 goto 249 else 251
+			{Code: 0x35, JT: 144, JF: 0, K: 0x71},         // 249: if A >= 0x71 goto 394 else 250
+			{Code: 0x15, JT: 143, JF: 142, K: 0x65},       // 250: if A == 0x65 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 251: if A >= 0x5d goto 252 else 273
+			{Code: 0x15, JT: 0, JF: 141, K: 0x5f},         // 252: if A == 0x5f goto 253 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 254: if A == 0x0 goto 255 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 136, K: 0x1},          // 256: if A == 0x1 goto 257 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 257: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 258: if A == 0x0 goto 259 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 259: A = arg1.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 260: if A == 0x0 goto 393 else 261
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 261: if A >= 0x80000000 goto 393 else 262
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 262: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 263: if A == 0x0 goto 264 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 264: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 265: if A >= 0x41000003 goto 266 else 268
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 266: if A == 0x41000003 goto 269 else 267
+			{Code: 0x15, JT: 1, JF: 125, K: 0x41000005},   // 267: if A == 0x41000005 goto 269 else 393
+			{Code: 0x15, JT: 0, JF: 124, K: 0x1000005},    // 268: if A == 0x1000005 goto 269 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 269: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 270: if A == 0x0 goto 271 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 271: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 272: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 273: if A == 0x5a goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 274: if A >= 0x45 goto 275 else 291
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 275: if A >= 0x4e goto 276 else 282
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 276: if A == 0x4e goto 277 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 278: if A == 0x0 goto 279 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x35, JT: 112, JF: 113, K: 0x80000000}, // 280: if A >= 0x80000000 goto 393 else 394
+			{Code: 0x35, JT: 112, JF: 111, K: 0x52},       // 281: if A >= 0x52 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 282: if A == 0x49 goto 283 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 284: if A == 0x0 goto 285 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 286: if A == 0x1 goto 287 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 287: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 288: if A == 0x0 goto 289 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 289: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 290: if A == 0x0 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 291: if A >= 0x3f goto 292 else 294
+			{Code: 0x35, JT: 0, JF: 101, K: 0x41},         // 292: if A >= 0x41 goto 293 else 394
+			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 293: if A >= 0x43 goto 394 else 393
+			{Code: 0x15, JT: 99, JF: 98, K: 0x3d},         // 294: if A == 0x3d goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 295: if A >= 0x1a goto 296 else 345
+			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 296: if A >= 0x2f goto 297 else 325
+			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 297: if A >= 0x38 goto 298 else 316
+			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 298: if A == 0x38 goto 299 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 300: if A == 0x0 goto 301 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 302: if A >= 0x80000000 goto 309 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 303: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 304: if A == 0x0 goto 305 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 305: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 306: if A & 0xffe3a2ff goto 307 else 394
+			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 307: if A & 0xffe3a0fc goto 393 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 308: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 83, K: 0xffffff9c},    // 309: if A == 0xffffff9c goto 311 else 393
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 310: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 86, K: 0xffe3a2ff},    // 312: if A & 0xffe3a2ff goto 313 else 399
-			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a0fc},   // 313: if A & 0xffe3a0fc goto 398 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 315: if A == 0xffffff9c goto 316 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 316: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 317: if A == 0x0 goto 318 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 318: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 74, K: 0x80001},       // 319: if A >= 0x80001 goto 320 else 394
-			{Code: 0x15, JT: 78, JF: 77, K: 0x284000},     // 320: if A == 0x284000 goto 399 else 398
-			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 321: if A == 0x2f goto 322 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 322: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 323: if A == 0x0 goto 324 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 325: if A >= 0x80000000 goto 398 else 326
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 326: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 327: if A == 0x0 goto 328 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 328: A = arg1.lo
-			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 329: if A & 0xffffff80 goto 398 else 399
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 330: if A >= 0x2c goto 331 else 332
-			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 331: if A == 0x2d goto 398 else 399
-			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 332: if A == 0x1d goto 333 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 334: if A == 0x0 goto 335 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 336: if A >= 0x80000000 goto 398 else 337
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 337: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 338: if A == 0x0 goto 339 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 339: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 340: if A >= 0x5413 goto 341 else 345
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 341: if A >= 0x541c goto 342 else 343
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 342: if A == 0x5425 goto 399 else 398
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 343: if A == 0x541b goto 399 else 344
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 344: if A >= 0x5415 goto 398 else 399
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 345: if A >= 0x540c goto 346 else 347
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 346: if A == 0x5411 goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 347: if A >= 0x5405 goto 348 else 349
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 348: if A >= 0x5409 goto 399 else 398
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 349: if A >= 0x5401 goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 350: if A >= 0x13 goto 351 else 395
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 351: if A >= 0x15 goto 352 else 382
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 352: if A == 0x15 goto 353 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 354: if A == 0x0 goto 355 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 356: if A >= 0x80000000 goto 398 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 357: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 358: if A == 0x0 goto 359 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 359: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 360: if A == 0x0 goto 398 else 361
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 361: if A >= 0x3 goto 398 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 362: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 363: if A == 0x0 goto 364 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 364: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 365: if A >= 0x80000000 goto 398 else 399
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 366: if A == 0x19 goto 367 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 367: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 368: if A == 0x0 goto 369 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 370: if A >= 0x80000000 goto 398 else 371
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 371: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 372: if A == 0x0 goto 373 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 373: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 374: if A >= 0x4 goto 375 else 381
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 375: if A == 0x406 goto 399 else 376
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 376: if A == 0x4 goto 377 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 377: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 378: if A == 0x0 goto 379 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 379: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 380: if A & 0xfff9f3ff goto 398 else 399
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 381: if A == 0x3 goto 399 else 398
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 382: if A == 0x13 goto 383 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 384: if A == 0x0 goto 385 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 386: if A == 0x0 goto 387 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 387: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 388: if A == 0x0 goto 389 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 389: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 390: if A == 0x80800 goto 399 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 391: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 392: if A == 0x0 goto 393 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 393: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 394: if A == 0x80000 goto 399 else 398
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 395: if A >= 0x9 goto 396 else 397
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 396: if A == 0xb goto 399 else 398
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 397: if A == 0x8 goto 399 else 398
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 398: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 399: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 311: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 312: if A == 0x0 goto 313 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 313: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 74, K: 0x80001},       // 314: if A >= 0x80001 goto 315 else 389
+			{Code: 0x15, JT: 78, JF: 77, K: 0x284000},     // 315: if A == 0x284000 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 316: if A == 0x2f goto 317 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 317: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 318: if A == 0x0 goto 319 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 319: A = arg0.lo
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 320: if A >= 0x80000000 goto 393 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 321: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 322: if A == 0x0 goto 323 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 323: A = arg1.lo
+			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 324: if A & 0xffffff80 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 325: if A >= 0x2c goto 326 else 327
+			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 326: if A == 0x2d goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 327: if A == 0x1d goto 328 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 329: if A == 0x0 goto 330 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 331: if A >= 0x80000000 goto 393 else 332
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 332: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 333: if A == 0x0 goto 334 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 334: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 335: if A >= 0x5413 goto 336 else 340
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 336: if A >= 0x541c goto 337 else 338
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 337: if A == 0x5425 goto 394 else 393
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 338: if A == 0x541b goto 394 else 339
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 339: if A >= 0x5415 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 340: if A >= 0x540c goto 341 else 342
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 341: if A == 0x5411 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 342: if A >= 0x5405 goto 343 else 344
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 343: if A >= 0x5409 goto 394 else 393
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 344: if A >= 0x5401 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 345: if A >= 0x13 goto 346 else 390
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 346: if A >= 0x15 goto 347 else 377
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 347: if A == 0x15 goto 348 else 361
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 349: if A == 0x0 goto 350 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 351: if A >= 0x80000000 goto 393 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 352: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 353: if A == 0x0 goto 354 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 354: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 355: if A == 0x0 goto 393 else 356
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 356: if A >= 0x3 goto 393 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 357: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 358: if A == 0x0 goto 359 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 359: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 360: if A >= 0x80000000 goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 361: if A == 0x19 goto 362 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 362: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 363: if A == 0x0 goto 364 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 364: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 365: if A >= 0x80000000 goto 393 else 366
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 366: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 367: if A == 0x0 goto 368 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 368: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 369: if A >= 0x4 goto 370 else 376
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 370: if A == 0x406 goto 394 else 371
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 371: if A == 0x4 goto 372 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 372: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 373: if A == 0x0 goto 374 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 374: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 375: if A & 0xfff9f3ff goto 393 else 394
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 376: if A == 0x3 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 377: if A == 0x13 goto 378 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 378: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 379: if A == 0x0 goto 380 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 380: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 381: if A == 0x0 goto 382 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 382: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 383: if A == 0x0 goto 384 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 384: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 385: if A == 0x80800 goto 394 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 387: if A == 0x0 goto 388 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 389: if A == 0x80000 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 390: if A >= 0x9 goto 391 else 392
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 391: if A == 0xb goto 394 else 393
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 392: if A == 0x8 goto 394 else 393
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 393: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
 		},
 	},
 	{
@@ -2416,7 +2406,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 248, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 285
+			{Code: 0x35, JT: 145, JF: 244, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 281
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
@@ -2483,8 +2473,8 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
 			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
 			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 185, K: 0x5d},         // 103: if A >= 0x5d goto 104 else 289
-			{Code: 0x35, JT: 0, JF: 114, K: 0xac},         // 104: if A >= 0xac goto 105 else 219
+			{Code: 0x35, JT: 0, JF: 181, K: 0x5d},         // 103: if A >= 0x5d goto 104 else 285
+			{Code: 0x35, JT: 0, JF: 114, K: 0xad},         // 104: if A >= 0xad goto 105 else 219
 			{Code: 0x35, JT: 0, JF: 81, K: 0xdf},          // 105: if A >= 0xdf goto 106 else 187
 			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 106: if A >= 0x116 goto 107 else 140
 			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
@@ -2506,7 +2496,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 55, JF: 100, K: 0x2},         // 126: if A >= 0x2 goto 182 else 227
+			{Code: 0x35, JT: 55, JF: 102, K: 0x2},         // 126: if A >= 0x2 goto 182 else 229
 			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 127: if A == 0x116 goto 128 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
@@ -2519,7 +2509,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 51, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 188 else 139
 			{Code: 0x15, JT: 44, JF: 50, K: 0x0},          // 137: if A == 0x0 goto 182 else 188
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 320 else 182
+			{Code: 0x45, JT: 179, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 319 else 182
 			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 140: if A >= 0x106 goto 141 else 154
 			{Code: 0x15, JT: 0, JF: 40, K: 0x114},         // 141: if A == 0x114 goto 142 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
@@ -2543,7 +2533,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x15, JT: 253, JF: 0, K: 0x0},          // 163: if A == 0x0 goto 417 else 164
+			{Code: 0x15, JT: 249, JF: 0, K: 0x0},          // 163: if A == 0x0 goto 413 else 164
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 164: A = arg0.lo
 			{Code: 0x15, JT: 16, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 182 else 166
 			{Code: 0x35, JT: 15, JF: 4, K: 0x80000000},    // 166: if A >= 0x80000000 goto 182 else 171
@@ -2552,11 +2542,11 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x15, JT: 244, JF: 9, K: 0x40000000},   // 172: if A == 0x40000000 goto 417 else 182
+			{Code: 0x15, JT: 240, JF: 9, K: 0x40000000},   // 172: if A == 0x40000000 goto 413 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 173: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 175: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 5, K: 0x0},           // 176: if A == 0x0 goto 236 else 182
+			{Code: 0x15, JT: 60, JF: 5, K: 0x0},           // 176: if A == 0x0 goto 237 else 182
 			{Code: 0x15, JT: 0, JF: 4, K: 0xdf},           // 177: if A == 0xdf goto 178 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 178: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
@@ -2574,7 +2564,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 192: if A == 0x0 goto 193 else 364
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
-			{Code: 0x15, JT: 178, JF: 169, K: 0x50f00},    // 194: if A == 0x50f00 goto 373 else 364
+			{Code: 0x15, JT: 179, JF: 169, K: 0x50f00},    // 194: if A == 0x50f00 goto 374 else 364
 			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 195: if A == 0xd3 goto 196 else 206
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 197: if A == 0x0 goto 198 else 364
@@ -2584,275 +2574,271 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 201: if A == 0x0 goto 202 else 364
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 203: if A >= 0x4001 goto 204 else 205
-			{Code: 0x15, JT: 168, JF: 159, K: 0x4040},     // 204: if A == 0x4040 goto 373 else 364
-			{Code: 0x15, JT: 167, JF: 158, K: 0x4000},     // 205: if A == 0x4000 goto 373 else 364
-			{Code: 0x15, JT: 166, JF: 157, K: 0xd7},       // 206: if A == 0xd7 goto 373 else 364
+			{Code: 0x15, JT: 169, JF: 159, K: 0x4040},     // 204: if A == 0x4040 goto 374 else 364
+			{Code: 0x15, JT: 168, JF: 158, K: 0x4000},     // 205: if A == 0x4000 goto 374 else 364
+			{Code: 0x15, JT: 167, JF: 157, K: 0xd7},       // 206: if A == 0xd7 goto 374 else 364
 			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 207: if A >= 0xb4 goto 208 else 218
 			{Code: 0x15, JT: 0, JF: 155, K: 0xcf},         // 208: if A == 0xcf goto 209 else 364
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 210: if A == 0x0 goto 211 else 364
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
-			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 212: if A >= 0x80000000 goto 364 else 213
+			{Code: 0x35, JT: 254, JF: 0, K: 0x80000000},   // 212: if A >= 0x80000000 goto 467 else 213
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 213: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 214: if A == 0x0 goto 215 else 364
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 214: if A == 0x0 goto 215 else 467
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 215: A = arg3.lo
-			{Code: 0x15, JT: 255, JF: 0, K: 0x0},          // 216: if A == 0x0 goto 472 else 217
-			{Code: 0x15, JT: 254, JF: 253, K: 0x40},       // 217: if A == 0x40 goto 472 else 471
-			{Code: 0x15, JT: 252, JF: 253, K: 0xad},       // 218: if A == 0xad goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 219: if A >= 0x82 goto 220 else 245
-			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 220: if A >= 0x8c goto 221 else 241
-			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 221: if A >= 0xa7 goto 222 else 240
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 222: if A == 0xa7 goto 223 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 224: if A == 0x0 goto 225 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 244, K: 0x53564d41},   // 226: if A == 0x53564d41 goto 227 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 227: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 228: if A == 0x0 goto 229 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 229: A = arg1.lo
-			{Code: 0x15, JT: 241, JF: 240, K: 0x0},        // 230: if A == 0x0 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 239, K: 0xa8},         // 231: if A == 0xa8 goto 232 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 232: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 233: if A == 0x0 goto 234 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 234: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 235: if A == 0x0 goto 236 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 237: if A == 0x0 goto 238 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
-			{Code: 0x15, JT: 232, JF: 231, K: 0x0},        // 239: if A == 0x0 goto 472 else 471
-			{Code: 0x15, JT: 231, JF: 230, K: 0x9e},       // 240: if A == 0x9e goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 241: if A >= 0x86 goto 242 else 244
-			{Code: 0x15, JT: 229, JF: 0, K: 0x8b},         // 242: if A == 0x8b goto 472 else 243
-			{Code: 0x35, JT: 227, JF: 228, K: 0x88},       // 243: if A >= 0x88 goto 471 else 472
-			{Code: 0x15, JT: 227, JF: 226, K: 0x84},       // 244: if A == 0x84 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 20, K: 0x71},          // 245: if A >= 0x71 goto 246 else 266
-			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 246: if A >= 0x7c goto 247 else 259
-			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 247: if A >= 0x80 goto 248 else 258
-			{Code: 0x15, JT: 223, JF: 0, K: 0x80},         // 248: if A == 0x80 goto 472 else 249
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 250: if A == 0x0 goto 251 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x15, JT: 218, JF: 0, K: 0x0},          // 252: if A == 0x0 goto 471 else 253
-			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 253: if A >= 0x80000000 goto 471 else 254
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 255: if A == 0x0 goto 256 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
-			{Code: 0x15, JT: 214, JF: 213, K: 0x9},        // 257: if A == 0x9 goto 472 else 471
-			{Code: 0x15, JT: 213, JF: 212, K: 0x7c},       // 258: if A == 0x7c goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 5, K: 0x7a},           // 259: if A >= 0x7a goto 260 else 265
-			{Code: 0x15, JT: 0, JF: 116, K: 0x7a},         // 260: if A == 0x7a goto 261 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 261: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 262: if A == 0x0 goto 263 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 263: A = arg0.lo
-			{Code: 0x15, JT: 206, JF: 200, K: 0x0},        // 264: if A == 0x0 goto 471 else 465
-			{Code: 0x35, JT: 205, JF: 206, K: 0x73},       // 265: if A >= 0x73 goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 266: if A >= 0x60 goto 267 else 268
-			{Code: 0x15, JT: 204, JF: 203, K: 0x65},       // 267: if A == 0x65 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 203, K: 0x5f},         // 268: if A == 0x5f goto 269 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 270: if A == 0x0 goto 271 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 198, K: 0x1},          // 272: if A == 0x1 goto 273 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 273: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 274: if A == 0x0 goto 275 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 275: A = arg1.lo
-			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 276: if A == 0x0 goto 471 else 277
-			{Code: 0x35, JT: 193, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 471 else 278
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 278: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 279: if A == 0x0 goto 280 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 280: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 281: if A >= 0x41000003 goto 282 else 284
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 282: if A == 0x41000003 goto 285 else 283
-			{Code: 0x15, JT: 1, JF: 187, K: 0x41000005},   // 283: if A == 0x41000005 goto 285 else 471
-			{Code: 0x15, JT: 0, JF: 186, K: 0x1000005},    // 284: if A == 0x1000005 goto 285 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 285: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 286: if A == 0x0 goto 287 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 287: A = arg4.lo
-			{Code: 0x15, JT: 183, JF: 182, K: 0x0},        // 288: if A == 0x0 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 62, K: 0x2e},          // 289: if A >= 0x2e goto 290 else 352
-			{Code: 0x35, JT: 0, JF: 19, K: 0x3f},          // 290: if A >= 0x3f goto 291 else 310
-			{Code: 0x35, JT: 0, JF: 10, K: 0x4e},          // 291: if A >= 0x4e goto 292 else 302
-			{Code: 0x35, JT: 0, JF: 7, K: 0x54},           // 292: if A >= 0x54 goto 293 else 300
-			{Code: 0x35, JT: 0, JF: 1, K: 0x59},           // 293: if A >= 0x59 goto 294 else 295
-			{Code: 0x15, JT: 177, JF: 176, K: 0x5a},       // 294: if A == 0x5a goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 175, K: 0x58},         // 295: if A == 0x58 goto 296 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 297: if A == 0x0 goto 298 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x35, JT: 171, JF: 117, K: 0x80000000}, // 299: if A >= 0x80000000 goto 471 else 417
-			{Code: 0x15, JT: 76, JF: 0, K: 0x4e},          // 300: if A == 0x4e goto 377 else 301
-			{Code: 0x35, JT: 170, JF: 169, K: 0x52},       // 301: if A >= 0x52 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 302: if A >= 0x45 goto 303 else 308
-			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 303: if A == 0x49 goto 304 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 304: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 305: if A == 0x0 goto 306 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 306: A = arg1.lo
-			{Code: 0x15, JT: 109, JF: 163, K: 0x1},        // 307: if A == 0x1 goto 417 else 471
-			{Code: 0x35, JT: 0, JF: 163, K: 0x41},         // 308: if A >= 0x41 goto 309 else 472
-			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 309: if A >= 0x43 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 310: if A >= 0x37 goto 311 else 331
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 311: if A >= 0x3a goto 312 else 313
-			{Code: 0x15, JT: 159, JF: 158, K: 0x3d},       // 312: if A == 0x3d goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 313: if A == 0x38 goto 314 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 315: if A == 0x0 goto 316 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 317: if A >= 0x80000000 goto 325 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 318: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 151, K: 0x0},          // 319: if A == 0x0 goto 321 else 471
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 322: if A & 0xffe3a2ff goto 323 else 472
-			{Code: 0x45, JT: 147, JF: 148, K: 0xffe3a0fc}, // 323: if A & 0xffe3a0fc goto 471 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 145, K: 0xffffff9c},   // 325: if A == 0xffffff9c goto 326 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 326: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 327: if A == 0x0 goto 328 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 328: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 122, K: 0x80001},      // 329: if A >= 0x80001 goto 330 else 452
-			{Code: 0x15, JT: 141, JF: 140, K: 0x284000},   // 330: if A == 0x284000 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 11, K: 0x30},          // 331: if A >= 0x30 goto 332 else 343
-			{Code: 0x15, JT: 0, JF: 9, K: 0x36},           // 332: if A == 0x36 goto 333 else 342
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 334: if A == 0x0 goto 335 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 336: if A >= 0x80000000 goto 471 else 337
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 337: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 338: if A == 0x0 goto 339 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 339: A = arg4.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 340: if A == 0x0 goto 472 else 341
-			{Code: 0x15, JT: 130, JF: 129, K: 0x100},      // 341: if A == 0x100 goto 472 else 471
-			{Code: 0x15, JT: 34, JF: 128, K: 0x35},        // 342: if A == 0x35 goto 377 else 471
-			{Code: 0x15, JT: 128, JF: 0, K: 0x2e},         // 343: if A == 0x2e goto 472 else 344
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 345: if A == 0x0 goto 346 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
-			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 347: if A >= 0x80000000 goto 471 else 348
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 348: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 349: if A == 0x0 goto 350 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 350: A = arg1.lo
-			{Code: 0x45, JT: 119, JF: 120, K: 0xffffff80}, // 351: if A & 0xffffff80 goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 84, K: 0x16},          // 352: if A >= 0x16 goto 353 else 437
-			{Code: 0x35, JT: 0, JF: 36, K: 0x22},          // 353: if A >= 0x22 goto 354 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 354: if A >= 0x26 goto 355 else 356
-			{Code: 0x15, JT: 116, JF: 115, K: 0x2c},       // 355: if A == 0x2c goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 356: if A >= 0x24 goto 357 else 376
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 357: if A == 0x24 goto 358 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 358: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 359: if A == 0x0 goto 360 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 360: A = arg1.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 361: if A >= 0x80000000 goto 471 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 362: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 107, K: 0x0},          // 363: if A == 0x0 goto 365 else 471
+			{Code: 0x15, JT: 251, JF: 0, K: 0x0},          // 216: if A == 0x0 goto 468 else 217
+			{Code: 0x15, JT: 250, JF: 249, K: 0x40},       // 217: if A == 0x40 goto 468 else 467
+			{Code: 0x15, JT: 248, JF: 249, K: 0xad},       // 218: if A == 0xad goto 467 else 468
+			{Code: 0x35, JT: 0, JF: 26, K: 0x82},          // 219: if A >= 0x82 goto 220 else 246
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8c},          // 220: if A >= 0x8c goto 221 else 242
+			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 221: if A >= 0xa7 goto 222 else 241
+			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 222: if A >= 0xa9 goto 223 else 224
+			{Code: 0x15, JT: 244, JF: 243, K: 0xac},       // 223: if A == 0xac goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 224: if A == 0xa7 goto 225 else 233
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 225: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 226: if A == 0x0 goto 227 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 227: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 238, K: 0x53564d41},   // 228: if A == 0x53564d41 goto 229 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 229: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 230: if A == 0x0 goto 231 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 231: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 234, K: 0x0},        // 232: if A == 0x0 goto 468 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 233: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 234: if A == 0x0 goto 235 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 235: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 236: if A == 0x0 goto 237 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 238: if A == 0x0 goto 239 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
+			{Code: 0x15, JT: 227, JF: 226, K: 0x0},        // 240: if A == 0x0 goto 468 else 467
+			{Code: 0x15, JT: 226, JF: 225, K: 0x9e},       // 241: if A == 0x9e goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 242: if A >= 0x86 goto 243 else 245
+			{Code: 0x15, JT: 224, JF: 0, K: 0x8b},         // 243: if A == 0x8b goto 468 else 244
+			{Code: 0x35, JT: 222, JF: 223, K: 0x88},       // 244: if A >= 0x88 goto 467 else 468
+			{Code: 0x15, JT: 222, JF: 221, K: 0x84},       // 245: if A == 0x84 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 15, K: 0x71},          // 246: if A >= 0x71 goto 247 else 262
+			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 247: if A >= 0x7c goto 248 else 260
+			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 248: if A >= 0x80 goto 249 else 259
+			{Code: 0x15, JT: 218, JF: 0, K: 0x80},         // 249: if A == 0x80 goto 468 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 251: if A == 0x0 goto 252 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
+			{Code: 0x15, JT: 213, JF: 0, K: 0x0},          // 253: if A == 0x0 goto 467 else 254
+			{Code: 0x35, JT: 212, JF: 0, K: 0x80000000},   // 254: if A >= 0x80000000 goto 467 else 255
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 255: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 256: if A == 0x0 goto 257 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 257: A = arg1.lo
+			{Code: 0x15, JT: 209, JF: 208, K: 0x9},        // 258: if A == 0x9 goto 468 else 467
+			{Code: 0x15, JT: 208, JF: 207, K: 0x7c},       // 259: if A == 0x7c goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 207, K: 0x73},         // 260: if A >= 0x73 goto 261 else 468
+			{Code: 0x35, JT: 110, JF: 205, K: 0x7a},       // 261: if A >= 0x7a goto 372 else 467
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 262: if A >= 0x60 goto 263 else 264
+			{Code: 0x15, JT: 204, JF: 203, K: 0x65},       // 263: if A == 0x65 goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 203, K: 0x5f},         // 264: if A == 0x5f goto 265 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 266: if A == 0x0 goto 267 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 198, K: 0x1},          // 268: if A == 0x1 goto 269 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 270: if A == 0x0 goto 271 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
+			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 272: if A == 0x0 goto 467 else 273
+			{Code: 0x35, JT: 193, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 467 else 274
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 274: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 275: if A == 0x0 goto 276 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 276: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 277: if A >= 0x41000003 goto 278 else 280
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 278: if A == 0x41000003 goto 281 else 279
+			{Code: 0x15, JT: 1, JF: 187, K: 0x41000005},   // 279: if A == 0x41000005 goto 281 else 467
+			{Code: 0x15, JT: 0, JF: 186, K: 0x1000005},    // 280: if A == 0x1000005 goto 281 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 281: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 282: if A == 0x0 goto 283 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 283: A = arg4.lo
+			{Code: 0x15, JT: 183, JF: 182, K: 0x0},        // 284: if A == 0x0 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 62, K: 0x2e},          // 285: if A >= 0x2e goto 286 else 348
+			{Code: 0x35, JT: 0, JF: 19, K: 0x3f},          // 286: if A >= 0x3f goto 287 else 306
+			{Code: 0x35, JT: 0, JF: 10, K: 0x4e},          // 287: if A >= 0x4e goto 288 else 298
+			{Code: 0x35, JT: 0, JF: 7, K: 0x54},           // 288: if A >= 0x54 goto 289 else 296
+			{Code: 0x35, JT: 0, JF: 1, K: 0x59},           // 289: if A >= 0x59 goto 290 else 291
+			{Code: 0x15, JT: 177, JF: 176, K: 0x5a},       // 290: if A == 0x5a goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 175, K: 0x58},         // 291: if A == 0x58 goto 292 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 293: if A == 0x0 goto 294 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
+			{Code: 0x35, JT: 171, JF: 117, K: 0x80000000}, // 295: if A >= 0x80000000 goto 467 else 413
+			{Code: 0x15, JT: 75, JF: 0, K: 0x4e},          // 296: if A == 0x4e goto 372 else 297
+			{Code: 0x35, JT: 170, JF: 169, K: 0x52},       // 297: if A >= 0x52 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 298: if A >= 0x45 goto 299 else 304
+			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 299: if A == 0x49 goto 300 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 300: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 301: if A == 0x0 goto 302 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 302: A = arg1.lo
+			{Code: 0x15, JT: 109, JF: 163, K: 0x1},        // 303: if A == 0x1 goto 413 else 467
+			{Code: 0x35, JT: 0, JF: 163, K: 0x41},         // 304: if A >= 0x41 goto 305 else 468
+			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 305: if A >= 0x43 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 306: if A >= 0x37 goto 307 else 327
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 307: if A >= 0x3a goto 308 else 309
+			{Code: 0x15, JT: 159, JF: 158, K: 0x3d},       // 308: if A == 0x3d goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 309: if A == 0x38 goto 310 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 311: if A == 0x0 goto 312 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 313: if A >= 0x80000000 goto 321 else 314
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 314: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 315: if A == 0x0 goto 316 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 316: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 150, K: 0xffe3a2ff},   // 317: if A & 0xffe3a2ff goto 318 else 468
+			{Code: 0x45, JT: 148, JF: 149, K: 0xffe3a0fc}, // 318: if A & 0xffe3a0fc goto 467 else 468
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 145, K: 0xffffff9c},   // 321: if A == 0xffffff9c goto 322 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 322: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 323: if A == 0x0 goto 324 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 324: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 122, K: 0x80001},      // 325: if A >= 0x80001 goto 326 else 448
+			{Code: 0x15, JT: 141, JF: 140, K: 0x284000},   // 326: if A == 0x284000 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 11, K: 0x30},          // 327: if A >= 0x30 goto 328 else 339
+			{Code: 0x15, JT: 0, JF: 9, K: 0x36},           // 328: if A == 0x36 goto 329 else 338
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 329: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 330: if A == 0x0 goto 331 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 331: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 332: if A >= 0x80000000 goto 467 else 333
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 333: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 334: if A == 0x0 goto 335 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 335: A = arg4.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 336: if A == 0x0 goto 468 else 337
+			{Code: 0x15, JT: 130, JF: 129, K: 0x100},      // 337: if A == 0x100 goto 468 else 467
+			{Code: 0x15, JT: 33, JF: 128, K: 0x35},        // 338: if A == 0x35 goto 372 else 467
+			{Code: 0x15, JT: 128, JF: 0, K: 0x2e},         // 339: if A == 0x2e goto 468 else 340
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 341: if A == 0x0 goto 342 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 343: if A >= 0x80000000 goto 467 else 344
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 344: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 345: if A == 0x0 goto 346 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 346: A = arg1.lo
+			{Code: 0x45, JT: 119, JF: 120, K: 0xffffff80}, // 347: if A & 0xffffff80 goto 467 else 468
+			{Code: 0x35, JT: 0, JF: 84, K: 0x16},          // 348: if A >= 0x16 goto 349 else 433
+			{Code: 0x35, JT: 0, JF: 36, K: 0x22},          // 349: if A >= 0x22 goto 350 else 386
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 350: if A >= 0x26 goto 351 else 352
+			{Code: 0x15, JT: 116, JF: 115, K: 0x2c},       // 351: if A == 0x2c goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 18, K: 0x24},          // 352: if A >= 0x24 goto 353 else 371
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 353: if A == 0x24 goto 354 else 358
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 354: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 355: if A == 0x0 goto 356 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 356: A = arg1.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 357: if A >= 0x80000000 goto 467 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 359: if A == 0x0 goto 360 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
+			{Code: 0x35, JT: 105, JF: 0, K: 0x80000000},   // 361: if A >= 0x80000000 goto 467 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 362: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 103, K: 0x0},          // 363: if A == 0x0 goto 365 else 467
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 366: if A >= 0x80000000 goto 471 else 367
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 367: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 368: if A == 0x0 goto 369 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 369: A = arg2.lo
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 370: if A >= 0x80000000 goto 471 else 371
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 371: A = arg4.hi
-			{Code: 0x15, JT: 1, JF: 98, K: 0x0},           // 372: if A == 0x0 goto 374 else 471
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 373: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 374: A = arg4.lo
-			{Code: 0x15, JT: 96, JF: 95, K: 0x400},        // 375: if A == 0x400 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 376: if A == 0x22 goto 377 else 381
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 365: A = arg2.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 366: if A >= 0x80000000 goto 467 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 367: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 368: if A == 0x0 goto 369 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 369: A = arg4.lo
+			{Code: 0x15, JT: 97, JF: 96, K: 0x400},        // 370: if A == 0x400 goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 5, K: 0x22},           // 371: if A == 0x22 goto 372 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 93, K: 0x0},           // 373: if A == 0x0 goto 375 else 467
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
+			{Code: 0x35, JT: 90, JF: 91, K: 0x80000000},   // 376: if A >= 0x80000000 goto 467 else 468
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 378: if A == 0x0 goto 379 else 471
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 378: if A == 0x0 goto 379 else 467
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
-			{Code: 0x35, JT: 90, JF: 91, K: 0x80000000},   // 380: if A >= 0x80000000 goto 471 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 381: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 382: if A == 0x0 goto 383 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 383: A = arg0.lo
-			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 384: if A >= 0x80000000 goto 471 else 385
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 385: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 386: if A == 0x0 goto 387 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 387: A = arg2.lo
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 388: if A == 0x0 goto 472 else 389
-			{Code: 0x15, JT: 82, JF: 81, K: 0x200},        // 389: if A == 0x200 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 30, K: 0x1d},          // 390: if A >= 0x1d goto 391 else 421
-			{Code: 0x15, JT: 0, JF: 17, K: 0x1d},          // 391: if A == 0x1d goto 392 else 409
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 393: if A == 0x0 goto 394 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
-			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 471 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 396: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 397: if A == 0x0 goto 398 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 398: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 399: if A >= 0x5413 goto 400 else 404
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 400: if A >= 0x541c goto 401 else 402
-			{Code: 0x15, JT: 70, JF: 69, K: 0x5425},       // 401: if A == 0x5425 goto 472 else 471
-			{Code: 0x15, JT: 69, JF: 0, K: 0x541b},        // 402: if A == 0x541b goto 472 else 403
-			{Code: 0x35, JT: 67, JF: 68, K: 0x5415},       // 403: if A >= 0x5415 goto 471 else 472
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 404: if A >= 0x540c goto 405 else 406
-			{Code: 0x15, JT: 66, JF: 65, K: 0x5411},       // 405: if A == 0x5411 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 406: if A >= 0x5405 goto 407 else 408
-			{Code: 0x35, JT: 64, JF: 63, K: 0x5409},       // 407: if A >= 0x5409 goto 472 else 471
-			{Code: 0x35, JT: 63, JF: 62, K: 0x5401},       // 408: if A >= 0x5401 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 61, K: 0x21},          // 409: if A == 0x21 goto 410 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 410: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 411: if A == 0x0 goto 412 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 412: A = arg0.lo
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 413: if A >= 0x80000000 goto 471 else 414
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 415: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 54, K: 0x8000},        // 416: if A == 0x8000 goto 417 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 417: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 418: if A == 0x0 goto 419 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 419: A = arg3.lo
-			{Code: 0x15, JT: 51, JF: 50, K: 0x0},          // 420: if A == 0x0 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 49, K: 0x19},          // 421: if A == 0x19 goto 422 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 423: if A == 0x0 goto 424 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 425: if A >= 0x80000000 goto 471 else 426
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 426: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 427: if A == 0x0 goto 428 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 428: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 429: if A >= 0x4 goto 430 else 436
-			{Code: 0x15, JT: 41, JF: 0, K: 0x406},         // 430: if A == 0x406 goto 472 else 431
-			{Code: 0x15, JT: 0, JF: 39, K: 0x4},           // 431: if A == 0x4 goto 432 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 432: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 433: if A == 0x0 goto 434 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 434: A = arg2.lo
-			{Code: 0x45, JT: 35, JF: 36, K: 0xfff9f3ff},   // 435: if A & 0xfff9f3ff goto 471 else 472
-			{Code: 0x15, JT: 35, JF: 34, K: 0x3},          // 436: if A == 0x3 goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 29, K: 0xc},           // 437: if A >= 0xc goto 438 else 467
-			{Code: 0x35, JT: 0, JF: 27, K: 0x13},          // 438: if A >= 0x13 goto 439 else 466
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 439: if A == 0x13 goto 440 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 440: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 441: if A == 0x0 goto 442 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 442: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 443: if A == 0x0 goto 444 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 444: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 445: if A == 0x0 goto 446 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 446: A = arg1.lo
-			{Code: 0x15, JT: 24, JF: 23, K: 0x80800},      // 447: if A == 0x80800 goto 472 else 471
-			{Code: 0x15, JT: 0, JF: 4, K: 0x14},           // 448: if A == 0x14 goto 449 else 453
+			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 380: if A >= 0x80000000 goto 467 else 381
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 381: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 382: if A == 0x0 goto 383 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 383: A = arg2.lo
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 384: if A == 0x0 goto 468 else 385
+			{Code: 0x15, JT: 82, JF: 81, K: 0x200},        // 385: if A == 0x200 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 30, K: 0x1d},          // 386: if A >= 0x1d goto 387 else 417
+			{Code: 0x15, JT: 0, JF: 17, K: 0x1d},          // 387: if A == 0x1d goto 388 else 405
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 388: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 389: if A == 0x0 goto 390 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
+			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 391: if A >= 0x80000000 goto 467 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 392: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 393: if A == 0x0 goto 394 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 394: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 395: if A >= 0x5413 goto 396 else 400
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 396: if A >= 0x541c goto 397 else 398
+			{Code: 0x15, JT: 70, JF: 69, K: 0x5425},       // 397: if A == 0x5425 goto 468 else 467
+			{Code: 0x15, JT: 69, JF: 0, K: 0x541b},        // 398: if A == 0x541b goto 468 else 399
+			{Code: 0x35, JT: 67, JF: 68, K: 0x5415},       // 399: if A >= 0x5415 goto 467 else 468
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 400: if A >= 0x540c goto 401 else 402
+			{Code: 0x15, JT: 66, JF: 65, K: 0x5411},       // 401: if A == 0x5411 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 402: if A >= 0x5405 goto 403 else 404
+			{Code: 0x35, JT: 64, JF: 63, K: 0x5409},       // 403: if A >= 0x5409 goto 468 else 467
+			{Code: 0x35, JT: 63, JF: 62, K: 0x5401},       // 404: if A >= 0x5401 goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 61, K: 0x21},          // 405: if A == 0x21 goto 406 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 407: if A == 0x0 goto 408 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 409: if A >= 0x80000000 goto 467 else 410
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 410: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 411: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 54, K: 0x8000},        // 412: if A == 0x8000 goto 413 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 413: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 414: if A == 0x0 goto 415 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 415: A = arg3.lo
+			{Code: 0x15, JT: 51, JF: 50, K: 0x0},          // 416: if A == 0x0 goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 49, K: 0x19},          // 417: if A == 0x19 goto 418 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 419: if A == 0x0 goto 420 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 421: if A >= 0x80000000 goto 467 else 422
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 422: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 423: if A == 0x0 goto 424 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 424: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 425: if A >= 0x4 goto 426 else 432
+			{Code: 0x15, JT: 41, JF: 0, K: 0x406},         // 426: if A == 0x406 goto 468 else 427
+			{Code: 0x15, JT: 0, JF: 39, K: 0x4},           // 427: if A == 0x4 goto 428 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 428: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 429: if A == 0x0 goto 430 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 430: A = arg2.lo
+			{Code: 0x45, JT: 35, JF: 36, K: 0xfff9f3ff},   // 431: if A & 0xfff9f3ff goto 467 else 468
+			{Code: 0x15, JT: 35, JF: 34, K: 0x3},          // 432: if A == 0x3 goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 29, K: 0xc},           // 433: if A >= 0xc goto 434 else 463
+			{Code: 0x35, JT: 0, JF: 27, K: 0x13},          // 434: if A >= 0x13 goto 435 else 462
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 435: if A == 0x13 goto 436 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 437: if A == 0x0 goto 438 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 439: if A == 0x0 goto 440 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 441: if A == 0x0 goto 442 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
+			{Code: 0x15, JT: 24, JF: 23, K: 0x80800},      // 443: if A == 0x80800 goto 468 else 467
+			{Code: 0x15, JT: 0, JF: 4, K: 0x14},           // 444: if A == 0x14 goto 445 else 449
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 446: if A == 0x0 goto 447 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
+			{Code: 0x15, JT: 19, JF: 18, K: 0x80000},      // 448: if A == 0x80000 goto 468 else 467
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 450: if A == 0x0 goto 451 else 471
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 450: if A == 0x0 goto 451 else 467
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
-			{Code: 0x15, JT: 19, JF: 18, K: 0x80000},      // 452: if A == 0x80000 goto 472 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 453: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 454: if A == 0x0 goto 455 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 455: A = arg0.lo
-			{Code: 0x35, JT: 14, JF: 0, K: 0x80000000},    // 456: if A >= 0x80000000 goto 471 else 457
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 457: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 458: if A == 0x0 goto 459 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 459: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 460: if A == 0x0 goto 471 else 461
-			{Code: 0x35, JT: 9, JF: 0, K: 0x3},            // 461: if A >= 0x3 goto 471 else 462
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 462: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 463: if A == 0x0 goto 464 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 464: A = arg2.lo
-			{Code: 0x35, JT: 5, JF: 6, K: 0x80000000},     // 465: if A >= 0x80000000 goto 471 else 472
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 466: if A == 0xe goto 472 else 471
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 467: if A >= 0x8 goto 468 else 470
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 468: if A == 0x8 goto 472 else 469
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 469: if A == 0xb goto 472 else 471
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 470: if A == 0x5 goto 472 else 471
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 471: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 472: return 0x7fff0000
+			{Code: 0x35, JT: 14, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 467 else 453
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 454: if A == 0x0 goto 455 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 456: if A == 0x0 goto 467 else 457
+			{Code: 0x35, JT: 9, JF: 0, K: 0x3},            // 457: if A >= 0x3 goto 467 else 458
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 458: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 459: if A == 0x0 goto 460 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 460: A = arg2.lo
+			{Code: 0x35, JT: 5, JF: 6, K: 0x80000000},     // 461: if A >= 0x80000000 goto 467 else 468
+			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 462: if A == 0xe goto 468 else 467
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 463: if A >= 0x8 goto 464 else 466
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 464: if A == 0x8 goto 468 else 465
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 465: if A == 0xb goto 468 else 467
+			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 466: if A == 0x5 goto 468 else 467
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 467: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 468: return 0x7fff0000
 		},
 	},
 }
