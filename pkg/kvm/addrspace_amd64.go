@@ -73,11 +73,11 @@ func (m *machine) newAddressSpace() (*addressSpace, error) {
 	}
 	as := &addressSpace{m: m, pt: pt, root: pt.Root(), dropped: make(map[*region]int), running: make(map[*vcpuContext]struct{})}
 	if _, err := pt.Map(lowAddr, hostarch.PageSize, kernelCode, m.low); err != nil {
-		pt.Release()
+		pt.Release(m.tables.freeLater)
 		return nil, err
 	}
 	if err := as.mapSlots(); err != nil {
-		pt.Release()
+		pt.Release(m.tables.freeLater)
 		as.freeSlots()
 		return nil, err
 	}
@@ -329,14 +329,13 @@ func (as *addressSpace) Release() {
 	if as.pt == nil {
 		return
 	}
-	// vCPUs may still hold what they knew of the tables. If that cannot be changed
-	// neither tables nor files can be reused: they are lost.
-	if as.m.flush() == nil {
-		as.pt.Release()
-		as.freeSlots()
-		for r, n := range as.dropped {
-			as.m.regions.drop(r, n)
-		}
+	// No vCPU is going to be in these tables. But some may still hold what they knew of
+	// them, so that they can be used for another only after a flush.
+	as.pt.Release(as.m.tables.freeLater)
+	as.freeSlots()
+	as.m.tables.trim()
+	for r, n := range as.dropped {
+		as.m.regions.drop(r, n)
 	}
 	as.pt = nil
 }

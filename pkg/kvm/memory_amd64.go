@@ -103,6 +103,16 @@ func (m *machine) setSlot(n uint32, gpa, size, hva uint64) error {
 func (m *machine) flush() error {
 	m.flushMu.Lock()
 	defer m.flushMu.Unlock()
+	waiting := m.tables.waiting() // those that come later are for the next flush
+	if err := m.flushCPUs(); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	m.tables.flushed(waiting)
+	return nil
+}
+
+// flushCPUs is the flush itself.
+func (m *machine) flushCPUs() error {
 	if m.walked {
 		m.flushes.Add(1)
 		for _, v := range m.pool.all {
@@ -120,7 +130,7 @@ func (m *machine) flush() error {
 	}
 	next := m.dummyGPA ^ hostarch.PageSize
 	if err := m.setSlot(m.dummySlot, next, hostarch.PageSize, hostAddress(m.dummy)); err != nil {
-		return fmt.Errorf("flush: %w", err)
+		return err
 	}
 	m.dummyGPA = next
 	return nil
@@ -164,8 +174,10 @@ func (v *vcpu) waitForRun() {
 type tableMemory struct {
 	m *machine
 
-	mu     sync.Mutex
-	free   []uint64
+	mu   sync.Mutex
+	free []uint64
+	// limbo are tables that nobody has, and vCPUs may still hold.
+	limbo  []uint64
 	used   int // chunks
 	mapped [][]byte
 	chunks [maxChunks]atomic.Pointer[[tablesPerChunk]pagetables.Table]
@@ -221,6 +233,39 @@ func (t *tableMemory) Free(phys uint64) {
 	t.mu.Lock()
 	t.free = append(t.free, phys)
 	t.mu.Unlock()
+}
+
+// freeLater frees tables once the next flush is done.
+func (t *tableMemory) freeLater(phys uint64) {
+	t.mu.Lock()
+	t.limbo = append(t.limbo, phys)
+	t.mu.Unlock()
+}
+
+// waiting returns how many tables wait for a flush.
+func (t *tableMemory) waiting() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.limbo)
+}
+
+// flushed frees the first n tables that wait for a flush: it began when there were so
+// many.
+func (t *tableMemory) flushed(n int) {
+	t.mu.Lock()
+	t.free = append(t.free, t.limbo[:n]...)
+	t.limbo = append(t.limbo[:0], t.limbo[n:]...)
+	t.mu.Unlock()
+}
+
+// maxLimbo is how many tables may wait for a flush that is due for something else.
+const maxLimbo = 1024
+
+// trim flushes if too many tables wait for it. If that fails they wait on.
+func (t *tableMemory) trim() {
+	if t.waiting() > maxLimbo {
+		t.m.flush()
+	}
 }
 
 // region is a part of a file that is guest-physical memory.

@@ -234,10 +234,10 @@ func (as *addressSpace) mapSlots() error {
 	return nil
 }
 
-// freeSlots frees the slots. No vCPU can reach them any more.
+// freeSlots frees the slots. No vCPU is going to reach them any more.
 func (as *addressSpace) freeSlots() {
 	for _, phys := range as.slotPages {
-		as.m.tables.Free(phys)
+		as.m.tables.freeLater(phys)
 	}
 	as.slotPages, as.slots = nil, nil
 }

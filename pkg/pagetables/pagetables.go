@@ -299,13 +299,17 @@ func (p *PageTables) Flushed() {
 	p.deep = false
 }
 
-// Release frees all tables. No CPU may use them any more.
-func (p *PageTables) Release() {
-	p.Flushed()
+// Release gives up all tables: free is called for each. No CPU may use them any more,
+// but unless a flush was done CPUs may hold what they said.
+func (p *PageTables) Release(free func(phys uint64)) {
+	for _, phys := range p.limbo {
+		free(phys)
+	}
+	p.limbo = nil
 	if p.shared {
 		clear(p.alloc.Lookup(p.root)[entriesPerTable/2:])
 	}
-	p.freeTree(p.root, p.levels-1, p.alloc.Free)
+	p.freeTree(p.root, p.levels-1, free)
 	p.root = 0
 }
 

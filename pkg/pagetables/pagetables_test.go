@@ -185,7 +185,7 @@ func TestRandom(t *testing.T) {
 		if flushes == 0 || flushes == 1500 {
 			t.Errorf("%d of 1500 operations asked for a flush", flushes)
 		}
-		pt.Release()
+		pt.Release(p.Free)
 		if len(p.tables) != 0 {
 			t.Errorf("%d tables leaked", len(p.tables))
 		}
@@ -296,7 +296,7 @@ func TestHide(t *testing.T) {
 	pt.Unhide(block + 7*page)
 	check(block+7*page, 0x807000, true, false)
 	check(block+8*page, 0x808000, false, true)
-	pt.Release()
+	pt.Release(p.Free)
 	if len(p.tables) != 0 {
 		t.Errorf("%d tables leaked", len(p.tables))
 	}
@@ -351,7 +351,7 @@ func TestCount(t *testing.T) {
 			t.Fatalf("op %d: counted %d pages, want %d", op, len(counted), len(want))
 		}
 	}
-	pt.Release()
+	pt.Release(pt.alloc.Free)
 	if len(counted) != 0 {
 		t.Errorf("%d pages are counted after Release", len(counted))
 	}
@@ -424,11 +424,11 @@ func TestSharing(t *testing.T) {
 	if _, _, _, ok := upper.Lookup(0x1000); ok {
 		t.Error("the lower half is shared")
 	}
-	a.Release()
+	a.Release(p.Free)
 	if phys, _, _, ok := upper.Lookup(kernel); phys != 0x5000 || !ok {
 		t.Errorf("after the Release of one that shares: %#x %v", phys, ok)
 	}
-	upper.Release()
+	upper.Release(p.Free)
 	if len(p.tables) != 0 {
 		t.Errorf("%d tables leaked", len(p.tables))
 	}
