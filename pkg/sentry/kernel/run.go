@@ -56,8 +56,14 @@ func (t *Task) run() {
 
 // hostFailed ends the process because the host cannot run it.
 func (t *Task) hostFailed(err error) {
-	t.k.cfg.Log.Printf("process %d (%s) killed: %v", t.TGID(), t.Name(), err)
-	t.ExitGroup(linux.WaitStatusKilled(linux.SIGKILL, false))
+	k := t.k
+	k.mu.Lock()
+	first := !t.tg.exiting // the other threads fail for the same reason, or none
+	k.exitGroupLocked(t.tg, linux.WaitStatusKilled(linux.SIGKILL, false))
+	k.mu.Unlock()
+	if first {
+		k.cfg.Log.Printf("process %d (%s) ended: %v", t.TGID(), t.Name(), err)
+	}
 }
 
 // syscall answers the system call that the task has made.

@@ -12,29 +12,43 @@ import (
 )
 
 // signalFD is the file of signalfd(2). It is ready when a signal of set is
-// pending for the thread that made it, or its process; a read takes the signals
-// of the thread that reads.
+// pending for the thread that asks, or its process; a read takes the signals of
+// the thread that reads.
 type signalFD struct {
-	t *Task
+	pendingFor // the thread that made it, for those who ask without a task
 	// set is protected by Kernel.mu.
 	set linux.SignalSet
 }
 
+// For implements vfs.ContextWaitable.
+func (s *signalFD) For(ctx context.Context) waiter.Waitable {
+	if t := TaskFromContext(ctx); t != nil {
+		return pendingFor{s, t}
+	}
+	return s
+}
+
+// pendingFor says when a signal of a signalFD is pending for t.
+type pendingFor struct {
+	s *signalFD
+	t *Task
+}
+
 // Readiness implements waiter.Waitable.
-func (s *signalFD) Readiness(mask waiter.EventMask) waiter.EventMask {
-	s.t.k.mu.Lock()
-	defer s.t.k.mu.Unlock()
-	if (s.t.pending.set|s.t.tg.pending.set)&s.set != 0 {
+func (p pendingFor) Readiness(mask waiter.EventMask) waiter.EventMask {
+	p.t.k.mu.Lock()
+	defer p.t.k.mu.Unlock()
+	if (p.t.pending.set|p.t.tg.pending.set)&p.s.set != 0 {
 		return mask & waiter.ReadableEvents
 	}
 	return 0
 }
 
 // EventRegister implements waiter.Waitable.
-func (s *signalFD) EventRegister(e *waiter.Entry) error { return s.t.tg.signalled.EventRegister(e) }
+func (p pendingFor) EventRegister(e *waiter.Entry) error { return p.t.tg.signalled.EventRegister(e) }
 
 // EventUnregister implements waiter.Waitable.
-func (s *signalFD) EventUnregister(e *waiter.Entry) { s.t.tg.signalled.EventUnregister(e) }
+func (p pendingFor) EventUnregister(e *waiter.Entry) { p.t.tg.signalled.EventUnregister(e) }
 
 // Stat implements vfs.Impl.
 func (s *signalFD) Stat(context.Context) (unix.Stat_t, error) {
@@ -102,7 +116,9 @@ func putSignalFDInfo(b []byte, info *linux.SignalInfo) {
 // NewSignalFD returns a file with one reference for the signals of set
 // (signalfd(2)). flags may have O_NONBLOCK.
 func (t *Task) NewSignalFD(set linux.SignalSet, flags uint32) *vfs.FileDescription {
-	return vfs.NewFileDescription(&signalFD{t: t, set: set &^ linux.UnblockableSignals}, unix.O_RDONLY|flags, func() string {
+	s := &signalFD{set: set &^ linux.UnblockableSignals}
+	s.pendingFor = pendingFor{s, t}
+	return vfs.NewFileDescription(s, unix.O_RDONLY|flags, func() string {
 		return "anon_inode:[signalfd]"
 	})
 }

@@ -637,18 +637,18 @@ func TestSignalFD(t *testing.T) {
 		a.sigmask(linux.SIG_BLOCK, set)
 		a.store64(scratch, uint64(set))
 		fd := a.must(unix.SYS_SIGNALFD4, ^uintptr(0), uintptr(scratch), 8, unix.SFD_NONBLOCK)
-		read := func() (uint32, unix.Errno) {
+		read := func(a *app) (uint32, unix.Errno) {
 			n, errno := a.syscall(unix.SYS_READ, fd, uintptr(scratch), 256)
 			if errno == 0 && n != 128 {
 				t.Errorf("read %d bytes", n)
 			}
 			return a.load32(scratch), errno
 		}
-		if _, errno := read(); errno != unix.EAGAIN {
+		if _, errno := read(a); errno != unix.EAGAIN {
 			t.Errorf("nothing pending: %v", errno)
 		}
 		a.kill(1, linux.SIGUSR1)
-		if sig, errno := read(); sig != uint32(linux.SIGUSR1) || errno != 0 {
+		if sig, errno := read(a); sig != uint32(linux.SIGUSR1) || errno != 0 {
 			t.Errorf("signal %d, %v", sig, errno)
 		}
 		pid := a.fork(func(a *app) { a.asleep(1); a.kill(1, 40) })
@@ -656,9 +656,32 @@ func TestSignalFD(t *testing.T) {
 		if n := a.must(unix.SYS_PPOLL, uintptr(scratch), 1, 0, 0, 8); n != 1 {
 			t.Errorf("poll: %d", n)
 		}
-		if sig, errno := read(); sig != 40 || errno != 0 {
+		if sig, errno := read(a); sig != 40 || errno != 0 {
 			t.Errorf("signal %d, %v", sig, errno)
 		}
+		a.wait4(pid, 0)
+
+		// A child waits for its own signals with the file of its parent.
+		pid = a.fork(func(a *app) {
+			me := int(a.must(unix.SYS_GETPID))
+			ep := a.must(unix.SYS_EPOLL_CREATE1, 0)
+			a.store64(scratch2, uint64(unix.EPOLLIN), 0)
+			a.must(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, fd, uintptr(scratch2))
+			for range 2 {
+				a.fork(func(a *app) { a.asleep(me); a.kill(me, linux.SIGUSR1) })
+				a.store64(scratch, uint64(fd)|uint64(unix.POLLIN)<<32)
+				if n := a.must(unix.SYS_PPOLL, uintptr(scratch), 1, 0, 0, 8); n != 1 {
+					t.Errorf("poll in the child: %d", n)
+				}
+				if n := a.must(unix.SYS_EPOLL_PWAIT, ep, uintptr(scratch2), 1, 0, 0, 8); n != 1 {
+					t.Errorf("epoll in the child: %d", n)
+				}
+				if sig, errno := read(a); sig != uint32(linux.SIGUSR1) || errno != 0 {
+					t.Errorf("signal %d, %v in the child", sig, errno)
+				}
+			}
+			a.exit(0)
+		})
 		a.wait4(pid, 0)
 	})
 }

@@ -53,6 +53,9 @@ func untilReady(t *kernel.Task, w notifier, events waiter.EventMask, nonblock bo
 	if err != unix.EAGAIN || nonblock {
 		return err
 	}
+	if file, ok := w.(*vfs.FileDescription); ok {
+		w = file.For(t)
+	}
 	e, c := waiter.NewChannelEntry(events)
 	if err := w.EventRegister(e); err != nil {
 		return err

@@ -48,6 +48,19 @@ const validFlags = linux.MAP_TYPE | linux.MAP_FIXED | linux.MAP_FIXED_NOREPLACE 
 	linux.MAP_NONBLOCK | linux.MAP_STACK | linux.MAP_HUGETLB | linux.MAP_HUGE_MASK<<linux.MAP_HUGE_SHIFT |
 	linux.MAP_UNINITIALIZED | linux.MAP_32BIT | linux.MAP_ABOVE4G
 
+// alwaysThere is what every host has, in bytes.
+const alwaysThere = 16 << 20
+
+// overcommits reports whether length bytes are more than the host could ever have:
+// Linux does not promise those (vm.overcommit_memory in proc_sys_vm(5)).
+func overcommits(length uint64) bool {
+	if length <= alwaysThere {
+		return false
+	}
+	var si unix.Sysinfo_t
+	return unix.Sysinfo(&si) == nil && length/uint64(si.Unit) > uint64(si.Totalram)+uint64(si.Totalswap)
+}
+
 func sysMmap(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
 	prot, flags, fd := args[2].Uint(), args[3].Uint(), args[4].Int()
 	opts := memmap.MMapOpts{
@@ -88,7 +101,11 @@ func sysMmap(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.Sysca
 	if flags&linux.MAP_LOCKED != 0 {
 		opts.MLockMode = memmap.MLockEager
 	}
-	if flags&linux.MAP_ANONYMOUS == 0 {
+	anonymous := flags&linux.MAP_ANONYMOUS != 0
+	if flags&linux.MAP_NORESERVE == 0 && opts.Perms.Write && (anonymous || opts.Private) && overcommits(opts.Length) {
+		return 0, nil, unix.ENOMEM
+	}
+	if !anonymous {
 		file, err := t.GetFile(fd)
 		if err != nil {
 			return 0, nil, err
@@ -137,14 +154,22 @@ func sysMremap(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.Sys
 			opts.NewAddr = args[4].Pointer()
 		}
 	}
-	addr, err := t.MM().MRemap(t, args[0].Pointer(), args[1].Uint64(), args[2].Uint64(), opts)
+	oldSize, newSize := args[1].Uint64(), args[2].Uint64()
+	if newSize > oldSize && overcommits(newSize-oldSize) {
+		return 0, nil, unix.ENOMEM
+	}
+	addr, err := t.MM().MRemap(t, args[0].Pointer(), oldSize, newSize, opts)
 	return uintptr(addr), nil, err
 }
 
 // sysBrk returns where the heap ends now, whether or not it could be changed.
 func sysBrk(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {
-	addr, _ := t.MM().Brk(t, args[0].Pointer())
-	return uintptr(addr), nil, nil
+	addr := args[0].Pointer()
+	if end, _ := t.MM().Brk(t, 0); addr > end && overcommits(uint64(addr-end)) {
+		addr = 0
+	}
+	end, _ := t.MM().Brk(t, addr)
+	return uintptr(end), nil, nil
 }
 
 func sysMadvise(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.SyscallControl, error) {

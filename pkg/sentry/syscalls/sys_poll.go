@@ -41,6 +41,7 @@ type pollFD struct {
 	events  waiter.EventMask
 	revents waiter.EventMask
 	file    *vfs.FileDescription
+	ready   waiter.Waitable // of file, for the task
 }
 
 // poll waits until one of fds is ready, or timeout has passed, and returns how
@@ -48,7 +49,9 @@ type pollFD struct {
 func poll(t *kernel.Task, fds []pollFD, timeout time.Duration) (int, error) {
 	for i := range fds {
 		if fds[i].fd >= 0 {
-			fds[i].file = t.FDTable().Get(fds[i].fd)
+			if file := t.FDTable().Get(fds[i].fd); file != nil {
+				fds[i].file, fds[i].ready = file, file.For(t)
+			}
 		}
 	}
 	defer func() {
@@ -68,7 +71,7 @@ func poll(t *kernel.Task, fds []pollFD, timeout time.Duration) (int, error) {
 				p.revents = linux.POLLNVAL
 			default:
 				want := p.events | waiter.EventErr | waiter.EventHUp
-				p.revents = p.file.Readiness(want) & want
+				p.revents = p.ready.Readiness(want) & want
 			}
 			if p.revents != 0 {
 				ready++
@@ -93,10 +96,10 @@ func poll(t *kernel.Task, fds []pollFD, timeout time.Duration) (int, error) {
 			continue
 		}
 		e := &waiter.Entry{Mask: p.events | waiter.EventErr | waiter.EventHUp, Notify: notify}
-		if err := p.file.EventRegister(e); err != nil {
+		if err := p.ready.EventRegister(e); err != nil {
 			return 0, err
 		}
-		defer p.file.EventUnregister(e)
+		defer p.ready.EventUnregister(e)
 	}
 	end := deadline(timeout)
 	for {
@@ -324,7 +327,7 @@ func sysEpollCtl(t *kernel.Task, args arch.SyscallArguments) (uintptr, *kernel.S
 		return 0, nil, err
 	}
 	defer file.DecRef()
-	return 0, nil, vfs.EpollCtl(ep, op, fd, file, event)
+	return 0, nil, vfs.EpollCtl(t, ep, op, fd, file, event)
 }
 
 // epollWait waits for events of the epoll instance fd, and copies at most max

@@ -55,6 +55,7 @@ type epollKey struct {
 // when it goes.
 type epollItem struct {
 	key    epollKey
+	file   waiter.Waitable // as its adder sees it
 	entry  waiter.Entry
 	events uint32
 	data   uint64
@@ -69,8 +70,9 @@ func NewEpoll() *FileDescription {
 	return NewFileDescription(ep, unix.O_RDWR, func() string { return "anon_inode:[eventpoll]" })
 }
 
-// EpollCtl changes what the epoll instance f watches (epoll_ctl(2)).
-func EpollCtl(f *FileDescription, op int, fd int32, file *FileDescription, event EpollEvent) error {
+// EpollCtl changes what the epoll instance f watches (epoll_ctl(2)), for the task
+// of ctx.
+func EpollCtl(ctx context.Context, f *FileDescription, op int, fd int32, file *FileDescription, event EpollEvent) error {
 	ep, ok := f.Impl().(*epoll)
 	if !ok || file == f {
 		return unix.EINVAL
@@ -91,7 +93,7 @@ func EpollCtl(f *FileDescription, op int, fd int32, file *FileDescription, event
 		if item != nil {
 			return unix.EEXIST
 		}
-		item = &epollItem{key: key}
+		item = &epollItem{key: key, file: file.For(ctx)}
 		item.entry.Notify = func(waiter.EventMask) { ep.markReady(item) }
 		if err := ep.armLocked(item, event); err != nil {
 			return err
@@ -105,7 +107,7 @@ func EpollCtl(f *FileDescription, op int, fd int32, file *FileDescription, event
 		if item.events&epollExclusive != 0 || event.Events&epollExclusive != 0 {
 			return unix.EINVAL
 		}
-		file.EventUnregister(&item.entry)
+		item.file.EventUnregister(&item.entry)
 		return ep.armLocked(item, event)
 	case unix.EPOLL_CTL_DEL:
 		if item == nil {
@@ -145,10 +147,10 @@ func (ep *epoll) reaches(target *epoll, depth int) bool {
 func (ep *epoll) armLocked(item *epollItem, event EpollEvent) error {
 	item.events, item.data, item.disabled = event.Events, event.Data, false
 	item.entry.Mask = item.mask()
-	if err := item.key.file.EventRegister(&item.entry); err != nil {
+	if err := item.file.EventRegister(&item.entry); err != nil {
 		return err
 	}
-	if item.key.file.Readiness(item.mask()) != 0 {
+	if item.file.Readiness(item.mask()) != 0 {
 		ep.markReady(item)
 	}
 	return nil
@@ -180,7 +182,7 @@ func (ep *epoll) dropLocked(item *epollItem) {
 	if ep.items[item.key] != item {
 		return
 	}
-	item.key.file.EventUnregister(&item.entry)
+	item.file.EventUnregister(&item.entry)
 	delete(ep.items, item.key)
 	ep.readyMu.Lock()
 	defer ep.readyMu.Unlock()
@@ -226,7 +228,7 @@ func (ep *epoll) collect(max int, consume bool) []EpollEvent {
 		if item.disabled {
 			continue
 		}
-		ready := item.key.file.Readiness(item.mask()) & item.mask()
+		ready := item.file.Readiness(item.mask()) & item.mask()
 		if ready == 0 {
 			continue
 		}

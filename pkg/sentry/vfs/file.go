@@ -523,6 +523,20 @@ func (f *FileDescription) ConfigureMMap(ctx context.Context, opts *memmap.MMapOp
 	return m.ConfigureMMap(ctx, opts)
 }
 
+// ContextWaitable is implemented by files whose readiness depends on who asks.
+type ContextWaitable interface {
+	// For returns the readiness for the task of ctx.
+	For(ctx context.Context) waiter.Waitable
+}
+
+// For returns what the task of ctx waits for to use f.
+func (f *FileDescription) For(ctx context.Context) waiter.Waitable {
+	if c, ok := f.impl.(ContextWaitable); ok {
+		return c.For(ctx)
+	}
+	return f
+}
+
 // Readiness implements waiter.Waitable.
 func (f *FileDescription) Readiness(mask waiter.EventMask) waiter.EventMask {
 	return f.impl.Readiness(mask)

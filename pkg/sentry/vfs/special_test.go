@@ -198,7 +198,7 @@ func TestEpoll(t *testing.T) {
 	defer ep.DecRef()
 	ctl := func(op int, fd int32, f *FileDescription, events uint32, want error) {
 		t.Helper()
-		if err := EpollCtl(ep, op, fd, f, EpollEvent{events, uint64(fd)}); err != want {
+		if err := EpollCtl(t.Context(), ep, op, fd, f, EpollEvent{events, uint64(fd)}); err != want {
 			t.Errorf("EpollCtl(%d, %d): %v, want %v", op, fd, err, want)
 		}
 	}
@@ -256,14 +256,14 @@ func TestEpollNested(t *testing.T) {
 	e := NewEventFD(0, false, 0)
 	defer e.DecRef()
 	for _, err := range []error{
-		EpollCtl(inner, unix.EPOLL_CTL_ADD, 1, e, EpollEvent{unix.EPOLLIN, 1}),
-		EpollCtl(outer, unix.EPOLL_CTL_ADD, 2, inner, EpollEvent{unix.EPOLLIN, 2}),
+		EpollCtl(t.Context(), inner, unix.EPOLL_CTL_ADD, 1, e, EpollEvent{unix.EPOLLIN, 1}),
+		EpollCtl(t.Context(), outer, unix.EPOLL_CTL_ADD, 2, inner, EpollEvent{unix.EPOLLIN, 2}),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := EpollCtl(inner, unix.EPOLL_CTL_ADD, 3, outer, EpollEvent{unix.EPOLLIN, 3}); err != unix.ELOOP {
+	if err := EpollCtl(t.Context(), inner, unix.EPOLL_CTL_ADD, 3, outer, EpollEvent{unix.EPOLLIN, 3}); err != unix.ELOOP {
 		t.Errorf("loop: %v, want ELOOP", err)
 	}
 	mustEvents(t, outer)
