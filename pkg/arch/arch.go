@@ -56,6 +56,17 @@ type Context64 struct {
 	// Fault is what the CPU said of the last fault, for signal frames. A
 	// platform fills it with every signal that comes from an exception.
 	Fault FaultInfo
+
+	// frame is kept between signal frames, which are built and read in it.
+	frame []byte
+}
+
+// frameBuffer returns n bytes, with anything in them, until the next call.
+func (c *Context64) frameBuffer(n uint64) []byte {
+	if uint64(cap(c.frame)) < n {
+		c.frame = make([]byte, n)
+	}
+	return c.frame[:n]
 }
 
 // FPState is the floating point and vector state of a thread: on amd64 an XSAVE
@@ -88,6 +99,7 @@ func New() *Context64 {
 func (c *Context64) Fork() *Context64 {
 	n := *c
 	n.fpu = append(FPState(nil), c.fpu...)
+	n.frame = nil
 	return &n
 }
 

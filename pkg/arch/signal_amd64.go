@@ -91,7 +91,8 @@ func (c *Context64) SignalSetup(ctx context.Context, io usermem.IO, act *linux.S
 	}
 
 	le := binary.LittleEndian
-	b := make([]byte, fpAddr+xsaveSize+fpMagic2Size-sp)
+	b := c.frameBuffer(fpAddr + xsaveSize + fpMagic2Size - sp)
+	clear(b)
 	le.PutUint64(b[frameRestorer:], ret)
 	uc := b[frameUC:]
 	flags := uint64(ucSigcontextSS | ucStrictRestoreSS)
@@ -150,8 +151,9 @@ func (c *Context64) SignalSetup(ctx context.Context, io usermem.IO, act *linux.S
 func (c *Context64) SignalRestore(ctx context.Context, io usermem.IO) (mask linux.SignalSet, alt linux.SignalStack, err error) {
 	// The handler's return took the first word off the frame.
 	addr := c.Regs.Rsp - frameUC
-	var uc [ucSize]byte
-	if _, err := io.CopyIn(ctx, hostarch.Addr(c.Regs.Rsp), uc[:], usermem.IOOpts{}); err != nil {
+	b := c.frameBuffer(ucSize + fpXStateBV + uint64(len(c.fpu)) + fpMagic2Size)
+	uc := b[:ucSize]
+	if _, err := io.CopyIn(ctx, hostarch.Addr(c.Regs.Rsp), uc, usermem.IOOpts{}); err != nil {
 		return 0, alt, badFrame(addr, err)
 	}
 	le := binary.LittleEndian
@@ -173,7 +175,7 @@ func (c *Context64) SignalRestore(ctx context.Context, io usermem.IO) (mask linu
 	}
 	regs.Orig_rax = noSyscall
 
-	fpu, err := readFPState(ctx, io, le.Uint64(sc[scFPState:]))
+	fpu, err := readFPState(ctx, io, le.Uint64(sc[scFPState:]), b[ucSize:])
 	if err != nil {
 		return 0, alt, badFrame(addr, err)
 	}
@@ -184,17 +186,19 @@ func (c *Context64) SignalRestore(ctx context.Context, io usermem.IO) (mask linu
 }
 
 // readFPState reads the floating point state of a frame at addr, or returns the
-// initial state if addr is 0.
-func readFPState(ctx context.Context, io usermem.IO, addr uint64) (FPState, error) {
-	f := NewFPState()
+// initial state if addr is 0. It is in buf, which has room for the first part, the
+// whole, and what follows it.
+func readFPState(ctx context.Context, io usermem.IO, addr uint64, buf []byte) (FPState, error) {
+	fs := cpuid.Native()
+	legacy, whole := buf[:fpXStateBV], buf[fpXStateBV:]
+	f := FPState(whole[:fs.XSaveSize()])
+	f.Reset()
 	if addr == 0 {
 		return f, nil
 	}
-	fs := cpuid.Native()
 	le := binary.LittleEndian
 	// The first part says how large the whole is. No byte is read twice.
-	var legacy [fpXStateBV]byte
-	if _, err := io.CopyIn(ctx, hostarch.Addr(addr), legacy[:], usermem.IOOpts{}); err != nil {
+	if _, err := io.CopyIn(ctx, hostarch.Addr(addr), legacy, usermem.IOOpts{}); err != nil {
 		return nil, err
 	}
 	size := uint64(le.Uint32(legacy[swXStateSize:]))
@@ -202,9 +206,8 @@ func readFPState(ctx context.Context, io usermem.IO, addr uint64) (FPState, erro
 		le.Uint32(legacy[swMagic1:]) == fpMagic1 &&
 		size >= fpExtended && size <= uint64(fs.XSaveSizeOf(fs.UserXFeatures())) &&
 		size <= uint64(le.Uint32(legacy[swExtendedSize:]))
-	var rest []byte
 	if extended {
-		rest = make([]byte, size+fpMagic2Size-fpXStateBV)
+		rest := whole[fpXStateBV : size+fpMagic2Size]
 		if _, err := io.CopyIn(ctx, hostarch.Addr(addr+fpXStateBV), rest, usermem.IOOpts{}); err != nil {
 			return nil, err
 		}
@@ -213,15 +216,16 @@ func readFPState(ctx context.Context, io usermem.IO, addr uint64) (FPState, erro
 	if !extended {
 		// A program that knows only FXSAVE made the frame: everything else is in
 		// its initial state.
-		copy(f[:fpSoftware], legacy[:])
+		f.Reset()
+		copy(f, legacy[:fpSoftware])
 		return f, f.Validate()
 	}
 	if addr%fpStateAlign != 0 {
 		return nil, errMisalignedFPState
 	}
-	clear(f)
+	clear(f[size:])
 	copy(f, legacy[:fpSoftware])
-	copy(f[fpXStateBV:], rest[:size-fpXStateBV])
+	clear(f[fpSoftware:fpXStateBV])
 	if v := f.xstateBV() &^ fs.XCR0(); v != 0 {
 		return nil, f.Validate()
 	}

@@ -130,7 +130,8 @@ func (c *Context64) SignalSetup(ctx context.Context, io usermem.IO, act *linux.S
 	sp = record - uint64(size)
 
 	le := binary.LittleEndian
-	b := make([]byte, size+frameRecord)
+	b := c.frameBuffer(uint64(size + frameRecord))
+	clear(b)
 	info.MarshalBytes(b[frameInfo:])
 	uc := b[frameUC:]
 	alt.MarshalBytes(uc[ucStack:])
@@ -208,7 +209,7 @@ func (c *Context64) SignalRestore(ctx context.Context, io usermem.IO) (mask linu
 	if addr%frameStackAlign != 0 {
 		return 0, alt, badFrame(addr, "not aligned to 16 bytes")
 	}
-	b := make([]byte, frameSize)
+	b := c.frameBuffer(frameSize)
 	if _, err := io.CopyIn(ctx, hostarch.Addr(addr), b, usermem.IOOpts{}); err != nil {
 		return 0, alt, badFrame(addr, err)
 	}
