@@ -32,6 +32,11 @@ type TextPatcher interface {
 type TextState interface {
 	// Fork returns a copy. It is called while the memory is copied.
 	Fork() TextState
+
+	// Lose is called before what is mapped in ar changes, or its permissions. If
+	// patches need something there it returns a function: the TextPatcher undoes all
+	// patches, refuses others from then on, and calls it.
+	Lose(ar hostarch.AddrRange) func()
 }
 
 // TextRefusal is an error: why code is not patched.

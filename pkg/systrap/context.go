@@ -178,11 +178,15 @@ func (c *threadContext) run(ctx context.Context, mm platform.MemoryManager, ac *
 			}
 			goto resume
 		}
-		// A trampoline may have to be mapped first.
-		fetch := unix.Signal(e.signo) == unix.SIGSEGV && !e.inCall
-		if e.early && !fetch && t.as.stopPatches(ctx, mm, usertrap.Trapped) {
-			// Without patches it does not happen, or somewhere else.
-			continue
+		if e.early {
+			// A trampoline may have to be mapped first. But without patches it does not
+			// happen, or somewhere else.
+			if unix.Signal(e.signo) != unix.SIGSEGV || e.inCall {
+				t.as.stopPatches(ctx, mm, usertrap.Trapped)
+			}
+			if !t.as.patches() {
+				continue
+			}
 		}
 		if unix.Signal(e.signo) == unix.SIGILL {
 			if ip, ok := t.as.table.Load().Continue(ctx, mm, uint64(ac.IP())); ok {

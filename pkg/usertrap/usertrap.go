@@ -80,6 +80,8 @@ const (
 	Trapped platform.TextRefusal = "trap in a trampoline"
 	// Asked: platform.TextPatchStopper.
 	Asked platform.TextRefusal = "asked for"
+	// AreaGone: the application has mapped something else where the trampolines are.
+	AreaGone platform.TextRefusal = "memory of trampolines is gone"
 	// Moved: the code that trampolines jump to is not where it was.
 	Moved platform.TextRefusal = "code of another stub"
 )
@@ -219,11 +221,34 @@ func (t *Table) Stop(ctx context.Context, mm platform.TextPatcher, why platform.
 	}
 	t.patchMu.Lock()
 	defer t.patchMu.Unlock()
+	// Whoever sees that it is off relies on it: that comes last.
+	err := mm.RestoreText(ctx)
+	return t.stop(why), err
+}
+
+// Lose implements platform.TextState.Lose.
+func (t *Table) Lose(ar hostarch.AddrRange) func() {
+	if !t.On() {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, a := range t.areas {
+		if ar.Start < hostarch.Addr(a.start+areaSize) && ar.End > hostarch.Addr(a.start) {
+			return func() { t.stop(AreaGone) }
+		}
+	}
+	return nil
+}
+
+// stop notes that there are no patches any more. It reports whether that was not so
+// before.
+func (t *Table) stop(why platform.TextRefusal) bool {
 	if t.off.Swap(true) {
-		return false, nil
+		return false
 	}
 	t.stats.count(&t.stats.stopped, why)
-	return true, mm.RestoreText(ctx)
+	return true
 }
 
 // Settle returns where a thread would be without patches that is at ip, if that is

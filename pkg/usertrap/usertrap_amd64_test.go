@@ -242,9 +242,9 @@ func (m *memory) TextState(create func() platform.TextState) platform.TextState 
 
 // machine executes the few instructions that patches consist of.
 type machine struct {
-	m                  *memory
-	ip, rcx, r11, rax  uint64
-	compared, syscalls int
+	m                 *memory
+	ip, rcx, r11, rax uint64
+	compared          int
 }
 
 // run executes until the system call is made: by the instruction, or at call. It

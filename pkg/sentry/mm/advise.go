@@ -118,6 +118,7 @@ func (mm *MemoryManager) eachVMA(ar hostarch.AddrRange, f func(*segment[vma], ho
 func (mm *MemoryManager) discard(v *segment[vma], ar hostarch.AddrRange) {
 	mm.activeMu.Lock()
 	defer mm.activeMu.Unlock()
+	mm.loseTextLocked(ar)
 	if v.v.mappable == nil && ar.Length() <= maxBlock {
 		// A few pages that nobody else has can be emptied where they are, and
 		// stay mapped: that is one call of the host's instead of three and a fault.

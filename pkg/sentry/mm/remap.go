@@ -171,6 +171,7 @@ func (mm *MemoryManager) extendLocked(seg *segment[vma], grown hostarch.AddrRang
 //
 // Preconditions: mm.activeMu is locked for writing; nothing is at dst.
 func (mm *MemoryManager) movePMAsLocked(ar hostarch.AddrRange, dst hostarch.Addr) {
+	mm.loseTextLocked(ar)
 	mm.restoreTextLocked(context.Background(), ar, false) // what cannot be stays as it is
 	var drop []*segment[pma]
 	for _, seg := range mm.takePMAs(ar) {

@@ -28,6 +28,23 @@ type text struct {
 	// written are pages that were patched when the application wanted to write
 	// them: they are not patched again.
 	written map[hostarch.Addr]struct{}
+	// lost says that nothing is patched any more.
+	lost bool
+}
+
+// loseTextLocked is called before what is mapped in ar changes, or its permissions.
+//
+// Preconditions: mm.mappingMu is locked for writing; mm.activeMu is, too.
+func (mm *MemoryManager) loseTextLocked(ar hostarch.AddrRange) {
+	if mm.text.state == nil {
+		return
+	}
+	if done := mm.text.state.Lose(ar); done != nil {
+		mm.text.lost = true
+		// Code that cannot be restored is the application's loss.
+		mm.restoreTextLocked(context.Background(), hostarch.AddrRange{End: mm.layout.max}, false)
+		done()
+	}
 }
 
 // PatchText implements platform.TextPatcher.PatchText.
@@ -54,7 +71,7 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 		mm.activeMu.Lock()
 		defer mm.activeMu.Unlock()
 		t := &mm.text
-		if _, ok := t.written[page]; ok {
+		if _, ok := t.written[page]; ok || t.lost {
 			return platform.TextRestored
 		}
 		if len(t.patches) >= maxPatches {
@@ -172,6 +189,7 @@ func (mm *MemoryManager) forkText(child *MemoryManager) {
 	if t.state != nil {
 		c.state = t.state.Fork()
 	}
+	c.lost = t.lost
 	for addr, p := range t.patches {
 		if seg := child.pmas.lookup(addr); seg == nil || !seg.v.private {
 			continue // it has not got the page

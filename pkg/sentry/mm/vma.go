@@ -122,6 +122,7 @@ func (mm *MemoryManager) unmapLocked(ar hostarch.AddrRange) []*segment[vma] {
 		return nil
 	}
 	mm.activeMu.Lock()
+	mm.loseTextLocked(ar)
 	mm.dropLocked(ar)
 	mm.activeMu.Unlock()
 	return mm.takeVMAs(ar)
@@ -350,6 +351,9 @@ func (mm *MemoryManager) MProtect(ctx context.Context, addr hostarch.Addr, lengt
 		ar.End = mm.layout.max
 		err = unix.ENOMEM
 	}
+	mm.activeMu.Lock()
+	mm.loseTextLocked(ar)
+	mm.activeMu.Unlock()
 	if perms.Write {
 		if err := mm.restoreText(ctx, ar, true); err != nil {
 			return unix.ENOMEM
