@@ -264,6 +264,15 @@ func (as *addressSpace) mapFile(addr hostarch.Addr, f memmap.File, fr memmap.Fil
 	return err
 }
 
+// Memory that is mapped in ranges of such sizes, in bytes, is made present at once: it
+// is what memory managers map when the pages before it were used one after the other.
+// A page costs half of what it does when the guest touches it first. Larger ranges are
+// rather memory that is there already, and may have holes.
+const (
+	minPopulate = 512 << 10
+	maxPopulate = hostarch.HugePageSize
+)
+
 // mapPart maps a range that lies in one region.
 func (as *addressSpace) mapPart(addr hostarch.Addr, f memmap.File, fr memmap.FileRange, at hostarch.AccessType, precommit bool) (bool, error) {
 	pages := int(fr.Length() / hostarch.PageSize)
@@ -272,7 +281,7 @@ func (as *addressSpace) mapPart(addr hostarch.Addr, f memmap.File, fr memmap.Fil
 		return false, err
 	}
 	off := fr.Start % regionSize
-	if precommit {
+	if precommit || at.Write && r.ram && fr.Length() >= minPopulate && fr.Length() <= maxPopulate {
 		advice := unix.MADV_POPULATE_READ
 		if at.Write {
 			advice = unix.MADV_POPULATE_WRITE

@@ -574,3 +574,54 @@ func BenchmarkGetpid(b *testing.B) {
 		})
 	}
 }
+
+// Memory that is mapped as it is used is made present; small ranges, huge ones, what
+// cannot be written, and files of disks are not.
+func TestPopulate(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	g := newGuest(t, p)
+	const size = 4 << 20
+	newFile := func() testFile {
+		fd, err := unix.MemfdCreate("populate", unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := testFile{os.NewFile(uintptr(fd), "populate")}
+		t.Cleanup(func() { f.Close() })
+		if err := f.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	disk := newTestFile(t, size/page, 0)
+	if err := disk.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		f      testFile
+		length int64
+		at     hostarch.AccessType
+		want   int64
+	}{
+		{"small", newFile(), minPopulate - page, hostarch.ReadWrite, 0},
+		{"read-only", newFile(), minPopulate, hostarch.Read, 0},
+		{"block", newFile(), minPopulate, hostarch.ReadWrite, minPopulate},
+		{"large block", newFile(), maxPopulate, hostarch.ReadWrite, maxPopulate},
+		{"huge", newFile(), maxPopulate + page, hostarch.ReadWrite, 0},
+		{"disk", disk, minPopulate, hostarch.ReadWrite, 0},
+	} {
+		g.mapPages(0x1000_0000, c.f, 0, uint64(c.length/page), c.at)
+		var st unix.Stat_t
+		if err := unix.Fstat(c.f.FD(), &st); err != nil {
+			t.Fatal(err)
+		}
+		// The temporary directory may be memory as well.
+		if got := st.Blocks * 512; got != c.want && (c.name != "disk" || !p.m.regions.byKey[regionKey{c.f, 0}].ram) {
+			t.Errorf("%s: %d bytes are present, want %d", c.name, got, c.want)
+		}
+	}
+}

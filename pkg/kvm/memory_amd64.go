@@ -276,6 +276,8 @@ type region struct {
 	mem  []byte
 	// readOnly says that the file is not open for writing.
 	readOnly bool
+	// ram says that the file is nothing but memory.
+	ram bool
 	// refs is the number of pages of it that are mapped, as often as they are.
 	refs int
 }
@@ -333,6 +335,9 @@ func (rs *regions) add(key regionKey) (*region, error) {
 		return nil, fmt.Errorf("mmap of descriptor %d at offset %#x: %w", fd, off, err)
 	}
 	r.mem = mem
+	// Only files of shmem have seals (fcntl(2)).
+	_, errno := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	r.ram = errno == nil
 	var i int
 	if n := len(rs.free); n > 0 {
 		i, rs.free = rs.free[n-1], rs.free[:n-1]

@@ -93,6 +93,8 @@ func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRule
 		sysno.Getcpu.On(s.arch):           seccomp.PerArg{1: zero, 2: zero},
 		sysno.SchedGetaffinity.On(s.arch): seccomp.PerArg{zero},
 		sysno.SchedSetaffinity.On(s.arch): seccomp.PerArg{thread},
+		// What kind of file it is.
+		sysno.Fcntl.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD, seccomp.EqualTo(unix.F_GET_SEALS), zero},
 		// The size of a file, when a page of it is missing.
 		sysno.Fstat.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},
 		// Context.Interrupt, and what else gets a vCPU out.

@@ -16,401 +16,403 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 33}},
-			{Name: "monitor_pid", Uses: []uint16{340}},
-			{Name: "sentry_pid", Uses: []uint16{54}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 34}},
+			{Name: "monitor_pid", Uses: []uint16{342}},
+			{Name: "sentry_pid", Uses: []uint16{55}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 39, K: 0x10},          // 3: if A == 0x10 goto 4 else 43
+			{Code: 0x15, JT: 0, JF: 40, K: 0x10},          // 3: if A == 0x10 goto 4 else 44
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
 			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
 			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
-			{Code: 0x15, JT: 12, JF: 169, K: 0x0},         // 11: if A == 0x0 goto 24 else 181
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 181
+			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 19, JF: 166, K: 0x0},         // 14: if A == 0x0 goto 34 else 181
+			{Code: 0x15, JT: 20, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 35 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 16: if A == 0x0 goto 17 else 181
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 19, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 38
-			{Code: 0x35, JT: 0, JF: 16, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 36
-			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x35, JT: 0, JF: 20, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 39
+			{Code: 0x35, JT: 0, JF: 17, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 37
+			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 10, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 33
-			{Code: 0x25, JT: 9, JF: 0, K: 0x0},            // 23: if A > kvm_vcpu_fd_last goto 33 else 24
+			{Code: 0x35, JT: 0, JF: 11, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 34
+			{Code: 0x25, JT: 10, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 34 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 168, JF: 0, K: 0xae80},       // 25: if A == 0xae80 goto 194 else 26
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 26: if A >= 0x5000aea5 goto 27 else 31
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 27: if A >= 0x9000aea5 goto 28 else 29
-			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 28: if A == 0x9000aecf goto 200 else 181
-			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 29: if A == 0x5000aea5 goto 200 else 30
-			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 30: if A == 0x9000aea4 goto 200 else 181
-			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 31: if A == 0x4008ae89 goto 200 else 32
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 32: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == kvm_vm_fd goto 34 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 34: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 35: if A == 0x4020ae46 goto 200 else 181
-			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 36: if A == 0x541b goto 200 else 37
-			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 37: if A >= 0x5415 goto 181 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 38: if A >= 0x540c goto 39 else 40
-			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 39: if A == 0x5411 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 40: if A >= 0x5405 goto 41 else 42
-			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 41: if A >= 0x5409 goto 200 else 181
-			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 42: if A >= 0x5401 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 43: if A == 0xca goto 44 else 50
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 45: if A == 0x0 goto 46 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 47: if A >= 0x80 goto 48 else 49
-			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 48: if A >= 0x82 goto 181 else 200
-			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 49: if A >= 0x2 goto 181 else 200
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 50: if A == 0xea goto 51 else 70
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 51: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 53: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 54: if A == sentry_pid goto 55 else 59
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 56: if A == 0x0 goto 57 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
-			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 58: if A >= 0x41 goto 181 else 200
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
-			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 181 else 65
-			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 65: if A >= 0x80000000 goto 181 else 66
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 66: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 68: A = arg2.lo
-			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 69: if A == 0x11 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 70: if A == 0x119 goto 71 else 79
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 71: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 73: A = arg0.lo
-			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 74: if A >= 0x80000000 goto 181 else 75
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 75: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 77: A = arg4.lo
-			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 78: if A == 0x0 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 79: if A == 0x1b5 goto 80 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 81: if A == 0x0 goto 82 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 83: if A >= 0x80000000 goto 181 else 84
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 84: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 85: if A == 0x0 goto 86 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 87: if A == 0x18 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 88: if A == 0x106 goto 89 else 98
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 89: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 91: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 92: if A >= 0x80000000 goto 181 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 93: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 94: if A == 0x0 goto 95 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 95: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 96: if A == 0x0 goto 200 else 97
-			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 97: if A == 0x900 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 98: if A == 0x9 goto 99 else 137
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 99: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 100: if A == 0x0 goto 101 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 101: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 102: if A == 0x0 goto 103 else 109
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 103: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 104: if A == 0x0 goto 105 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 105: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 106: if A >= 0x23 goto 107 else 108
-			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 107: if A == 0x32 goto 200 else 181
-			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 108: if A == 0x22 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 109: if A == 0x3 goto 110 else 125
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 110: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 112: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 113: if A >= 0x23 goto 114 else 123
-			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 114: if A == 0x32 goto 200 else 115
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 115: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 116: if A == 0x0 goto 117 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 117: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 118: if A == 0x0 goto 119 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 120: if A >= 0x29 goto 121 else 122
-			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 121: if A == 0x4022 goto 200 else 131
-			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 122: if A == 0x28 goto 200 else 181
-			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 123: if A == 0x22 goto 200 else 124
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 124: if A >= 0x2 goto 181 else 132
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 125: if A >= 0x2 goto 181 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 127: if A == 0x0 goto 128 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 129: if A >= 0x2 goto 131 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 131: if A == 0x4001 goto 133 else 181
-			{Code: 0x15, JT: 255, JF: 0, K: 0x0},          // 132: if A == 0x0 goto 388 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 133: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 134: if A == 0x0 goto 135 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 135: A = arg4.lo
-			{Code: 0x35, JT: 251, JF: 252, K: 0x80000000}, // 136: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 137: if A == 0x1c goto 138 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 139: if A == 0x0 goto 140 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 141: if A >= 0xe goto 142 else 146
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 142: if A >= 0x18 goto 143 else 144
-			{Code: 0x15, JT: 245, JF: 244, K: 0x19},       // 143: if A == 0x19 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 244, K: 0x10},         // 144: if A >= 0x10 goto 145 else 389
-			{Code: 0x35, JT: 243, JF: 242, K: 0x16},       // 145: if A >= 0x16 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 146: if A >= 0x5 goto 147 else 148
-			{Code: 0x15, JT: 241, JF: 240, K: 0x8},        // 147: if A == 0x8 goto 389 else 388
-			{Code: 0x15, JT: 240, JF: 239, K: 0x4},        // 148: if A == 0x4 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 155, K: 0x7e},         // 149: if A >= 0x7e goto 150 else 305
-			{Code: 0x35, JT: 0, JF: 112, K: 0xe4},         // 150: if A >= 0xe4 goto 151 else 263
-			{Code: 0x35, JT: 0, JF: 70, K: 0x11d},         // 151: if A >= 0x11d goto 152 else 222
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 152: if A >= 0x13e goto 153 else 188
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 153: if A >= 0x145 goto 154 else 167
-			{Code: 0x15, JT: 0, JF: 233, K: 0x1b7},        // 154: if A == 0x1b7 goto 155 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 156: if A == 0x0 goto 157 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
-			{Code: 0x35, JT: 229, JF: 0, K: 0x80000000},   // 158: if A >= 0x80000000 goto 388 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 160: if A == 0x0 goto 161 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
-			{Code: 0x35, JT: 225, JF: 0, K: 0x8},          // 162: if A >= 0x8 goto 388 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 164: if A == 0x0 goto 165 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x15, JT: 222, JF: 221, K: 0x200},      // 166: if A == 0x200 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 167: if A >= 0x140 goto 168 else 176
-			{Code: 0x15, JT: 0, JF: 219, K: 0x144},        // 168: if A == 0x144 goto 169 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 170: if A == 0x0 goto 171 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 172: if A >= 0x9 goto 173 else 174
-			{Code: 0x15, JT: 125, JF: 214, K: 0x10},       // 173: if A == 0x10 goto 299 else 388
-			{Code: 0x15, JT: 124, JF: 0, K: 0x0},          // 174: if A == 0x0 goto 299 else 175
-			{Code: 0x15, JT: 123, JF: 212, K: 0x8},        // 175: if A == 0x8 goto 299 else 388
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 176: if A == 0x13e goto 177 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 178: if A == 0x0 goto 179 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
-			{Code: 0x45, JT: 207, JF: 208, K: 0xfffffffe}, // 180: if A & 0xfffffffe goto 388 else 389
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 183: if A == 0x0 goto 184 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
-			{Code: 0x15, JT: 203, JF: 1, K: 0x1},          // 185: if A == 0x1 goto 389 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 186: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 200, K: 0x2},        // 187: if A & 0x2 goto 368 else 388
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 188: if A >= 0x124 goto 189 else 198
-			{Code: 0x15, JT: 0, JF: 198, K: 0x135},        // 189: if A == 0x135 goto 190 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 190: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 191: if A == 0x0 goto 192 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 192: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 193: if A == 0x0 goto 194 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 194: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 195: if A == 0x0 goto 196 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 196: A = arg2.lo
-			{Code: 0x15, JT: 191, JF: 190, K: 0x0},        // 197: if A == 0x0 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 198: if A >= 0x122 goto 199 else 213
-			{Code: 0x15, JT: 1, JF: 9, K: 0x122},          // 199: if A == 0x122 goto 201 else 209
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 202: if A == 0x0 goto 203 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0x0},          // 204: if A == 0x0 goto 205 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 206: if A == 0x0 goto 207 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
-			{Code: 0x15, JT: 180, JF: 179, K: 0x80800},    // 208: if A == 0x80800 goto 389 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 210: if A == 0x0 goto 211 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
-			{Code: 0x15, JT: 176, JF: 175, K: 0x80000},    // 212: if A == 0x80000 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 174, K: 0x11d},        // 213: if A == 0x11d goto 214 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 215: if A == 0x0 goto 216 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
-			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 217: if A >= 0x80000000 goto 388 else 218
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 219: if A == 0x0 goto 220 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x45, JT: 166, JF: 167, K: 0xffffff80}, // 221: if A & 0xffffff80 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 24, K: 0x101},         // 222: if A >= 0x101 goto 223 else 247
-			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 223: if A >= 0x10c goto 224 else 229
-			{Code: 0x15, JT: 0, JF: 163, K: 0x10f},        // 224: if A == 0x10f goto 225 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 226: if A == 0x0 goto 227 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
-			{Code: 0x15, JT: 116, JF: 159, K: 0x1},        // 228: if A == 0x1 goto 345 else 388
-			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 229: if A == 0x101 goto 230 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 231: if A == 0x0 goto 232 else 238
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 233: if A >= 0x80000000 goto 239 else 234
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 235: if A == 0x0 goto 236 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
-			{Code: 0x45, JT: 150, JF: 151, K: 0xffe2e2ff}, // 237: if A & 0xffe2e2ff goto 388 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 148, K: 0xffffff9c},   // 239: if A == 0xffffff9c goto 240 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 240: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 241: if A == 0x0 goto 242 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 242: A = arg2.lo
-			{Code: 0x15, JT: 145, JF: 144, K: 0x80000},    // 243: if A == 0x80000 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 143, K: 0x10b},        // 244: if A == 0x10b goto 245 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
-			{Code: 0x15, JT: 35, JF: 141, K: 0x0},         // 246: if A == 0x0 goto 282 else 388
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 247: if A >= 0xe8 goto 248 else 262
-			{Code: 0x15, JT: 0, JF: 139, K: 0xe9},         // 248: if A == 0xe9 goto 249 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 250: if A == 0x0 goto 251 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 388 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 254: if A == 0x0 goto 255 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 256: if A == 0x0 goto 388 else 257
-			{Code: 0x35, JT: 130, JF: 0, K: 0x3},          // 257: if A >= 0x3 goto 388 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 259: if A == 0x0 goto 260 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
-			{Code: 0x35, JT: 126, JF: 127, K: 0x80000000}, // 261: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x15, JT: 125, JF: 126, K: 0xe6},       // 262: if A == 0xe6 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 263: if A >= 0xc0 goto 264 else 290
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 264: if A >= 0xd9 goto 265 else 276
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 265: if A >= 0xdc goto 266 else 275
-			{Code: 0x15, JT: 0, JF: 121, K: 0xdd},         // 266: if A == 0xdd goto 267 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 268: if A == 0x0 goto 269 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
-			{Code: 0x35, JT: 117, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 388 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 271: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 272: if A == 0x0 goto 273 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 273: A = arg3.lo
-			{Code: 0x35, JT: 113, JF: 114, K: 0x6},        // 274: if A >= 0x6 goto 388 else 389
-			{Code: 0x15, JT: 112, JF: 113, K: 0xda},       // 275: if A == 0xda goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 276: if A >= 0xcb goto 277 else 289
-			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 277: if A == 0xcb goto 278 else 284
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 279: if A == 0x0 goto 280 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
-			{Code: 0x15, JT: 106, JF: 1, K: 0x0},          // 281: if A == 0x0 goto 388 else 283
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 105, K: 0x80000000}, // 283: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 103, K: 0xcc},         // 284: if A == 0xcc goto 285 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 286: if A == 0x0 goto 287 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 288: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 99, JF: 98, K: 0xc2},         // 289: if A == 0xc2 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 290: if A >= 0x8b goto 291 else 303
-			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 291: if A >= 0xba goto 292 else 294
-			{Code: 0x15, JT: 96, JF: 0, K: 0xba},          // 292: if A == 0xba goto 389 else 293
-			{Code: 0x15, JT: 95, JF: 94, K: 0xbf},         // 293: if A == 0xbf goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 294: if A == 0x9d goto 295 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 296: if A == 0x0 goto 297 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 298: if A == 0x53564d41 goto 299 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 299: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 300: if A == 0x0 goto 301 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 301: A = arg1.lo
-			{Code: 0x15, JT: 86, JF: 85, K: 0x0},          // 302: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 85, JF: 0, K: 0x8a},          // 303: if A == 0x8a goto 389 else 304
-			{Code: 0x15, JT: 84, JF: 83, K: 0x83},         // 304: if A == 0x83 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 43, K: 0x3c},          // 305: if A >= 0x3c goto 306 else 349
-			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 306: if A >= 0x62 goto 307 else 315
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 307: if A >= 0x69 goto 308 else 312
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 308: if A >= 0x6d goto 309 else 311
-			{Code: 0x15, JT: 79, JF: 0, K: 0x7d},          // 309: if A == 0x7d goto 389 else 310
-			{Code: 0x15, JT: 78, JF: 77, K: 0x73},         // 310: if A == 0x73 goto 389 else 388
-			{Code: 0x35, JT: 77, JF: 76, K: 0x6b},         // 311: if A >= 0x6b goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 312: if A >= 0x66 goto 313 else 314
-			{Code: 0x15, JT: 74, JF: 75, K: 0x67},         // 313: if A == 0x67 goto 388 else 389
-			{Code: 0x15, JT: 74, JF: 73, K: 0x63},         // 314: if A == 0x63 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 315: if A >= 0x4a goto 316 else 319
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 316: if A >= 0x4e goto 317 else 318
-			{Code: 0x15, JT: 71, JF: 70, K: 0x61},         // 317: if A == 0x61 goto 389 else 388
-			{Code: 0x15, JT: 69, JF: 70, K: 0x4c},         // 318: if A == 0x4c goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 319: if A >= 0x3e goto 320 else 336
-			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 320: if A == 0x48 goto 321 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 322: if A == 0x0 goto 323 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 324: if A >= 0x80000000 goto 388 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 326: if A == 0x0 goto 327 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 328: if A >= 0x4 goto 329 else 335
-			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 329: if A == 0x406 goto 389 else 330
-			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 330: if A == 0x4 goto 331 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 331: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 332: if A == 0x0 goto 333 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 333: A = arg2.lo
-			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 334: if A & 0xfffb73ff goto 388 else 389
-			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 335: if A == 0x3 goto 389 else 388
-			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 336: if A == 0x3c goto 389 else 337
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 338: if A == 0x0 goto 339 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 340: if A == monitor_pid goto 341 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 341: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 342: if A == 0x0 goto 343 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 343: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 344: if A == 0x0 goto 345 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 345: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 346: if A == 0x0 goto 347 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 347: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 348: if A == 0x0 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 349: if A >= 0x13 goto 350 else 381
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 350: if A >= 0x2d goto 351 else 377
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 351: if A >= 0x2f goto 352 else 357
-			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 352: if A == 0x38 goto 353 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 354: if A == 0x0 goto 355 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
-			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 356: if A == 0xd0f00 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 357: if A == 0x2d goto 358 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 359: if A == 0x0 goto 360 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 361: if A >= 0x80000000 goto 388 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 362: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 363: if A == 0x0 goto 364 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 364: A = arg3.lo
-			{Code: 0x15, JT: 23, JF: 22, K: 0x40},         // 365: if A == 0x40 goto 389 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 20, K: 0x0},           // 367: if A == 0x0 goto 369 else 388
+			{Code: 0x15, JT: 0, JF: 1, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 27
+			{Code: 0x05, JT: 0, JF: 0, K: 0x132},          // 26: goto 333
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 27: if A >= 0x5000aea5 goto 28 else 32
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 28: if A >= 0x9000aea5 goto 29 else 30
+			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 29: if A == 0x9000aecf goto 201 else 182
+			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 30: if A == 0x5000aea5 goto 201 else 31
+			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 31: if A == 0x9000aea4 goto 201 else 182
+			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 32: if A == 0x4008ae89 goto 201 else 33
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 33: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == kvm_vm_fd goto 35 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 36: if A == 0x4020ae46 goto 201 else 182
+			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 37: if A == 0x541b goto 201 else 38
+			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 38: if A >= 0x5415 goto 182 else 201
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 39: if A >= 0x540c goto 40 else 41
+			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 40: if A == 0x5411 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 41: if A >= 0x5405 goto 42 else 43
+			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 42: if A >= 0x5409 goto 201 else 182
+			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 43: if A >= 0x5401 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 44: if A == 0xca goto 45 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 45: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 46: if A == 0x0 goto 47 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 47: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 48: if A >= 0x80 goto 49 else 50
+			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 49: if A >= 0x82 goto 182 else 201
+			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 50: if A >= 0x2 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 51: if A == 0xea goto 52 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 52: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 54: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 55: if A == sentry_pid goto 56 else 60
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 56: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 58: A = arg2.lo
+			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 59: if A >= 0x41 goto 182 else 201
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 60: if A == 0x0 goto 182 else 61
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 61: if A >= 0x80000000 goto 182 else 62
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 62: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 63: if A == 0x0 goto 64 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 64: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 65: if A == 0x0 goto 182 else 66
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 66: if A >= 0x80000000 goto 182 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 67: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 68: if A == 0x0 goto 69 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 69: A = arg2.lo
+			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 70: if A == 0x11 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 201 else 98
+			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
+			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 201 else 182
+			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
+			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 201 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
+			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 201 else 132
+			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 201 else 182
+			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 201 else 125
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 135: if A == 0x0 goto 136 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
+			{Code: 0x35, JT: 252, JF: 253, K: 0x80000000}, // 137: if A >= 0x80000000 goto 390 else 391
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 140: if A == 0x0 goto 141 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
+			{Code: 0x15, JT: 246, JF: 245, K: 0x19},       // 144: if A == 0x19 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 245, K: 0x10},         // 145: if A >= 0x10 goto 146 else 391
+			{Code: 0x35, JT: 244, JF: 243, K: 0x16},       // 146: if A >= 0x16 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
+			{Code: 0x15, JT: 242, JF: 241, K: 0x8},        // 148: if A == 0x8 goto 391 else 390
+			{Code: 0x15, JT: 241, JF: 240, K: 0x4},        // 149: if A == 0x4 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 151, K: 0x7e},         // 150: if A >= 0x7e goto 151 else 302
+			{Code: 0x35, JT: 0, JF: 108, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 260
+			{Code: 0x35, JT: 0, JF: 66, K: 0x11d},         // 152: if A >= 0x11d goto 153 else 219
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
+			{Code: 0x15, JT: 0, JF: 234, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 157: if A == 0x0 goto 158 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x35, JT: 230, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 390 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 161: if A == 0x0 goto 162 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x35, JT: 226, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 390 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 165: if A == 0x0 goto 166 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 223, JF: 222, K: 0x200},      // 167: if A == 0x200 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
+			{Code: 0x15, JT: 0, JF: 220, K: 0x144},        // 169: if A == 0x144 goto 170 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 171: if A == 0x0 goto 172 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
+			{Code: 0x15, JT: 121, JF: 215, K: 0x10},       // 174: if A == 0x10 goto 296 else 390
+			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 296 else 176
+			{Code: 0x15, JT: 119, JF: 213, K: 0x8},        // 176: if A == 0x8 goto 296 else 390
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 179: if A == 0x0 goto 180 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
+			{Code: 0x45, JT: 208, JF: 209, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 390 else 391
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
+			{Code: 0x15, JT: 204, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 391 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 201, K: 0x2},        // 188: if A & 0x2 goto 368 else 390
+			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 189: if A >= 0x124 goto 190 else 195
+			{Code: 0x15, JT: 0, JF: 199, K: 0x135},        // 190: if A == 0x135 goto 191 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 192: if A == 0x0 goto 193 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
+			{Code: 0x15, JT: 138, JF: 195, K: 0x0},        // 194: if A == 0x0 goto 333 else 390
+			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 195: if A >= 0x122 goto 196 else 210
+			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 196: if A == 0x122 goto 197 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 197: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 198: if A == 0x0 goto 199 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 189, K: 0x0},          // 200: if A == 0x0 goto 202 else 390
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 202: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 203: if A == 0x0 goto 204 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 204: A = arg1.lo
+			{Code: 0x15, JT: 185, JF: 184, K: 0x80800},    // 205: if A == 0x80800 goto 391 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 207: if A == 0x0 goto 208 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
+			{Code: 0x15, JT: 181, JF: 180, K: 0x80000},    // 209: if A == 0x80000 goto 391 else 390
+			{Code: 0x15, JT: 0, JF: 179, K: 0x11d},        // 210: if A == 0x11d goto 211 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 212: if A == 0x0 goto 213 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 390 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 216: if A == 0x0 goto 217 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x45, JT: 171, JF: 172, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 390 else 391
+			{Code: 0x35, JT: 0, JF: 24, K: 0x101},         // 219: if A >= 0x101 goto 220 else 244
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 220: if A >= 0x10c goto 221 else 226
+			{Code: 0x15, JT: 0, JF: 168, K: 0x10f},        // 221: if A == 0x10f goto 222 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 222: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 223: if A == 0x0 goto 224 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 164, K: 0x1},        // 225: if A == 0x1 goto 347 else 390
+			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 226: if A == 0x101 goto 227 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 228: if A == 0x0 goto 229 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 230: if A >= 0x80000000 goto 236 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 232: if A == 0x0 goto 233 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
+			{Code: 0x45, JT: 155, JF: 156, K: 0xffe2e2ff}, // 234: if A & 0xffe2e2ff goto 390 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 153, K: 0xffffff9c},   // 236: if A == 0xffffff9c goto 237 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 238: if A == 0x0 goto 239 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
+			{Code: 0x15, JT: 150, JF: 149, K: 0x80000},    // 240: if A == 0x80000 goto 391 else 390
+			{Code: 0x15, JT: 0, JF: 148, K: 0x10b},        // 241: if A == 0x10b goto 242 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
+			{Code: 0x15, JT: 35, JF: 146, K: 0x0},         // 243: if A == 0x0 goto 279 else 390
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 244: if A >= 0xe8 goto 245 else 259
+			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 245: if A == 0xe9 goto 246 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 247: if A == 0x0 goto 248 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 249: if A >= 0x80000000 goto 390 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 250: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 251: if A == 0x0 goto 252 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 252: A = arg1.lo
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 253: if A == 0x0 goto 390 else 254
+			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 254: if A >= 0x3 goto 390 else 255
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 255: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 256: if A == 0x0 goto 257 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 257: A = arg2.lo
+			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 258: if A >= 0x80000000 goto 390 else 391
+			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 259: if A == 0xe6 goto 390 else 391
+			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 260: if A >= 0xc0 goto 261 else 287
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 261: if A >= 0xd9 goto 262 else 273
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 262: if A >= 0xdc goto 263 else 272
+			{Code: 0x15, JT: 0, JF: 126, K: 0xdd},         // 263: if A == 0xdd goto 264 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 265: if A == 0x0 goto 266 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
+			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 267: if A >= 0x80000000 goto 390 else 268
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 268: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 269: if A == 0x0 goto 270 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 270: A = arg3.lo
+			{Code: 0x35, JT: 118, JF: 119, K: 0x6},        // 271: if A >= 0x6 goto 390 else 391
+			{Code: 0x15, JT: 117, JF: 118, K: 0xda},       // 272: if A == 0xda goto 390 else 391
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 273: if A >= 0xcb goto 274 else 286
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 274: if A == 0xcb goto 275 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 275: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 276: if A == 0x0 goto 277 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 277: A = arg0.lo
+			{Code: 0x15, JT: 111, JF: 1, K: 0x0},          // 278: if A == 0x0 goto 390 else 280
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 280: if A >= 0x80000000 goto 390 else 391
+			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 281: if A == 0xcc goto 282 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 283: if A == 0x0 goto 284 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
+			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 285: if A == 0x0 goto 391 else 390
+			{Code: 0x15, JT: 104, JF: 103, K: 0xc2},       // 286: if A == 0xc2 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 287: if A >= 0x8b goto 288 else 300
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 288: if A >= 0xba goto 289 else 291
+			{Code: 0x15, JT: 101, JF: 0, K: 0xba},         // 289: if A == 0xba goto 391 else 290
+			{Code: 0x15, JT: 100, JF: 99, K: 0xbf},        // 290: if A == 0xbf goto 391 else 390
+			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 291: if A == 0x9d goto 292 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 293: if A == 0x0 goto 294 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 94, K: 0x53564d41},    // 295: if A == 0x53564d41 goto 296 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 296: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 297: if A == 0x0 goto 298 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 298: A = arg1.lo
+			{Code: 0x15, JT: 91, JF: 90, K: 0x0},          // 299: if A == 0x0 goto 391 else 390
+			{Code: 0x15, JT: 90, JF: 0, K: 0x8a},          // 300: if A == 0x8a goto 391 else 301
+			{Code: 0x15, JT: 89, JF: 88, K: 0x83},         // 301: if A == 0x83 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3c},          // 302: if A >= 0x3c goto 303 else 351
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 303: if A >= 0x62 goto 304 else 312
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 304: if A >= 0x69 goto 305 else 309
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 305: if A >= 0x6d goto 306 else 308
+			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 306: if A == 0x7d goto 391 else 307
+			{Code: 0x15, JT: 83, JF: 82, K: 0x73},         // 307: if A == 0x73 goto 391 else 390
+			{Code: 0x35, JT: 82, JF: 81, K: 0x6b},         // 308: if A >= 0x6b goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 309: if A >= 0x66 goto 310 else 311
+			{Code: 0x15, JT: 79, JF: 80, K: 0x67},         // 310: if A == 0x67 goto 390 else 391
+			{Code: 0x15, JT: 79, JF: 78, K: 0x63},         // 311: if A == 0x63 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 312: if A >= 0x4a goto 313 else 316
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 313: if A >= 0x4e goto 314 else 315
+			{Code: 0x15, JT: 76, JF: 75, K: 0x61},         // 314: if A == 0x61 goto 391 else 390
+			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 315: if A == 0x4c goto 390 else 391
+			{Code: 0x35, JT: 0, JF: 21, K: 0x3e},          // 316: if A >= 0x3e goto 317 else 338
+			{Code: 0x15, JT: 0, JF: 72, K: 0x48},          // 317: if A == 0x48 goto 318 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 318: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 319: if A == 0x0 goto 320 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 321: if A >= 0x80000000 goto 390 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 322: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 323: if A == 0x0 goto 324 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 324: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 325: if A >= 0x4 goto 326 else 337
+			{Code: 0x15, JT: 64, JF: 0, K: 0x406},         // 326: if A == 0x406 goto 391 else 327
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 327: if A == 0x4 goto 328 else 332
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 328: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 329: if A == 0x0 goto 330 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 330: A = arg2.lo
+			{Code: 0x45, JT: 58, JF: 59, K: 0xfffb73ff},   // 331: if A & 0xfffb73ff goto 390 else 391
+			{Code: 0x15, JT: 0, JF: 57, K: 0x40a},         // 332: if A == 0x40a goto 333 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 333: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 334: if A == 0x0 goto 335 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 335: A = arg2.lo
+			{Code: 0x15, JT: 54, JF: 53, K: 0x0},          // 336: if A == 0x0 goto 391 else 390
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 337: if A == 0x3 goto 391 else 390
+			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 338: if A == 0x3c goto 391 else 339
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 340: if A == 0x0 goto 341 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 342: if A == monitor_pid goto 343 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 343: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 344: if A == 0x0 goto 345 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 346: if A == 0x0 goto 347 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 348: if A == 0x0 goto 349 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 350: if A == 0x0 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 351: if A >= 0x13 goto 352 else 383
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 352: if A >= 0x2d goto 353 else 379
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 353: if A >= 0x2f goto 354 else 359
+			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 354: if A == 0x38 goto 355 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 356: if A == 0x0 goto 357 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
+			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 358: if A == 0xd0f00 goto 391 else 390
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 359: if A == 0x2d goto 360 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 361: if A == 0x0 goto 362 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 363: if A >= 0x80000000 goto 390 else 364
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 364: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 365: if A == 0x0 goto 366 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 366: A = arg3.lo
+			{Code: 0x15, JT: 23, JF: 22, K: 0x40},         // 367: if A == 0x40 goto 391 else 390
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 370: if A >= 0x80000000 goto 388 else 371
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 371: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 372: if A == 0x0 goto 373 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 373: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 374: if A >= 0x4001 goto 375 else 376
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 375: if A == 0x4040 goto 389 else 388
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 376: if A == 0x4000 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 377: if A >= 0x23 goto 378 else 380
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 378: if A == 0x23 goto 389 else 379
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 379: if A == 0x27 goto 389 else 388
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 380: if A == 0x18 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 381: if A >= 0x8 goto 382 else 385
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 382: if A >= 0xd goto 389 else 383
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 383: if A == 0x8 goto 389 else 384
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 384: if A == 0xb goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 385: if A >= 0x4 goto 386 else 387
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 386: if A == 0x5 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 387: if A == 0x2 goto 388 else 389
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 388: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 389: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 369: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 370: if A == 0x0 goto 371 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 371: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 372: if A >= 0x80000000 goto 390 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 373: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 374: if A == 0x0 goto 375 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 375: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 376: if A >= 0x4001 goto 377 else 378
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 377: if A == 0x4040 goto 391 else 390
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 378: if A == 0x4000 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 379: if A >= 0x23 goto 380 else 382
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 380: if A == 0x23 goto 391 else 381
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 381: if A == 0x27 goto 391 else 390
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 382: if A == 0x18 goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 383: if A >= 0x8 goto 384 else 387
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 384: if A >= 0xd goto 391 else 385
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 385: if A == 0x8 goto 391 else 386
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 386: if A == 0xb goto 391 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 387: if A >= 0x4 goto 388 else 389
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 388: if A == 0x5 goto 391 else 390
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 389: if A == 0x2 goto 390 else 391
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 390: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 391: return 0x7fff0000
 		},
 	},
 	{
@@ -418,404 +420,406 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 33}},
-			{Name: "monitor_pid", Uses: []uint16{343}},
-			{Name: "sentry_pid", Uses: []uint16{54}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 34}},
+			{Name: "monitor_pid", Uses: []uint16{345}},
+			{Name: "sentry_pid", Uses: []uint16{55}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 39, K: 0x10},          // 3: if A == 0x10 goto 4 else 43
+			{Code: 0x15, JT: 0, JF: 40, K: 0x10},          // 3: if A == 0x10 goto 4 else 44
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
 			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
 			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
-			{Code: 0x15, JT: 12, JF: 169, K: 0x0},         // 11: if A == 0x0 goto 24 else 181
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 181
+			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 19, JF: 166, K: 0x0},         // 14: if A == 0x0 goto 34 else 181
+			{Code: 0x15, JT: 20, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 35 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 16: if A == 0x0 goto 17 else 181
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 19, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 38
-			{Code: 0x35, JT: 0, JF: 16, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 36
-			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x35, JT: 0, JF: 20, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 39
+			{Code: 0x35, JT: 0, JF: 17, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 37
+			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 10, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 33
-			{Code: 0x25, JT: 9, JF: 0, K: 0x0},            // 23: if A > kvm_vcpu_fd_last goto 33 else 24
+			{Code: 0x35, JT: 0, JF: 11, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 34
+			{Code: 0x25, JT: 10, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 34 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 168, JF: 0, K: 0xae80},       // 25: if A == 0xae80 goto 194 else 26
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 26: if A >= 0x5000aea5 goto 27 else 31
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 27: if A >= 0x9000aea5 goto 28 else 29
-			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 28: if A == 0x9000aecf goto 200 else 181
-			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 29: if A == 0x5000aea5 goto 200 else 30
-			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 30: if A == 0x9000aea4 goto 200 else 181
-			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 31: if A == 0x4008ae89 goto 200 else 32
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 32: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == kvm_vm_fd goto 34 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 34: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 35: if A == 0x4020ae46 goto 200 else 181
-			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 36: if A == 0x541b goto 200 else 37
-			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 37: if A >= 0x5415 goto 181 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 38: if A >= 0x540c goto 39 else 40
-			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 39: if A == 0x5411 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 40: if A >= 0x5405 goto 41 else 42
-			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 41: if A >= 0x5409 goto 200 else 181
-			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 42: if A >= 0x5401 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 43: if A == 0xca goto 44 else 50
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 45: if A == 0x0 goto 46 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 47: if A >= 0x80 goto 48 else 49
-			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 48: if A >= 0x82 goto 181 else 200
-			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 49: if A >= 0x2 goto 181 else 200
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 50: if A == 0xea goto 51 else 70
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 51: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 53: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 54: if A == sentry_pid goto 55 else 59
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 56: if A == 0x0 goto 57 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
-			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 58: if A >= 0x41 goto 181 else 200
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
-			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 181 else 65
-			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 65: if A >= 0x80000000 goto 181 else 66
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 66: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 68: A = arg2.lo
-			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 69: if A == 0x11 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 70: if A == 0x119 goto 71 else 79
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 71: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 73: A = arg0.lo
-			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 74: if A >= 0x80000000 goto 181 else 75
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 75: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 77: A = arg4.lo
-			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 78: if A == 0x0 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 79: if A == 0x1b5 goto 80 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 81: if A == 0x0 goto 82 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 83: if A >= 0x80000000 goto 181 else 84
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 84: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 85: if A == 0x0 goto 86 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 87: if A == 0x18 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 88: if A == 0x106 goto 89 else 98
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 89: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 91: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 92: if A >= 0x80000000 goto 181 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 93: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 94: if A == 0x0 goto 95 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 95: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 96: if A == 0x0 goto 200 else 97
-			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 97: if A == 0x900 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 98: if A == 0x9 goto 99 else 137
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 99: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 100: if A == 0x0 goto 101 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 101: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 102: if A == 0x0 goto 103 else 109
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 103: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 104: if A == 0x0 goto 105 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 105: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 106: if A >= 0x23 goto 107 else 108
-			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 107: if A == 0x32 goto 200 else 181
-			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 108: if A == 0x22 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 109: if A == 0x3 goto 110 else 125
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 110: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 112: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 113: if A >= 0x23 goto 114 else 123
-			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 114: if A == 0x32 goto 200 else 115
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 115: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 116: if A == 0x0 goto 117 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 117: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 118: if A == 0x0 goto 119 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 120: if A >= 0x29 goto 121 else 122
-			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 121: if A == 0x4022 goto 200 else 131
-			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 122: if A == 0x28 goto 200 else 181
-			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 123: if A == 0x22 goto 200 else 124
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 124: if A >= 0x2 goto 181 else 132
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 125: if A >= 0x2 goto 181 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 127: if A == 0x0 goto 128 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 129: if A >= 0x2 goto 131 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 131: if A == 0x4001 goto 133 else 181
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 132: if A == 0x0 goto 181 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 133: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 134: if A == 0x0 goto 135 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 135: A = arg4.lo
-			{Code: 0x35, JT: 254, JF: 255, K: 0x80000000}, // 136: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 137: if A == 0x1c goto 138 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 139: if A == 0x0 goto 140 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 141: if A >= 0xe goto 142 else 146
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 142: if A >= 0x18 goto 143 else 144
-			{Code: 0x15, JT: 248, JF: 247, K: 0x19},       // 143: if A == 0x19 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 247, K: 0x10},         // 144: if A >= 0x10 goto 145 else 392
-			{Code: 0x35, JT: 246, JF: 245, K: 0x16},       // 145: if A >= 0x16 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 146: if A >= 0x5 goto 147 else 148
-			{Code: 0x15, JT: 244, JF: 243, K: 0x8},        // 147: if A == 0x8 goto 392 else 391
-			{Code: 0x15, JT: 243, JF: 242, K: 0x4},        // 148: if A == 0x4 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 158, K: 0x7e},         // 149: if A >= 0x7e goto 150 else 308
-			{Code: 0x35, JT: 0, JF: 115, K: 0xe4},         // 150: if A >= 0xe4 goto 151 else 266
-			{Code: 0x35, JT: 0, JF: 70, K: 0x11d},         // 151: if A >= 0x11d goto 152 else 222
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 152: if A >= 0x13e goto 153 else 188
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 153: if A >= 0x145 goto 154 else 167
-			{Code: 0x15, JT: 0, JF: 236, K: 0x1b7},        // 154: if A == 0x1b7 goto 155 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 156: if A == 0x0 goto 157 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
-			{Code: 0x35, JT: 232, JF: 0, K: 0x80000000},   // 158: if A >= 0x80000000 goto 391 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 160: if A == 0x0 goto 161 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
-			{Code: 0x35, JT: 228, JF: 0, K: 0x8},          // 162: if A >= 0x8 goto 391 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 164: if A == 0x0 goto 165 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x15, JT: 225, JF: 224, K: 0x200},      // 166: if A == 0x200 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 167: if A >= 0x140 goto 168 else 176
-			{Code: 0x15, JT: 0, JF: 222, K: 0x144},        // 168: if A == 0x144 goto 169 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 170: if A == 0x0 goto 171 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 172: if A >= 0x9 goto 173 else 174
-			{Code: 0x15, JT: 128, JF: 217, K: 0x10},       // 173: if A == 0x10 goto 302 else 391
-			{Code: 0x15, JT: 127, JF: 0, K: 0x0},          // 174: if A == 0x0 goto 302 else 175
-			{Code: 0x15, JT: 126, JF: 215, K: 0x8},        // 175: if A == 0x8 goto 302 else 391
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 176: if A == 0x13e goto 177 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 178: if A == 0x0 goto 179 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
-			{Code: 0x45, JT: 210, JF: 211, K: 0xfffffffe}, // 180: if A & 0xfffffffe goto 391 else 392
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 183: if A == 0x0 goto 184 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
-			{Code: 0x15, JT: 206, JF: 1, K: 0x1},          // 185: if A == 0x1 goto 392 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 186: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 203, K: 0x2},        // 187: if A & 0x2 goto 367 else 391
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 188: if A >= 0x124 goto 189 else 198
-			{Code: 0x15, JT: 0, JF: 201, K: 0x135},        // 189: if A == 0x135 goto 190 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 190: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 191: if A == 0x0 goto 192 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 192: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 193: if A == 0x0 goto 194 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 194: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 195: if A == 0x0 goto 196 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 196: A = arg2.lo
-			{Code: 0x15, JT: 194, JF: 193, K: 0x0},        // 197: if A == 0x0 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 198: if A >= 0x122 goto 199 else 213
-			{Code: 0x15, JT: 1, JF: 9, K: 0x122},          // 199: if A == 0x122 goto 201 else 209
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 201: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 202: if A == 0x0 goto 203 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 203: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 204: if A == 0x0 goto 205 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 206: if A == 0x0 goto 207 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
-			{Code: 0x15, JT: 183, JF: 182, K: 0x80800},    // 208: if A == 0x80800 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 210: if A == 0x0 goto 211 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
-			{Code: 0x15, JT: 179, JF: 178, K: 0x80000},    // 212: if A == 0x80000 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 177, K: 0x11d},        // 213: if A == 0x11d goto 214 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 215: if A == 0x0 goto 216 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
-			{Code: 0x35, JT: 173, JF: 0, K: 0x80000000},   // 217: if A >= 0x80000000 goto 391 else 218
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 219: if A == 0x0 goto 220 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x45, JT: 169, JF: 170, K: 0xffffff80}, // 221: if A & 0xffffff80 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 27, K: 0x101},         // 222: if A >= 0x101 goto 223 else 250
-			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 223: if A >= 0x10c goto 224 else 229
-			{Code: 0x15, JT: 0, JF: 166, K: 0x10f},        // 224: if A == 0x10f goto 225 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 226: if A == 0x0 goto 227 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
-			{Code: 0x15, JT: 119, JF: 162, K: 0x1},        // 228: if A == 0x1 goto 348 else 391
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 229: if A == 0x101 goto 230 else 247
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 231: if A == 0x0 goto 232 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 233: if A >= 0x80000000 goto 240 else 234
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 235: if A == 0x0 goto 236 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 154, K: 0xffe2e2ff},   // 237: if A & 0xffe2e2ff goto 238 else 392
-			{Code: 0x45, JT: 152, JF: 153, K: 0xffe2e0fc}, // 238: if A & 0xffe2e0fc goto 391 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 150, K: 0xffffff9c},   // 240: if A == 0xffffff9c goto 241 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 242: if A == 0x0 goto 243 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 244: if A >= 0x80001 goto 245 else 246
-			{Code: 0x15, JT: 146, JF: 145, K: 0x290000},   // 245: if A == 0x290000 goto 392 else 391
-			{Code: 0x15, JT: 145, JF: 144, K: 0x80000},    // 246: if A == 0x80000 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 143, K: 0x10b},        // 247: if A == 0x10b goto 248 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
-			{Code: 0x15, JT: 35, JF: 141, K: 0x0},         // 249: if A == 0x0 goto 285 else 391
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 250: if A >= 0xe8 goto 251 else 265
-			{Code: 0x15, JT: 0, JF: 139, K: 0xe9},         // 251: if A == 0xe9 goto 252 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 253: if A == 0x0 goto 254 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 255: if A >= 0x80000000 goto 391 else 256
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 256: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 257: if A == 0x0 goto 258 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 258: A = arg1.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 259: if A == 0x0 goto 391 else 260
-			{Code: 0x35, JT: 130, JF: 0, K: 0x3},          // 260: if A >= 0x3 goto 391 else 261
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 261: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 262: if A == 0x0 goto 263 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 263: A = arg2.lo
-			{Code: 0x35, JT: 126, JF: 127, K: 0x80000000}, // 264: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x15, JT: 125, JF: 126, K: 0xe6},       // 265: if A == 0xe6 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 266: if A >= 0xc0 goto 267 else 293
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 267: if A >= 0xd9 goto 268 else 279
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 268: if A >= 0xdc goto 269 else 278
-			{Code: 0x15, JT: 0, JF: 121, K: 0xdd},         // 269: if A == 0xdd goto 270 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 271: if A == 0x0 goto 272 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x35, JT: 117, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 391 else 274
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 274: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 275: if A == 0x0 goto 276 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 276: A = arg3.lo
-			{Code: 0x35, JT: 113, JF: 114, K: 0x6},        // 277: if A >= 0x6 goto 391 else 392
-			{Code: 0x15, JT: 112, JF: 113, K: 0xda},       // 278: if A == 0xda goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 279: if A >= 0xcb goto 280 else 292
-			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 280: if A == 0xcb goto 281 else 287
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 282: if A == 0x0 goto 283 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
-			{Code: 0x15, JT: 106, JF: 1, K: 0x0},          // 284: if A == 0x0 goto 391 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 285: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 105, K: 0x80000000}, // 286: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 103, K: 0xcc},         // 287: if A == 0xcc goto 288 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 289: if A == 0x0 goto 290 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
-			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 291: if A == 0x0 goto 392 else 391
-			{Code: 0x15, JT: 99, JF: 98, K: 0xc2},         // 292: if A == 0xc2 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 293: if A >= 0x8b goto 294 else 306
-			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 294: if A >= 0xba goto 295 else 297
-			{Code: 0x15, JT: 96, JF: 0, K: 0xba},          // 295: if A == 0xba goto 392 else 296
-			{Code: 0x15, JT: 95, JF: 94, K: 0xbf},         // 296: if A == 0xbf goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 93, K: 0x9d},          // 297: if A == 0x9d goto 298 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 299: if A == 0x0 goto 300 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 89, K: 0x53564d41},    // 301: if A == 0x53564d41 goto 302 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 303: if A == 0x0 goto 304 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
-			{Code: 0x15, JT: 86, JF: 85, K: 0x0},          // 305: if A == 0x0 goto 392 else 391
-			{Code: 0x15, JT: 85, JF: 0, K: 0x8a},          // 306: if A == 0x8a goto 392 else 307
-			{Code: 0x15, JT: 84, JF: 83, K: 0x83},         // 307: if A == 0x83 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 43, K: 0x3c},          // 308: if A >= 0x3c goto 309 else 352
-			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 309: if A >= 0x62 goto 310 else 318
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 310: if A >= 0x69 goto 311 else 315
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 311: if A >= 0x6d goto 312 else 314
-			{Code: 0x15, JT: 79, JF: 0, K: 0x7d},          // 312: if A == 0x7d goto 392 else 313
-			{Code: 0x15, JT: 78, JF: 77, K: 0x73},         // 313: if A == 0x73 goto 392 else 391
-			{Code: 0x35, JT: 77, JF: 76, K: 0x6b},         // 314: if A >= 0x6b goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 315: if A >= 0x66 goto 316 else 317
-			{Code: 0x15, JT: 74, JF: 75, K: 0x67},         // 316: if A == 0x67 goto 391 else 392
-			{Code: 0x15, JT: 74, JF: 73, K: 0x63},         // 317: if A == 0x63 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 318: if A >= 0x4a goto 319 else 322
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 319: if A >= 0x4e goto 320 else 321
-			{Code: 0x15, JT: 71, JF: 70, K: 0x61},         // 320: if A == 0x61 goto 392 else 391
-			{Code: 0x15, JT: 69, JF: 70, K: 0x4c},         // 321: if A == 0x4c goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3e},          // 322: if A >= 0x3e goto 323 else 339
-			{Code: 0x15, JT: 0, JF: 67, K: 0x48},          // 323: if A == 0x48 goto 324 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 324: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 325: if A == 0x0 goto 326 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
-			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 327: if A >= 0x80000000 goto 391 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 328: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 329: if A == 0x0 goto 330 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 330: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 331: if A >= 0x4 goto 332 else 338
-			{Code: 0x15, JT: 59, JF: 0, K: 0x406},         // 332: if A == 0x406 goto 392 else 333
-			{Code: 0x15, JT: 0, JF: 57, K: 0x4},           // 333: if A == 0x4 goto 334 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 334: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 335: if A == 0x0 goto 336 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 336: A = arg2.lo
-			{Code: 0x45, JT: 53, JF: 54, K: 0xfffb73ff},   // 337: if A & 0xfffb73ff goto 391 else 392
-			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 338: if A == 0x3 goto 392 else 391
-			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 339: if A == 0x3c goto 392 else 340
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 341: if A == 0x0 goto 342 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 343: if A == monitor_pid goto 344 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 344: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 345: if A == 0x0 goto 346 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 346: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 347: if A == 0x0 goto 348 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 349: if A == 0x0 goto 350 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 351: if A == 0x0 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 352: if A >= 0x13 goto 353 else 384
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 353: if A >= 0x2d goto 354 else 380
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 354: if A >= 0x2f goto 355 else 360
-			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 355: if A == 0x38 goto 356 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 356: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 357: if A == 0x0 goto 358 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
-			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 359: if A == 0xd0f00 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 360: if A == 0x2d goto 361 else 370
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 362: if A == 0x0 goto 363 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 364: if A >= 0x80000000 goto 391 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 365: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 24, K: 0x0},           // 366: if A == 0x0 goto 368 else 391
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 367: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 368: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 369: if A == 0x40 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 370: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 371: if A == 0x0 goto 372 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 372: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 373: if A >= 0x80000000 goto 391 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 374: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 375: if A == 0x0 goto 376 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 376: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 377: if A >= 0x4001 goto 378 else 379
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 378: if A == 0x4040 goto 392 else 391
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 379: if A == 0x4000 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 380: if A >= 0x23 goto 381 else 383
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 381: if A == 0x23 goto 392 else 382
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 382: if A == 0x27 goto 392 else 391
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 383: if A == 0x18 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 384: if A >= 0x8 goto 385 else 388
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 385: if A >= 0xd goto 392 else 386
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 386: if A == 0x8 goto 392 else 387
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 387: if A == 0xb goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 388: if A >= 0x4 goto 389 else 390
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 389: if A == 0x5 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 390: if A == 0x2 goto 391 else 392
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 391: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 1, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 27
+			{Code: 0x05, JT: 0, JF: 0, K: 0x135},          // 26: goto 336
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 27: if A >= 0x5000aea5 goto 28 else 32
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 28: if A >= 0x9000aea5 goto 29 else 30
+			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 29: if A == 0x9000aecf goto 201 else 182
+			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 30: if A == 0x5000aea5 goto 201 else 31
+			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 31: if A == 0x9000aea4 goto 201 else 182
+			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 32: if A == 0x4008ae89 goto 201 else 33
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 33: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == kvm_vm_fd goto 35 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 36: if A == 0x4020ae46 goto 201 else 182
+			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 37: if A == 0x541b goto 201 else 38
+			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 38: if A >= 0x5415 goto 182 else 201
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 39: if A >= 0x540c goto 40 else 41
+			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 40: if A == 0x5411 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 41: if A >= 0x5405 goto 42 else 43
+			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 42: if A >= 0x5409 goto 201 else 182
+			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 43: if A >= 0x5401 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 44: if A == 0xca goto 45 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 45: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 46: if A == 0x0 goto 47 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 47: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 48: if A >= 0x80 goto 49 else 50
+			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 49: if A >= 0x82 goto 182 else 201
+			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 50: if A >= 0x2 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 51: if A == 0xea goto 52 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 52: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 54: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 55: if A == sentry_pid goto 56 else 60
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 56: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 58: A = arg2.lo
+			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 59: if A >= 0x41 goto 182 else 201
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 60: if A == 0x0 goto 182 else 61
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 61: if A >= 0x80000000 goto 182 else 62
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 62: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 63: if A == 0x0 goto 64 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 64: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 65: if A == 0x0 goto 182 else 66
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 66: if A >= 0x80000000 goto 182 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 67: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 68: if A == 0x0 goto 69 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 69: A = arg2.lo
+			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 70: if A == 0x11 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 201 else 98
+			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
+			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 201 else 182
+			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
+			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 201 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
+			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 201 else 132
+			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 201 else 182
+			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 201 else 125
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 135: if A == 0x0 goto 136 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
+			{Code: 0x35, JT: 255, JF: 63, K: 0x80000000},  // 137: if A >= 0x80000000 goto 393 else 201
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 140: if A == 0x0 goto 141 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
+			{Code: 0x15, JT: 249, JF: 248, K: 0x19},       // 144: if A == 0x19 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 248, K: 0x10},         // 145: if A >= 0x10 goto 146 else 394
+			{Code: 0x35, JT: 247, JF: 246, K: 0x16},       // 146: if A >= 0x16 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
+			{Code: 0x15, JT: 245, JF: 244, K: 0x8},        // 148: if A == 0x8 goto 394 else 393
+			{Code: 0x15, JT: 244, JF: 243, K: 0x4},        // 149: if A == 0x4 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 154, K: 0x7e},         // 150: if A >= 0x7e goto 151 else 305
+			{Code: 0x35, JT: 0, JF: 111, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 263
+			{Code: 0x35, JT: 0, JF: 66, K: 0x11d},         // 152: if A >= 0x11d goto 153 else 219
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
+			{Code: 0x15, JT: 0, JF: 237, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 157: if A == 0x0 goto 158 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x35, JT: 233, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 393 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 161: if A == 0x0 goto 162 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x35, JT: 229, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 393 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 165: if A == 0x0 goto 166 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 226, JF: 225, K: 0x200},      // 167: if A == 0x200 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
+			{Code: 0x15, JT: 0, JF: 223, K: 0x144},        // 169: if A == 0x144 goto 170 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 171: if A == 0x0 goto 172 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
+			{Code: 0x15, JT: 124, JF: 218, K: 0x10},       // 174: if A == 0x10 goto 299 else 393
+			{Code: 0x15, JT: 123, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 299 else 176
+			{Code: 0x15, JT: 122, JF: 216, K: 0x8},        // 176: if A == 0x8 goto 299 else 393
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 179: if A == 0x0 goto 180 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
+			{Code: 0x45, JT: 211, JF: 212, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 393 else 394
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
+			{Code: 0x15, JT: 207, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 394 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 204, K: 0x2},        // 188: if A & 0x2 goto 369 else 393
+			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 189: if A >= 0x124 goto 190 else 195
+			{Code: 0x15, JT: 0, JF: 202, K: 0x135},        // 190: if A == 0x135 goto 191 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 192: if A == 0x0 goto 193 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
+			{Code: 0x15, JT: 141, JF: 198, K: 0x0},        // 194: if A == 0x0 goto 336 else 393
+			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 195: if A >= 0x122 goto 196 else 210
+			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 196: if A == 0x122 goto 197 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 197: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 198: if A == 0x0 goto 199 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 192, K: 0x0},          // 200: if A == 0x0 goto 202 else 393
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 202: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 203: if A == 0x0 goto 204 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 204: A = arg1.lo
+			{Code: 0x15, JT: 188, JF: 187, K: 0x80800},    // 205: if A == 0x80800 goto 394 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 207: if A == 0x0 goto 208 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
+			{Code: 0x15, JT: 184, JF: 183, K: 0x80000},    // 209: if A == 0x80000 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 182, K: 0x11d},        // 210: if A == 0x11d goto 211 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 212: if A == 0x0 goto 213 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 393 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 216: if A == 0x0 goto 217 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x45, JT: 174, JF: 175, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 27, K: 0x101},         // 219: if A >= 0x101 goto 220 else 247
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 220: if A >= 0x10c goto 221 else 226
+			{Code: 0x15, JT: 0, JF: 171, K: 0x10f},        // 221: if A == 0x10f goto 222 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 222: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 223: if A == 0x0 goto 224 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
+			{Code: 0x15, JT: 124, JF: 167, K: 0x1},        // 225: if A == 0x1 goto 350 else 393
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 226: if A == 0x101 goto 227 else 244
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 228: if A == 0x0 goto 229 else 236
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 230: if A >= 0x80000000 goto 237 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 232: if A == 0x0 goto 233 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 159, K: 0xffe2e2ff},   // 234: if A & 0xffe2e2ff goto 235 else 394
+			{Code: 0x45, JT: 157, JF: 158, K: 0xffe2e0fc}, // 235: if A & 0xffe2e0fc goto 393 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 155, K: 0xffffff9c},   // 237: if A == 0xffffff9c goto 238 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 238: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 239: if A == 0x0 goto 240 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 240: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 241: if A >= 0x80001 goto 242 else 243
+			{Code: 0x15, JT: 151, JF: 150, K: 0x290000},   // 242: if A == 0x290000 goto 394 else 393
+			{Code: 0x15, JT: 150, JF: 149, K: 0x80000},    // 243: if A == 0x80000 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 148, K: 0x10b},        // 244: if A == 0x10b goto 245 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
+			{Code: 0x15, JT: 35, JF: 146, K: 0x0},         // 246: if A == 0x0 goto 282 else 393
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 247: if A >= 0xe8 goto 248 else 262
+			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 248: if A == 0xe9 goto 249 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 250: if A == 0x0 goto 251 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 393 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 254: if A == 0x0 goto 255 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 256: if A == 0x0 goto 393 else 257
+			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 257: if A >= 0x3 goto 393 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 259: if A == 0x0 goto 260 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
+			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 261: if A >= 0x80000000 goto 393 else 394
+			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 262: if A == 0xe6 goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 263: if A >= 0xc0 goto 264 else 290
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 264: if A >= 0xd9 goto 265 else 276
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 265: if A >= 0xdc goto 266 else 275
+			{Code: 0x15, JT: 0, JF: 126, K: 0xdd},         // 266: if A == 0xdd goto 267 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 268: if A == 0x0 goto 269 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
+			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 393 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 271: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 272: if A == 0x0 goto 273 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 273: A = arg3.lo
+			{Code: 0x35, JT: 118, JF: 119, K: 0x6},        // 274: if A >= 0x6 goto 393 else 394
+			{Code: 0x15, JT: 117, JF: 118, K: 0xda},       // 275: if A == 0xda goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 276: if A >= 0xcb goto 277 else 289
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 277: if A == 0xcb goto 278 else 284
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 279: if A == 0x0 goto 280 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x15, JT: 111, JF: 1, K: 0x0},          // 281: if A == 0x0 goto 393 else 283
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 283: if A >= 0x80000000 goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 284: if A == 0xcc goto 285 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 286: if A == 0x0 goto 287 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 288: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 104, JF: 103, K: 0xc2},       // 289: if A == 0xc2 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 290: if A >= 0x8b goto 291 else 303
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 291: if A >= 0xba goto 292 else 294
+			{Code: 0x15, JT: 101, JF: 0, K: 0xba},         // 292: if A == 0xba goto 394 else 293
+			{Code: 0x15, JT: 100, JF: 99, K: 0xbf},        // 293: if A == 0xbf goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 294: if A == 0x9d goto 295 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 296: if A == 0x0 goto 297 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 94, K: 0x53564d41},    // 298: if A == 0x53564d41 goto 299 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 299: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 300: if A == 0x0 goto 301 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 301: A = arg1.lo
+			{Code: 0x15, JT: 91, JF: 90, K: 0x0},          // 302: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 90, JF: 0, K: 0x8a},          // 303: if A == 0x8a goto 394 else 304
+			{Code: 0x15, JT: 89, JF: 88, K: 0x83},         // 304: if A == 0x83 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3c},          // 305: if A >= 0x3c goto 306 else 354
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 306: if A >= 0x62 goto 307 else 315
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 307: if A >= 0x69 goto 308 else 312
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 308: if A >= 0x6d goto 309 else 311
+			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 309: if A == 0x7d goto 394 else 310
+			{Code: 0x15, JT: 83, JF: 82, K: 0x73},         // 310: if A == 0x73 goto 394 else 393
+			{Code: 0x35, JT: 82, JF: 81, K: 0x6b},         // 311: if A >= 0x6b goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 312: if A >= 0x66 goto 313 else 314
+			{Code: 0x15, JT: 79, JF: 80, K: 0x67},         // 313: if A == 0x67 goto 393 else 394
+			{Code: 0x15, JT: 79, JF: 78, K: 0x63},         // 314: if A == 0x63 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 315: if A >= 0x4a goto 316 else 319
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 316: if A >= 0x4e goto 317 else 318
+			{Code: 0x15, JT: 76, JF: 75, K: 0x61},         // 317: if A == 0x61 goto 394 else 393
+			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 318: if A == 0x4c goto 393 else 394
+			{Code: 0x35, JT: 0, JF: 21, K: 0x3e},          // 319: if A >= 0x3e goto 320 else 341
+			{Code: 0x15, JT: 0, JF: 72, K: 0x48},          // 320: if A == 0x48 goto 321 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 322: if A == 0x0 goto 323 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 324: if A >= 0x80000000 goto 393 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 326: if A == 0x0 goto 327 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 328: if A >= 0x4 goto 329 else 340
+			{Code: 0x15, JT: 64, JF: 0, K: 0x406},         // 329: if A == 0x406 goto 394 else 330
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 330: if A == 0x4 goto 331 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 331: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 332: if A == 0x0 goto 333 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 333: A = arg2.lo
+			{Code: 0x45, JT: 58, JF: 59, K: 0xfffb73ff},   // 334: if A & 0xfffb73ff goto 393 else 394
+			{Code: 0x15, JT: 0, JF: 57, K: 0x40a},         // 335: if A == 0x40a goto 336 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 336: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 337: if A == 0x0 goto 338 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 338: A = arg2.lo
+			{Code: 0x15, JT: 54, JF: 53, K: 0x0},          // 339: if A == 0x0 goto 394 else 393
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 340: if A == 0x3 goto 394 else 393
+			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 341: if A == 0x3c goto 394 else 342
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 343: if A == 0x0 goto 344 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 345: if A == monitor_pid goto 346 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 346: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 347: if A == 0x0 goto 348 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 348: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 349: if A == 0x0 goto 350 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 351: if A == 0x0 goto 352 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 353: if A == 0x0 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 354: if A >= 0x13 goto 355 else 386
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 355: if A >= 0x2d goto 356 else 382
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 356: if A >= 0x2f goto 357 else 362
+			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 357: if A == 0x38 goto 358 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 359: if A == 0x0 goto 360 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
+			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 361: if A == 0xd0f00 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 362: if A == 0x2d goto 363 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 364: if A == 0x0 goto 365 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 366: if A >= 0x80000000 goto 393 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 367: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 24, K: 0x0},           // 368: if A == 0x0 goto 370 else 393
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 369: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 370: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 371: if A == 0x40 goto 394 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 373: if A == 0x0 goto 374 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 374: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 375: if A >= 0x80000000 goto 393 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 376: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 377: if A == 0x0 goto 378 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 378: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 379: if A >= 0x4001 goto 380 else 381
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 380: if A == 0x4040 goto 394 else 393
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 381: if A == 0x4000 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 382: if A >= 0x23 goto 383 else 385
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 383: if A == 0x23 goto 394 else 384
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 384: if A == 0x27 goto 394 else 393
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 385: if A == 0x18 goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 386: if A >= 0x8 goto 387 else 390
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 387: if A >= 0xd goto 394 else 388
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 388: if A == 0x8 goto 394 else 389
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 389: if A == 0xb goto 394 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 390: if A >= 0x4 goto 391 else 392
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 391: if A == 0x5 goto 394 else 393
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 392: if A == 0x2 goto 393 else 394
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 393: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
 		},
 	},
 	{
@@ -823,476 +827,478 @@ var Programs = precompiled.Set{
 		Variables: []precompiled.Variable{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
-			{Name: "kvm_vm_fd", Uses: []uint16{12, 33}},
-			{Name: "monitor_pid", Uses: []uint16{418}},
-			{Name: "sentry_pid", Uses: []uint16{54}},
+			{Name: "kvm_vm_fd", Uses: []uint16{12, 34}},
+			{Name: "monitor_pid", Uses: []uint16{420}},
+			{Name: "sentry_pid", Uses: []uint16{55}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 39, K: 0x10},          // 3: if A == 0x10 goto 4 else 43
+			{Code: 0x15, JT: 0, JF: 40, K: 0x10},          // 3: if A == 0x10 goto 4 else 44
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 7, K: 0x80000000},     // 7: if A >= 0x80000000 goto 8 else 15
 			{Code: 0x35, JT: 0, JF: 3, K: 0x0},            // 8: if A >= kvm_vcpu_fd_first goto 9 else 12
 			{Code: 0x25, JT: 2, JF: 0, K: 0x0},            // 9: if A > kvm_vcpu_fd_last goto 12 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 10: A = arg1.hi
-			{Code: 0x15, JT: 12, JF: 169, K: 0x0},         // 11: if A == 0x0 goto 24 else 181
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 181
+			{Code: 0x15, JT: 12, JF: 170, K: 0x0},         // 11: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 12: if A == kvm_vm_fd goto 13 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 19, JF: 166, K: 0x0},         // 14: if A == 0x0 goto 34 else 181
+			{Code: 0x15, JT: 20, JF: 167, K: 0x0},         // 14: if A == 0x0 goto 35 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 15: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 16: if A == 0x0 goto 17 else 181
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 16: if A == 0x0 goto 17 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 17: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 19, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 38
-			{Code: 0x35, JT: 0, JF: 16, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 36
-			{Code: 0x15, JT: 179, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 200 else 21
+			{Code: 0x35, JT: 0, JF: 20, K: 0x5413},        // 18: if A >= 0x5413 goto 19 else 39
+			{Code: 0x35, JT: 0, JF: 17, K: 0x541c},        // 19: if A >= 0x541c goto 20 else 37
+			{Code: 0x15, JT: 180, JF: 0, K: 0x5425},       // 20: if A == 0x5425 goto 201 else 21
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 21: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 10, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 33
-			{Code: 0x25, JT: 9, JF: 0, K: 0x0},            // 23: if A > kvm_vcpu_fd_last goto 33 else 24
+			{Code: 0x35, JT: 0, JF: 11, K: 0x0},           // 22: if A >= kvm_vcpu_fd_first goto 23 else 34
+			{Code: 0x25, JT: 10, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 34 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 183, JF: 0, K: 0xae80},       // 25: if A == 0xae80 goto 209 else 26
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 26: if A >= 0x5000aea5 goto 27 else 31
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 27: if A >= 0x9000aea5 goto 28 else 29
-			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 28: if A == 0x9000aecf goto 200 else 181
-			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 29: if A == 0x5000aea5 goto 200 else 30
-			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 30: if A == 0x9000aea4 goto 200 else 181
-			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 31: if A == 0x4008ae89 goto 200 else 32
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 32: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == kvm_vm_fd goto 34 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 34: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 35: if A == 0x4020ae46 goto 200 else 181
-			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 36: if A == 0x541b goto 200 else 37
-			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 37: if A >= 0x5415 goto 181 else 200
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 38: if A >= 0x540c goto 39 else 40
-			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 39: if A == 0x5411 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 40: if A >= 0x5405 goto 41 else 42
-			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 41: if A >= 0x5409 goto 200 else 181
-			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 42: if A >= 0x5401 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 43: if A == 0xca goto 44 else 50
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 45: if A == 0x0 goto 46 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 47: if A >= 0x80 goto 48 else 49
-			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 48: if A >= 0x82 goto 181 else 200
-			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 49: if A >= 0x2 goto 181 else 200
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 50: if A == 0xea goto 51 else 70
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 51: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 53: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 54: if A == sentry_pid goto 55 else 59
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 55: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 56: if A == 0x0 goto 57 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 57: A = arg2.lo
-			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 58: if A >= 0x41 goto 181 else 200
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 59: if A == 0x0 goto 181 else 60
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 60: if A >= 0x80000000 goto 181 else 61
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
-			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 181 else 65
-			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 65: if A >= 0x80000000 goto 181 else 66
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 66: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 68: A = arg2.lo
-			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 69: if A == 0x11 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 70: if A == 0x119 goto 71 else 79
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 71: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 73: A = arg0.lo
-			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 74: if A >= 0x80000000 goto 181 else 75
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 75: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 76: if A == 0x0 goto 77 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 77: A = arg4.lo
-			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 78: if A == 0x0 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 79: if A == 0x1b5 goto 80 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 80: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 81: if A == 0x0 goto 82 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 82: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 83: if A >= 0x80000000 goto 181 else 84
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 84: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 85: if A == 0x0 goto 86 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 87: if A == 0x18 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 88: if A == 0x106 goto 89 else 98
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 89: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 91: A = arg0.lo
-			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 92: if A >= 0x80000000 goto 181 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 93: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 94: if A == 0x0 goto 95 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 95: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 96: if A == 0x0 goto 200 else 97
-			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 97: if A == 0x900 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 98: if A == 0x9 goto 99 else 137
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 99: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 100: if A == 0x0 goto 101 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 101: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 102: if A == 0x0 goto 103 else 109
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 103: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 104: if A == 0x0 goto 105 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 105: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 106: if A >= 0x23 goto 107 else 108
-			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 107: if A == 0x32 goto 200 else 181
-			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 108: if A == 0x22 goto 200 else 181
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 109: if A == 0x3 goto 110 else 125
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 110: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 112: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 113: if A >= 0x23 goto 114 else 123
-			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 114: if A == 0x32 goto 200 else 115
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 115: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 116: if A == 0x0 goto 117 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 117: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 118: if A == 0x0 goto 119 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 120: if A >= 0x29 goto 121 else 122
-			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 121: if A == 0x4022 goto 200 else 131
-			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 122: if A == 0x28 goto 200 else 181
-			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 123: if A == 0x22 goto 200 else 124
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 124: if A >= 0x2 goto 181 else 132
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 125: if A >= 0x2 goto 181 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 126: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 127: if A == 0x0 goto 128 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 129: if A >= 0x2 goto 131 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 130: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 131: if A == 0x4001 goto 133 else 181
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 132: if A == 0x0 goto 181 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 133: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 134: if A == 0x0 goto 135 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 135: A = arg4.lo
-			{Code: 0x35, JT: 44, JF: 63, K: 0x80000000},   // 136: if A >= 0x80000000 goto 181 else 200
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 137: if A == 0x1c goto 138 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 139: if A == 0x0 goto 140 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 141: if A >= 0xe goto 142 else 146
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 142: if A >= 0x18 goto 143 else 144
-			{Code: 0x15, JT: 56, JF: 37, K: 0x19},         // 143: if A == 0x19 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 55, K: 0x10},          // 144: if A >= 0x10 goto 145 else 200
-			{Code: 0x35, JT: 54, JF: 35, K: 0x16},         // 145: if A >= 0x16 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 146: if A >= 0x5 goto 147 else 148
-			{Code: 0x15, JT: 52, JF: 33, K: 0x8},          // 147: if A == 0x8 goto 200 else 181
-			{Code: 0x15, JT: 51, JF: 32, K: 0x4},          // 148: if A == 0x4 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 213, K: 0xba},         // 149: if A >= 0xba goto 150 else 363
-			{Code: 0x35, JT: 0, JF: 135, K: 0x104},        // 150: if A >= 0x104 goto 151 else 286
-			{Code: 0x35, JT: 0, JF: 74, K: 0x122},         // 151: if A >= 0x122 goto 152 else 226
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 152: if A >= 0x13e goto 153 else 188
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 153: if A >= 0x145 goto 154 else 167
-			{Code: 0x15, JT: 0, JF: 26, K: 0x1b7},         // 154: if A == 0x1b7 goto 155 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 156: if A == 0x0 goto 157 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
-			{Code: 0x35, JT: 22, JF: 0, K: 0x80000000},    // 158: if A >= 0x80000000 goto 181 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 159: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 160: if A == 0x0 goto 161 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 161: A = arg2.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x8},           // 162: if A >= 0x8 goto 181 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 164: if A == 0x0 goto 165 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x15, JT: 33, JF: 14, K: 0x200},        // 166: if A == 0x200 goto 200 else 181
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 167: if A >= 0x140 goto 168 else 176
-			{Code: 0x15, JT: 0, JF: 12, K: 0x144},         // 168: if A == 0x144 goto 169 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 169: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 170: if A == 0x0 goto 171 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 171: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 172: if A >= 0x9 goto 173 else 174
-			{Code: 0x15, JT: 201, JF: 7, K: 0x10},         // 173: if A == 0x10 goto 375 else 181
-			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 174: if A == 0x0 goto 375 else 175
-			{Code: 0x15, JT: 199, JF: 5, K: 0x8},          // 175: if A == 0x8 goto 375 else 181
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 176: if A == 0x13e goto 177 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 177: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 178: if A == 0x0 goto 179 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 179: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 19, K: 0xfffffffe},    // 180: if A & 0xfffffffe goto 181 else 200
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 182: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 183: if A == 0x0 goto 184 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 184: A = arg1.lo
-			{Code: 0x15, JT: 14, JF: 1, K: 0x1},           // 185: if A == 0x1 goto 200 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 186: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 180, K: 0x2},        // 187: if A & 0x2 goto 367 else 368
-			{Code: 0x35, JT: 0, JF: 14, K: 0x136},         // 188: if A >= 0x136 goto 189 else 203
-			{Code: 0x15, JT: 0, JF: 178, K: 0x13c},        // 189: if A == 0x13c goto 190 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 190: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 191: if A == 0x0 goto 192 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 192: A = arg0.lo
-			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 193: if A >= 0x80000000 goto 368 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 194: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 195: if A == 0x0 goto 196 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 196: A = arg2.lo
-			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 197: if A >= 0x80000000 goto 368 else 198
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 198: A = arg4.hi
-			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 199: if A == 0x0 goto 201 else 368
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 200: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 201: A = arg4.lo
-			{Code: 0x45, JT: 165, JF: 179, K: 0xfffffff8}, // 202: if A & 0xfffffff8 goto 368 else 382
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 203: if A >= 0x124 goto 204 else 213
-			{Code: 0x15, JT: 0, JF: 163, K: 0x135},        // 204: if A == 0x135 goto 205 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 205: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 206: if A == 0x0 goto 207 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 207: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 208: if A == 0x0 goto 209 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 210: if A == 0x0 goto 211 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
-			{Code: 0x15, JT: 251, JF: 250, K: 0x0},        // 212: if A == 0x0 goto 464 else 463
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 213: if A == 0x122 goto 214 else 222
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 214: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 215: if A == 0x0 goto 216 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 216: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 217: if A == 0x0 goto 218 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 219: if A == 0x0 goto 220 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x15, JT: 242, JF: 241, K: 0x80800},    // 221: if A == 0x80800 goto 464 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 223: if A == 0x0 goto 224 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
-			{Code: 0x15, JT: 238, JF: 237, K: 0x80000},    // 225: if A == 0x80000 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 226: if A >= 0x10d goto 227 else 247
-			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 227: if A >= 0x118 goto 228 else 242
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 228: if A == 0x118 goto 229 else 233
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 229: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 230: if A == 0x0 goto 231 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 231: A = arg0.lo
-			{Code: 0x35, JT: 230, JF: 190, K: 0x80000000}, // 232: if A >= 0x80000000 goto 463 else 423
-			{Code: 0x15, JT: 0, JF: 229, K: 0x11d},        // 233: if A == 0x11d goto 234 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 235: if A == 0x0 goto 236 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x35, JT: 225, JF: 0, K: 0x80000000},   // 237: if A >= 0x80000000 goto 463 else 238
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 238: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 239: if A == 0x0 goto 240 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 240: A = arg1.lo
-			{Code: 0x45, JT: 221, JF: 222, K: 0xffffff80}, // 241: if A & 0xffffff80 goto 463 else 464
-			{Code: 0x15, JT: 0, JF: 220, K: 0x10f},        // 242: if A == 0x10f goto 243 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 243: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 244: if A == 0x0 goto 245 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
-			{Code: 0x15, JT: 176, JF: 216, K: 0x1},        // 246: if A == 0x1 goto 423 else 463
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 247: if A >= 0x109 goto 248 else 266
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 248: if A == 0x109 goto 249 else 261
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 250: if A == 0x0 goto 251 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x35, JT: 210, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 463 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 254: if A == 0x0 goto 255 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
-			{Code: 0x35, JT: 206, JF: 0, K: 0x80000000},   // 256: if A >= 0x80000000 goto 463 else 257
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 257: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 258: if A == 0x0 goto 259 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 259: A = arg4.lo
-			{Code: 0x15, JT: 203, JF: 202, K: 0x400},      // 260: if A == 0x400 goto 464 else 463
-			{Code: 0x15, JT: 0, JF: 47, K: 0x10a},         // 261: if A == 0x10a goto 262 else 309
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 262: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 263: if A == 0x0 goto 264 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 264: A = arg1.lo
-			{Code: 0x35, JT: 197, JF: 198, K: 0x80000000}, // 265: if A >= 0x80000000 goto 463 else 464
-			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 266: if A == 0x104 goto 267 else 276
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 268: if A == 0x0 goto 269 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
-			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 463 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 271: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 272: if A == 0x0 goto 273 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 273: A = arg4.lo
-			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 274: if A == 0x0 goto 464 else 275
-			{Code: 0x15, JT: 188, JF: 187, K: 0x100},      // 275: if A == 0x100 goto 464 else 463
-			{Code: 0x15, JT: 0, JF: 186, K: 0x107},        // 276: if A == 0x107 goto 277 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 278: if A == 0x0 goto 279 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
-			{Code: 0x35, JT: 182, JF: 0, K: 0x80000000},   // 280: if A >= 0x80000000 goto 463 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 281: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 282: if A == 0x0 goto 283 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 283: A = arg2.lo
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 284: if A == 0x0 goto 464 else 285
-			{Code: 0x15, JT: 178, JF: 177, K: 0x200},      // 285: if A == 0x200 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 57, K: 0xd9},          // 286: if A >= 0xd9 goto 287 else 344
-			{Code: 0x35, JT: 0, JF: 45, K: 0xe4},          // 287: if A >= 0xe4 goto 288 else 333
-			{Code: 0x35, JT: 0, JF: 43, K: 0xe8},          // 288: if A >= 0xe8 goto 289 else 332
-			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 289: if A >= 0x101 goto 290 else 318
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 290: if A == 0x101 goto 291 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 292: if A == 0x0 goto 293 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 294: if A >= 0x80000000 goto 301 else 295
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 295: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 296: if A == 0x0 goto 297 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 297: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 165, K: 0xffe2e2ff},   // 298: if A & 0xffe2e2ff goto 299 else 464
-			{Code: 0x45, JT: 163, JF: 164, K: 0xffe2e0fc}, // 299: if A & 0xffe2e0fc goto 463 else 464
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 161, K: 0xffffff9c},   // 301: if A == 0xffffff9c goto 302 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 303: if A == 0x0 goto 304 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 305: if A >= 0x80001 goto 306 else 307
-			{Code: 0x15, JT: 157, JF: 156, K: 0x290000},   // 306: if A == 0x290000 goto 464 else 463
-			{Code: 0x15, JT: 156, JF: 155, K: 0x80000},    // 307: if A == 0x80000 goto 464 else 463
-			{Code: 0x15, JT: 0, JF: 2, K: 0x102},          // 308: if A == 0x102 goto 309 else 311
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
-			{Code: 0x15, JT: 40, JF: 152, K: 0x0},         // 310: if A == 0x0 goto 351 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 312: if A == 0x0 goto 313 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
-			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 314: if A >= 0x80000000 goto 463 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 315: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 316: A &= 0xf000
-			{Code: 0x15, JT: 105, JF: 145, K: 0x8000},     // 317: if A == 0x8000 goto 423 else 463
-			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 318: if A == 0xe9 goto 319 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 320: if A == 0x0 goto 321 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 322: if A >= 0x80000000 goto 463 else 323
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 323: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 324: if A == 0x0 goto 325 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 325: A = arg1.lo
-			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 326: if A == 0x0 goto 463 else 327
-			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 327: if A >= 0x3 goto 463 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 328: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 329: if A == 0x0 goto 330 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 330: A = arg2.lo
-			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 331: if A >= 0x80000000 goto 463 else 464
-			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 332: if A == 0xe6 goto 463 else 464
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 333: if A >= 0xdc goto 334 else 343
-			{Code: 0x15, JT: 0, JF: 128, K: 0xdd},         // 334: if A == 0xdd goto 335 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 335: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 336: if A == 0x0 goto 337 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 337: A = arg0.lo
-			{Code: 0x35, JT: 124, JF: 0, K: 0x80000000},   // 338: if A >= 0x80000000 goto 463 else 339
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 339: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 340: if A == 0x0 goto 341 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 341: A = arg3.lo
-			{Code: 0x35, JT: 120, JF: 121, K: 0x6},        // 342: if A >= 0x6 goto 463 else 464
-			{Code: 0x15, JT: 119, JF: 120, K: 0xda},       // 343: if A == 0xda goto 463 else 464
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc2},          // 344: if A >= 0xc2 goto 345 else 360
-			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 345: if A >= 0xcb goto 346 else 358
-			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 346: if A == 0xcb goto 347 else 353
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 348: if A == 0x0 goto 349 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
-			{Code: 0x15, JT: 112, JF: 1, K: 0x0},          // 350: if A == 0x0 goto 463 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
-			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 352: if A >= 0x80000000 goto 463 else 464
-			{Code: 0x15, JT: 0, JF: 109, K: 0xcc},         // 353: if A == 0xcc goto 354 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 354: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 355: if A == 0x0 goto 356 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 356: A = arg0.lo
-			{Code: 0x15, JT: 106, JF: 105, K: 0x0},        // 357: if A == 0x0 goto 464 else 463
-			{Code: 0x15, JT: 105, JF: 0, K: 0xc2},         // 358: if A == 0xc2 goto 464 else 359
-			{Code: 0x15, JT: 104, JF: 103, K: 0xc5},       // 359: if A == 0xc5 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 360: if A >= 0xbd goto 361 else 362
-			{Code: 0x15, JT: 102, JF: 101, K: 0xbf},       // 361: if A == 0xbf goto 464 else 463
-			{Code: 0x15, JT: 100, JF: 101, K: 0xbb},       // 362: if A == 0xbb goto 463 else 464
-			{Code: 0x35, JT: 0, JF: 46, K: 0x48},          // 363: if A >= 0x48 goto 364 else 410
-			{Code: 0x35, JT: 0, JF: 21, K: 0x68},          // 364: if A >= 0x68 goto 365 else 386
-			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 365: if A >= 0x7d goto 366 else 381
-			{Code: 0x35, JT: 2, JF: 12, K: 0x8a},          // 366: if A >= 0x8a goto 369 else 379
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 367: return 0x50001
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x15, JT: 94, JF: 0, K: 0x8a},          // 369: if A == 0x8a goto 464 else 370
-			{Code: 0x15, JT: 0, JF: 92, K: 0x9d},          // 370: if A == 0x9d goto 371 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 371: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 372: if A == 0x0 goto 373 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 88, K: 0x53564d41},    // 374: if A == 0x53564d41 goto 375 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 375: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 376: if A == 0x0 goto 377 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 377: A = arg1.lo
-			{Code: 0x15, JT: 85, JF: 84, K: 0x0},          // 378: if A == 0x0 goto 464 else 463
-			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 379: if A == 0x7d goto 464 else 380
-			{Code: 0x15, JT: 83, JF: 82, K: 0x83},         // 380: if A == 0x83 goto 464 else 463
-			{Code: 0x35, JT: 1, JF: 2, K: 0x6d},           // 381: if A >= 0x6d goto 383 else 384
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 382: return 0x7fff0000
-			{Code: 0x15, JT: 80, JF: 79, K: 0x73},         // 383: if A == 0x73 goto 464 else 463
-			{Code: 0x15, JT: 79, JF: 0, K: 0x68},          // 384: if A == 0x68 goto 464 else 385
-			{Code: 0x35, JT: 78, JF: 77, K: 0x6b},         // 385: if A >= 0x6b goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 386: if A >= 0x61 goto 387 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 387: if A >= 0x64 goto 388 else 389
-			{Code: 0x15, JT: 75, JF: 74, K: 0x66},         // 388: if A == 0x66 goto 464 else 463
-			{Code: 0x15, JT: 73, JF: 74, K: 0x62},         // 389: if A == 0x62 goto 463 else 464
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 390: if A >= 0x4e goto 391 else 392
-			{Code: 0x15, JT: 72, JF: 71, K: 0x5d},         // 391: if A == 0x5d goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 392: if A >= 0x4a goto 393 else 394
-			{Code: 0x15, JT: 69, JF: 70, K: 0x4c},         // 393: if A == 0x4c goto 463 else 464
-			{Code: 0x15, JT: 0, JF: 68, K: 0x48},          // 394: if A == 0x48 goto 395 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 395: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 396: if A == 0x0 goto 397 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 397: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 398: if A >= 0x80000000 goto 463 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 399: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 400: if A == 0x0 goto 401 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 401: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 402: if A >= 0x4 goto 403 else 409
-			{Code: 0x15, JT: 60, JF: 0, K: 0x406},         // 403: if A == 0x406 goto 464 else 404
-			{Code: 0x15, JT: 0, JF: 58, K: 0x4},           // 404: if A == 0x4 goto 405 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 405: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 406: if A == 0x0 goto 407 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 407: A = arg2.lo
-			{Code: 0x45, JT: 54, JF: 55, K: 0xfffb73ff},   // 408: if A & 0xfffb73ff goto 463 else 464
-			{Code: 0x15, JT: 54, JF: 53, K: 0x3},          // 409: if A == 0x3 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 45, K: 0x13},          // 410: if A >= 0x13 goto 411 else 456
-			{Code: 0x35, JT: 0, JF: 40, K: 0x2d},          // 411: if A >= 0x2d goto 412 else 452
-			{Code: 0x35, JT: 0, JF: 14, K: 0x3c},          // 412: if A >= 0x3c goto 413 else 427
-			{Code: 0x15, JT: 50, JF: 0, K: 0x3c},          // 413: if A == 0x3c goto 464 else 414
-			{Code: 0x15, JT: 0, JF: 48, K: 0x3d},          // 414: if A == 0x3d goto 415 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 416: if A == 0x0 goto 417 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 418: if A == monitor_pid goto 419 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 419: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 420: if A == 0x0 goto 421 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 421: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 422: if A == 0x0 goto 423 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 423: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 424: if A == 0x0 goto 425 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 425: A = arg3.lo
-			{Code: 0x15, JT: 37, JF: 36, K: 0x0},          // 426: if A == 0x0 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 427: if A >= 0x2f goto 428 else 433
-			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 428: if A == 0x38 goto 429 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 430: if A == 0x0 goto 431 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 432: if A == 0xd0f00 goto 464 else 463
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 433: if A == 0x2d goto 434 else 442
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 434: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 435: if A == 0x0 goto 436 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 436: A = arg0.lo
-			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 437: if A >= 0x80000000 goto 463 else 438
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 438: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 439: if A == 0x0 goto 440 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 440: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 441: if A == 0x40 goto 464 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 442: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 443: if A == 0x0 goto 444 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 444: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 445: if A >= 0x80000000 goto 463 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 446: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 447: if A == 0x0 goto 448 else 463
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 448: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 449: if A >= 0x4001 goto 450 else 451
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 450: if A == 0x4040 goto 464 else 463
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 451: if A == 0x4000 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 452: if A >= 0x23 goto 453 else 455
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 453: if A == 0x23 goto 464 else 454
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 454: if A == 0x27 goto 464 else 463
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 455: if A == 0x18 goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 456: if A >= 0x8 goto 457 else 460
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 457: if A >= 0xd goto 464 else 458
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 458: if A == 0x8 goto 464 else 459
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 459: if A == 0xb goto 464 else 463
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 460: if A >= 0x4 goto 461 else 462
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 461: if A == 0x5 goto 464 else 463
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 462: if A == 0x2 goto 463 else 464
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 463: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 464: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 1, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 27
+			{Code: 0x05, JT: 0, JF: 0, K: 0x17c},          // 26: goto 407
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 27: if A >= 0x5000aea5 goto 28 else 32
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 28: if A >= 0x9000aea5 goto 29 else 30
+			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 29: if A == 0x9000aecf goto 201 else 182
+			{Code: 0x15, JT: 170, JF: 0, K: 0x5000aea5},   // 30: if A == 0x5000aea5 goto 201 else 31
+			{Code: 0x15, JT: 169, JF: 150, K: 0x9000aea4}, // 31: if A == 0x9000aea4 goto 201 else 182
+			{Code: 0x15, JT: 168, JF: 0, K: 0x4008ae89},   // 32: if A == 0x4008ae89 goto 201 else 33
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 33: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == kvm_vm_fd goto 35 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 145, K: 0x4020ae46}, // 36: if A == 0x4020ae46 goto 201 else 182
+			{Code: 0x15, JT: 163, JF: 0, K: 0x541b},       // 37: if A == 0x541b goto 201 else 38
+			{Code: 0x35, JT: 143, JF: 162, K: 0x5415},     // 38: if A >= 0x5415 goto 182 else 201
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 39: if A >= 0x540c goto 40 else 41
+			{Code: 0x15, JT: 160, JF: 141, K: 0x5411},     // 40: if A == 0x5411 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 41: if A >= 0x5405 goto 42 else 43
+			{Code: 0x35, JT: 158, JF: 139, K: 0x5409},     // 42: if A >= 0x5409 goto 201 else 182
+			{Code: 0x35, JT: 157, JF: 138, K: 0x5401},     // 43: if A >= 0x5401 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 44: if A == 0xca goto 45 else 51
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 45: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 46: if A == 0x0 goto 47 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 47: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 48: if A >= 0x80 goto 49 else 50
+			{Code: 0x35, JT: 132, JF: 151, K: 0x82},       // 49: if A >= 0x82 goto 182 else 201
+			{Code: 0x35, JT: 131, JF: 150, K: 0x2},        // 50: if A >= 0x2 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 51: if A == 0xea goto 52 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 52: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 53: if A == 0x0 goto 54 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 54: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 55: if A == sentry_pid goto 56 else 60
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 56: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 57: if A == 0x0 goto 58 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 58: A = arg2.lo
+			{Code: 0x35, JT: 122, JF: 141, K: 0x41},       // 59: if A >= 0x41 goto 182 else 201
+			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 60: if A == 0x0 goto 182 else 61
+			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 61: if A >= 0x80000000 goto 182 else 62
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 62: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 63: if A == 0x0 goto 64 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 64: A = arg1.lo
+			{Code: 0x15, JT: 116, JF: 0, K: 0x0},          // 65: if A == 0x0 goto 182 else 66
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 66: if A >= 0x80000000 goto 182 else 67
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 67: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 68: if A == 0x0 goto 69 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 69: A = arg2.lo
+			{Code: 0x15, JT: 130, JF: 111, K: 0x11},       // 70: if A == 0x11 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x119},          // 71: if A == 0x119 goto 72 else 80
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 72: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 74: A = arg0.lo
+			{Code: 0x35, JT: 106, JF: 0, K: 0x80000000},   // 75: if A >= 0x80000000 goto 182 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 76: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 78: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 102, K: 0x0},        // 79: if A == 0x0 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 80: if A == 0x1b5 goto 81 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 81: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 83: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 84: if A >= 0x80000000 goto 182 else 85
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 112, JF: 93, K: 0x18},        // 88: if A == 0x18 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 89: if A == 0x106 goto 90 else 99
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 90: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 91: if A == 0x0 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 92: A = arg0.lo
+			{Code: 0x35, JT: 88, JF: 0, K: 0x80000000},    // 93: if A >= 0x80000000 goto 182 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 94: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 201 else 98
+			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
+			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 201 else 182
+			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
+			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 201 else 116
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
+			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 201 else 132
+			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 201 else 182
+			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 201 else 125
+			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
+			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
+			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 135: if A == 0x0 goto 136 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
+			{Code: 0x35, JT: 44, JF: 63, K: 0x80000000},   // 137: if A >= 0x80000000 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
+			{Code: 0x15, JT: 56, JF: 37, K: 0x19},         // 144: if A == 0x19 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 55, K: 0x10},          // 145: if A >= 0x10 goto 146 else 201
+			{Code: 0x35, JT: 54, JF: 35, K: 0x16},         // 146: if A >= 0x16 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
+			{Code: 0x15, JT: 52, JF: 33, K: 0x8},          // 148: if A == 0x8 goto 201 else 182
+			{Code: 0x15, JT: 51, JF: 32, K: 0x4},          // 149: if A == 0x4 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 209, K: 0xba},         // 150: if A >= 0xba goto 151 else 360
+			{Code: 0x35, JT: 0, JF: 131, K: 0x104},        // 151: if A >= 0x104 goto 152 else 283
+			{Code: 0x35, JT: 0, JF: 70, K: 0x122},         // 152: if A >= 0x122 goto 153 else 223
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
+			{Code: 0x15, JT: 0, JF: 26, K: 0x1b7},         // 155: if A == 0x1b7 goto 156 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
+			{Code: 0x35, JT: 22, JF: 0, K: 0x80000000},    // 159: if A >= 0x80000000 goto 182 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x8},           // 163: if A >= 0x8 goto 182 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 165: if A == 0x0 goto 166 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 33, JF: 14, K: 0x200},        // 167: if A == 0x200 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
+			{Code: 0x15, JT: 0, JF: 12, K: 0x144},         // 169: if A == 0x144 goto 170 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 171: if A == 0x0 goto 172 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
+			{Code: 0x15, JT: 197, JF: 7, K: 0x10},         // 174: if A == 0x10 goto 372 else 182
+			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 372 else 176
+			{Code: 0x15, JT: 195, JF: 5, K: 0x8},          // 176: if A == 0x8 goto 372 else 182
+			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 19, K: 0xfffffffe},    // 181: if A & 0xfffffffe goto 182 else 201
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
+			{Code: 0x15, JT: 14, JF: 1, K: 0x1},           // 186: if A == 0x1 goto 201 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 180, K: 0x2},        // 188: if A & 0x2 goto 368 else 369
+			{Code: 0x35, JT: 0, JF: 14, K: 0x136},         // 189: if A >= 0x136 goto 190 else 204
+			{Code: 0x15, JT: 0, JF: 178, K: 0x13c},        // 190: if A == 0x13c goto 191 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 192: if A == 0x0 goto 193 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
+			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 194: if A >= 0x80000000 goto 369 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 195: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 196: if A == 0x0 goto 197 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 197: A = arg2.lo
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 369 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 199: A = arg4.hi
+			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 200: if A == 0x0 goto 202 else 369
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
+			{Code: 0x45, JT: 165, JF: 179, K: 0xfffffff8}, // 203: if A & 0xfffffff8 goto 369 else 383
+			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 204: if A >= 0x124 goto 205 else 210
+			{Code: 0x15, JT: 0, JF: 163, K: 0x135},        // 205: if A == 0x135 goto 206 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 206: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 207: if A == 0x0 goto 208 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 208: A = arg1.lo
+			{Code: 0x15, JT: 197, JF: 255, K: 0x0},        // 209: if A == 0x0 goto 407 else 465
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 210: if A == 0x122 goto 211 else 219
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 212: if A == 0x0 goto 213 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 214: if A == 0x0 goto 215 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 216: if A == 0x0 goto 217 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x15, JT: 247, JF: 246, K: 0x80800},    // 218: if A == 0x80800 goto 466 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 220: if A == 0x0 goto 221 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
+			{Code: 0x15, JT: 243, JF: 242, K: 0x80000},    // 222: if A == 0x80000 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 223: if A >= 0x10d goto 224 else 244
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 224: if A >= 0x118 goto 225 else 239
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 225: if A == 0x118 goto 226 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 227: if A == 0x0 goto 228 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
+			{Code: 0x35, JT: 235, JF: 195, K: 0x80000000}, // 229: if A >= 0x80000000 goto 465 else 425
+			{Code: 0x15, JT: 0, JF: 234, K: 0x11d},        // 230: if A == 0x11d goto 231 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 232: if A == 0x0 goto 233 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
+			{Code: 0x35, JT: 230, JF: 0, K: 0x80000000},   // 234: if A >= 0x80000000 goto 465 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 235: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 236: if A == 0x0 goto 237 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 237: A = arg1.lo
+			{Code: 0x45, JT: 226, JF: 227, K: 0xffffff80}, // 238: if A & 0xffffff80 goto 465 else 466
+			{Code: 0x15, JT: 0, JF: 225, K: 0x10f},        // 239: if A == 0x10f goto 240 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 241: if A == 0x0 goto 242 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
+			{Code: 0x15, JT: 181, JF: 221, K: 0x1},        // 243: if A == 0x1 goto 425 else 465
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 244: if A >= 0x109 goto 245 else 263
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 245: if A == 0x109 goto 246 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 247: if A == 0x0 goto 248 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 249: if A >= 0x80000000 goto 465 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 250: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 251: if A == 0x0 goto 252 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 252: A = arg2.lo
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 253: if A >= 0x80000000 goto 465 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 254: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 255: if A == 0x0 goto 256 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 256: A = arg4.lo
+			{Code: 0x15, JT: 208, JF: 207, K: 0x400},      // 257: if A == 0x400 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 47, K: 0x10a},         // 258: if A == 0x10a goto 259 else 306
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 259: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 260: if A == 0x0 goto 261 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 261: A = arg1.lo
+			{Code: 0x35, JT: 202, JF: 203, K: 0x80000000}, // 262: if A >= 0x80000000 goto 465 else 466
+			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 263: if A == 0x104 goto 264 else 273
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 265: if A == 0x0 goto 266 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
+			{Code: 0x35, JT: 197, JF: 0, K: 0x80000000},   // 267: if A >= 0x80000000 goto 465 else 268
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 268: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 269: if A == 0x0 goto 270 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 270: A = arg4.lo
+			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 271: if A == 0x0 goto 466 else 272
+			{Code: 0x15, JT: 193, JF: 192, K: 0x100},      // 272: if A == 0x100 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 191, K: 0x107},        // 273: if A == 0x107 goto 274 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 275: if A == 0x0 goto 276 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
+			{Code: 0x35, JT: 187, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 465 else 278
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 278: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 279: if A == 0x0 goto 280 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 280: A = arg2.lo
+			{Code: 0x15, JT: 184, JF: 0, K: 0x0},          // 281: if A == 0x0 goto 466 else 282
+			{Code: 0x15, JT: 183, JF: 182, K: 0x200},      // 282: if A == 0x200 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 57, K: 0xd9},          // 283: if A >= 0xd9 goto 284 else 341
+			{Code: 0x35, JT: 0, JF: 45, K: 0xe4},          // 284: if A >= 0xe4 goto 285 else 330
+			{Code: 0x35, JT: 0, JF: 43, K: 0xe8},          // 285: if A >= 0xe8 goto 286 else 329
+			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 286: if A >= 0x101 goto 287 else 315
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 287: if A == 0x101 goto 288 else 305
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 289: if A == 0x0 goto 290 else 297
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 291: if A >= 0x80000000 goto 298 else 292
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 292: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 293: if A == 0x0 goto 294 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 294: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 170, K: 0xffe2e2ff},   // 295: if A & 0xffe2e2ff goto 296 else 466
+			{Code: 0x45, JT: 168, JF: 169, K: 0xffe2e0fc}, // 296: if A & 0xffe2e0fc goto 465 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 166, K: 0xffffff9c},   // 298: if A == 0xffffff9c goto 299 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 299: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 300: if A == 0x0 goto 301 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 301: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 302: if A >= 0x80001 goto 303 else 304
+			{Code: 0x15, JT: 162, JF: 161, K: 0x290000},   // 303: if A == 0x290000 goto 466 else 465
+			{Code: 0x15, JT: 161, JF: 160, K: 0x80000},    // 304: if A == 0x80000 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 2, K: 0x102},          // 305: if A == 0x102 goto 306 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 306: A = arg0.hi
+			{Code: 0x15, JT: 40, JF: 157, K: 0x0},         // 307: if A == 0x0 goto 348 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 309: if A == 0x0 goto 310 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
+			{Code: 0x35, JT: 153, JF: 0, K: 0x80000000},   // 311: if A >= 0x80000000 goto 465 else 312
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 312: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 313: A &= 0xf000
+			{Code: 0x15, JT: 110, JF: 150, K: 0x8000},     // 314: if A == 0x8000 goto 425 else 465
+			{Code: 0x15, JT: 0, JF: 149, K: 0xe9},         // 315: if A == 0xe9 goto 316 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 317: if A == 0x0 goto 318 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
+			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 465 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 320: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 321: if A == 0x0 goto 322 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 322: A = arg1.lo
+			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 323: if A == 0x0 goto 465 else 324
+			{Code: 0x35, JT: 140, JF: 0, K: 0x3},          // 324: if A >= 0x3 goto 465 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 325: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 326: if A == 0x0 goto 327 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 327: A = arg2.lo
+			{Code: 0x35, JT: 136, JF: 137, K: 0x80000000}, // 328: if A >= 0x80000000 goto 465 else 466
+			{Code: 0x15, JT: 135, JF: 136, K: 0xe6},       // 329: if A == 0xe6 goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 330: if A >= 0xdc goto 331 else 340
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 331: if A == 0xdd goto 332 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 333: if A == 0x0 goto 334 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 335: if A >= 0x80000000 goto 465 else 336
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 336: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 337: if A == 0x0 goto 338 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 338: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 339: if A >= 0x6 goto 465 else 466
+			{Code: 0x15, JT: 124, JF: 125, K: 0xda},       // 340: if A == 0xda goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc2},          // 341: if A >= 0xc2 goto 342 else 357
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 342: if A >= 0xcb goto 343 else 355
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 343: if A == 0xcb goto 344 else 350
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 345: if A == 0x0 goto 346 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x15, JT: 117, JF: 1, K: 0x0},          // 347: if A == 0x0 goto 465 else 349
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
+			{Code: 0x35, JT: 115, JF: 116, K: 0x80000000}, // 349: if A >= 0x80000000 goto 465 else 466
+			{Code: 0x15, JT: 0, JF: 114, K: 0xcc},         // 350: if A == 0xcc goto 351 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 352: if A == 0x0 goto 353 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
+			{Code: 0x15, JT: 111, JF: 110, K: 0x0},        // 354: if A == 0x0 goto 466 else 465
+			{Code: 0x15, JT: 110, JF: 0, K: 0xc2},         // 355: if A == 0xc2 goto 466 else 356
+			{Code: 0x15, JT: 109, JF: 108, K: 0xc5},       // 356: if A == 0xc5 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 357: if A >= 0xbd goto 358 else 359
+			{Code: 0x15, JT: 107, JF: 106, K: 0xbf},       // 358: if A == 0xbf goto 466 else 465
+			{Code: 0x15, JT: 105, JF: 106, K: 0xbb},       // 359: if A == 0xbb goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 51, K: 0x48},          // 360: if A >= 0x48 goto 361 else 412
+			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 361: if A >= 0x68 goto 362 else 382
+			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 362: if A >= 0x7d goto 363 else 378
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 363: if A >= 0x8a goto 364 else 376
+			{Code: 0x15, JT: 101, JF: 0, K: 0x8a},         // 364: if A == 0x8a goto 466 else 365
+			{Code: 0x15, JT: 0, JF: 99, K: 0x9d},          // 365: if A == 0x9d goto 366 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
+			{Code: 0x15, JT: 2, JF: 97, K: 0x0},           // 367: if A == 0x0 goto 370 else 465
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 371: if A == 0x53564d41 goto 372 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 372: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 373: if A == 0x0 goto 374 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 374: A = arg1.lo
+			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 375: if A == 0x0 goto 466 else 465
+			{Code: 0x15, JT: 89, JF: 0, K: 0x7d},          // 376: if A == 0x7d goto 466 else 377
+			{Code: 0x15, JT: 88, JF: 87, K: 0x83},         // 377: if A == 0x83 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 378: if A >= 0x6d goto 379 else 380
+			{Code: 0x15, JT: 86, JF: 85, K: 0x73},         // 379: if A == 0x73 goto 466 else 465
+			{Code: 0x15, JT: 85, JF: 0, K: 0x68},          // 380: if A == 0x68 goto 466 else 381
+			{Code: 0x35, JT: 84, JF: 83, K: 0x6b},         // 381: if A >= 0x6b goto 466 else 465
+			{Code: 0x35, JT: 1, JF: 4, K: 0x61},           // 382: if A >= 0x61 goto 384 else 387
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 383: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 384: if A >= 0x64 goto 385 else 386
+			{Code: 0x15, JT: 80, JF: 79, K: 0x66},         // 385: if A == 0x66 goto 466 else 465
+			{Code: 0x15, JT: 78, JF: 79, K: 0x62},         // 386: if A == 0x62 goto 465 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 387: if A >= 0x4e goto 388 else 389
+			{Code: 0x15, JT: 77, JF: 76, K: 0x5d},         // 388: if A == 0x5d goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 389: if A >= 0x4a goto 390 else 391
+			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 390: if A == 0x4c goto 465 else 466
+			{Code: 0x15, JT: 0, JF: 73, K: 0x48},          // 391: if A == 0x48 goto 392 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 393: if A == 0x0 goto 394 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 465 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 396: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 397: if A == 0x0 goto 398 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 398: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 399: if A >= 0x4 goto 400 else 411
+			{Code: 0x15, JT: 65, JF: 0, K: 0x406},         // 400: if A == 0x406 goto 466 else 401
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 401: if A == 0x4 goto 402 else 406
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 402: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 403: if A == 0x0 goto 404 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 404: A = arg2.lo
+			{Code: 0x45, JT: 59, JF: 60, K: 0xfffb73ff},   // 405: if A & 0xfffb73ff goto 465 else 466
+			{Code: 0x15, JT: 0, JF: 58, K: 0x40a},         // 406: if A == 0x40a goto 407 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 407: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 408: if A == 0x0 goto 409 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 409: A = arg2.lo
+			{Code: 0x15, JT: 55, JF: 54, K: 0x0},          // 410: if A == 0x0 goto 466 else 465
+			{Code: 0x15, JT: 54, JF: 53, K: 0x3},          // 411: if A == 0x3 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 45, K: 0x13},          // 412: if A >= 0x13 goto 413 else 458
+			{Code: 0x35, JT: 0, JF: 40, K: 0x2d},          // 413: if A >= 0x2d goto 414 else 454
+			{Code: 0x35, JT: 0, JF: 14, K: 0x3c},          // 414: if A >= 0x3c goto 415 else 429
+			{Code: 0x15, JT: 50, JF: 0, K: 0x3c},          // 415: if A == 0x3c goto 466 else 416
+			{Code: 0x15, JT: 0, JF: 48, K: 0x3d},          // 416: if A == 0x3d goto 417 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 417: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 418: if A == 0x0 goto 419 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 419: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 420: if A == monitor_pid goto 421 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 421: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 422: if A == 0x0 goto 423 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 423: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 424: if A == 0x0 goto 425 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 425: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 426: if A == 0x0 goto 427 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 427: A = arg3.lo
+			{Code: 0x15, JT: 37, JF: 36, K: 0x0},          // 428: if A == 0x0 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 429: if A >= 0x2f goto 430 else 435
+			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 430: if A == 0x38 goto 431 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 431: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 432: if A == 0x0 goto 433 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 433: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 434: if A == 0xd0f00 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 435: if A == 0x2d goto 436 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 437: if A == 0x0 goto 438 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
+			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 465 else 440
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 440: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 441: if A == 0x0 goto 442 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 442: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 443: if A == 0x40 goto 466 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 445: if A == 0x0 goto 446 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 447: if A >= 0x80000000 goto 465 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 448: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 449: if A == 0x0 goto 450 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 450: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 451: if A >= 0x4001 goto 452 else 453
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 452: if A == 0x4040 goto 466 else 465
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 453: if A == 0x4000 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 454: if A >= 0x23 goto 455 else 457
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 455: if A == 0x23 goto 466 else 456
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 456: if A == 0x27 goto 466 else 465
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 457: if A == 0x18 goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 458: if A >= 0x8 goto 459 else 462
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 459: if A >= 0xd goto 466 else 460
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 460: if A == 0x8 goto 466 else 461
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 461: if A == 0xb goto 466 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 462: if A >= 0x4 goto 463 else 464
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 463: if A == 0x5 goto 466 else 465
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 464: if A == 0x2 goto 465 else 466
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 465: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 466: return 0x7fff0000
 		},
 	},
 	{
