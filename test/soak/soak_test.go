@@ -57,9 +57,11 @@ func TestSoak(t *testing.T) {
 			prog, strconv.FormatUint(*seedFlag, 10), strconv.FormatFloat(durationFlag.Seconds(), 'f', -1, 64))
 		last := ""
 		line := func(text string) {
-			if last = text; !strings.HasPrefix(text, "did ") {
-				t.Log(text)
+			if !strings.HasPrefix(text, "did ") {
+				t.Logf("%s; %s", last, text)
+				return
 			}
+			last = text
 		}
 		s.Await("start", line)
 		before := s.Usage()

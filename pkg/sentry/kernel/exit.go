@@ -168,13 +168,19 @@ func (t *Task) robustDeath(addr hostarch.Addr, pending bool) {
 	}
 }
 
-// parentDiedLocked sends the signals of prctl(PR_SET_PDEATHSIG) for t's end.
+// parentDiedLocked sends the signals of prctl(PR_SET_PDEATHSIG) for t's end. Another
+// thread of the process is the children's parent then, as long as there is one: its
+// end counts as well.
 func (k *Kernel) parentDiedLocked(t *Task) {
+	var heir *Task
+	if len(t.tg.tasks) > 0 {
+		heir = t.tg.tasks[0]
+	}
 	for _, child := range t.tg.children {
 		if child.parentTask != t {
 			continue
 		}
-		child.parentTask = nil
+		child.parentTask = heir
 		for _, c := range child.tasks {
 			if sig := c.parentDeath; sig != 0 {
 				k.sendLocked(child, c, KernelSignal(sig), nil)

@@ -147,6 +147,39 @@ static void family(struct rng *r) {
 	_exit(0);
 }
 
+// twoParents makes a child in a thread that ends, and ends itself only when the child
+// has asked to die with its parent: that is another thread now.
+static pid_t orphan;
+static int toChild[2], fromChild[2];
+
+static void *parentThread(void *arg) {
+	char c = 0;
+	pid_t parent = getpid();
+	(void)arg;
+	if ((orphan = fork()) == 0) {
+		if (read(toChild[0], &c, 1) != 1 || prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != parent)
+			die("the child of a thread that has ended");
+		if (write(fromChild[1], &c, 1) != 1)
+			die("write");
+		for (;;)
+			pause();
+	}
+	return 0;
+}
+
+static void twoParents(void) {
+	pthread_t t;
+	char c = 0;
+	if (pipe(toChild) != 0 || pipe(fromChild) != 0)
+		die("pipe");
+	pthread_create(&t, 0, parentThread, 0);
+	pthread_join(t, 0);
+	if (write(toChild[1], &c, 1) != 1 || read(fromChild[0], &c, 1) != 1)
+		die("the child does not answer");
+	*shared = orphan;
+	_exit(7);
+}
+
 static pid_t start(void) {
 	fflush(0);
 	pid_t pid = fork();
@@ -200,6 +233,10 @@ int main(int argc, char **argv) {
 			want(pid, SIGKILL, "the parent of vfork, killed");
 		}
 		buryAll(5);
+		if ((pid = start()) == 0)
+			twoParents();
+		want(pid, 7 << 8, "a parent of two threads");
+		want(*shared, SIGKILL, "a child that dies with its parent");
 		for (int j = 0; j < 4; j++)
 			if (start() == 0)
 				family(&(struct rng){next(&r)});

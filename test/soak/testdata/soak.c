@@ -471,9 +471,10 @@ static void worker(int w, u64 seed) {
 	pthread_t id[threads];
 	for (int t = 0; t < threads; t++)
 		me[t] = (struct me){w, t, next(&r)};
-	// Interval timers interrupt whatever it is.
-	struct itimerval it = {{0, 5000}, {0, 5000}};
+	// Interval timers interrupt whatever it is, but leave a busy host some time.
+	struct itimerval it = {{0, 50000}, {0, 50000}}, prof = {{0, 5000}, {0, 5000}};
 	setitimer(ITIMER_REAL, &it, 0);
+	setitimer(ITIMER_PROF, &prof, 0);
 	for (int t = 1; t < threads; t++)
 		if ((errno = pthread_create(&id[t], &small, thread, &me[t])) != 0)
 			die("pthread_create");
@@ -596,9 +597,16 @@ static void run(struct rng *r, double seconds) {
 	}
 	// Children of those that were killed are ours now.
 	double start = now();
-	while (waitpid(-1, 0, 0) > 0 || errno == EINTR)
-		if (now() - start > patience)
-			die("orphans do not end");
+	pid_t pid;
+	while ((pid = waitpid(-1, 0, WNOHANG)) >= 0) {
+		if (pid == 0)
+			pause_us(1000);
+		if (now() - start > patience) {
+			printf("hung: children of processes that were killed do not end\n");
+			barrier("hung");
+			_exit(hung);
+		}
+	}
 }
 
 int main(int argc, char **argv) {
@@ -621,6 +629,7 @@ int main(int argc, char **argv) {
 	sigaction(SIGUSR1, &sa, 0);
 	sigaction(SIGUSR2, &sa, 0);
 	sigaction(SIGALRM, &sa, 0);
+	sigaction(SIGPROF, &sa, 0);
 	sa.sa_flags = SA_SIGINFO | SA_NODEFER;
 	sa.sa_sigaction = onFault;
 	sigaction(SIGSEGV, &sa, 0);
