@@ -182,9 +182,8 @@ func (c *vcpuContext) planSpins() {
 	if !c.bound || c.m.runners.max == 0 {
 		return
 	}
-	limit := sysmsg.Spins(c.m.spin)
-	if c.spins = c.spinner.Next(limit); c.spins > 0 {
-		c.looks = c.answers.Next(limit)
+	if c.spins = c.spinner.Next(c.m.spins); c.spins > 0 {
+		c.looks = c.answers.Next(c.m.spins)
 	}
 }
 
@@ -466,7 +465,7 @@ func (c *vcpuContext) enter(s *slot, v *vcpu, answer bool) (posted bool, errno u
 		r.start(v)
 		// It may have to wake up first, and to enter the guest takes time.
 		sysmsg.SpinWhile(&r.entering, 0, 4*spins)
-		spins += sysmsg.Spins(c.m.roundTrip)
+		spins += c.m.entrySpins
 	}
 	outcome := sysmsg.Slept
 	for n := spins; n > 0 && outcome == sysmsg.Slept; n -= min(n, lookAtOnce) {

@@ -14,6 +14,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/pagetables"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/seccomp/sysno"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
 // kvm implements platform.Platform.
@@ -45,12 +46,12 @@ func newPlatform(device int, o options) (platform.Platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.spin != 0 {
-		m.spin = o.spin
+	if o.spin == 0 {
+		o.spin = shimSpin
 	}
 	p := &kvm{m: m}
 	if p.probe, err = m.probe(); err == nil && p.probe.roundTrip > slowExit {
-		err = m.tryShims(&p.probe)
+		err = m.tryShims(&p.probe, o.spin)
 	}
 	if err != nil {
 		m.close()
@@ -218,9 +219,9 @@ func (m *machine) probe() (p probe, err error) {
 const slowExit = 10 * time.Microsecond
 
 // tryShims enables the shims, unless they gain nothing here.
-func (m *machine) tryShims(p *probe) error {
+func (m *machine) tryShims(p *probe, spin time.Duration) error {
 	m.runners.max = maxRunners()
-	m.roundTrip = p.roundTrip
+	m.spins, m.entrySpins = sysmsg.Spins(spin), sysmsg.Spins(p.roundTrip)
 	if m.runners.max == 0 {
 		return nil // nobody could look at what is posted
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,14 +39,12 @@ type machine struct {
 	pool    pool
 	runners runners
 
-	// spin is how long a shim and Switch look at a slot.
-	spin time.Duration
+	// spins is how often a shim and Switch look at a slot, entrySpins how many looks
+	// leaving and entering the guest takes.
+	spins, entrySpins uint32
 
 	// omit are protecting steps that tests leave out, to show what they protect from.
 	omit struct{ flush, settle bool }
-
-	// roundTrip is how long leaving and entering the guest takes.
-	roundTrip time.Duration
 
 	// shims is how many vCPUs have a shim, shim what is where in it.
 	shims int
@@ -111,7 +108,7 @@ func newMachine(device, vcpus int) (_ *machine, err error) {
 	if err := checkDevice(device); err != nil {
 		return nil, err
 	}
-	m := &machine{vm: -1, pid: os.Getpid(), spin: shimSpin}
+	m := &machine{vm: -1, pid: os.Getpid()}
 	defer func() {
 		if err != nil {
 			m.close()

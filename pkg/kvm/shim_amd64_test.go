@@ -15,6 +15,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
 // The shim is what its source says, and fits.
@@ -58,7 +59,8 @@ func withShims(t *testing.T, vcpus int) *kvm {
 		if err := p.m.enableShims(); err != nil {
 			t.Fatal(err)
 		}
-		p.m.runners.max, p.m.roundTrip = maxRunners(), p.probe.roundTrip
+		p.m.runners.max = maxRunners()
+		p.m.spins, p.m.entrySpins = sysmsg.Spins(patient), sysmsg.Spins(p.probe.roundTrip)
 	}
 	return p
 }
