@@ -191,8 +191,8 @@ func TestSVM(t *testing.T) {
 // code for the architecture.
 func TestARM64(t *testing.T) {
 	g := guest{Machine: machine.Machine{Arch: "arm64"}}
-	g.e2e(t, "ptrace", "TestPrograms/ptrace/(true|false|echo|ls-l|pipeline|redirections|kill-segv|kill-child|bash-traps|find|env|id|uname|stat-dev)$|TestGoProgram|TestKill9|TestSignalForwarding|TestReadOnly|TestWrite|TestRootConfinement", 10*time.Minute)
-	g.test(t, "pkg/ptrace", 20*time.Minute, nil)
+	g.e2e(t, "ptrace", "TestPrograms/ptrace/(true|false|echo|ls-l|pipeline|redirections|kill-segv|kill-child|bash-traps|find|env|id|uname|stat-dev)$|TestGoProgram|TestKill9|TestSignalForwarding|TestReadOnly|TestWrite|TestRootConfinement", 20*time.Minute)
+	g.test(t, "pkg/ptrace", 30*time.Minute, nil)
 	// What only computes is left out: it takes long here, and is the same everywhere.
 	for pkg, args := range map[string][]string{
 		"arch":              nil,
@@ -210,7 +210,7 @@ func TestARM64(t *testing.T) {
 		"stub":              nil,
 		"sysmsg":            nil,
 	} {
-		g.test(t, "pkg/"+pkg, 5*time.Minute, []string{"RINGFENCE_PLATFORM=ptrace"}, args...)
+		g.test(t, "pkg/"+pkg, 10*time.Minute, []string{"RINGFENCE_PLATFORM=ptrace"}, args...)
 	}
 	g.run(t)
 }
