@@ -46,11 +46,15 @@ func Shared() (*Zygote, error) { return SharedWith(nil) }
 func SharedWith(text []byte) (*Zygote, error) {
 	shared.Lock()
 	defer shared.Unlock()
-	if z := shared.zygotes[string(text)]; z != nil && z.Alive() {
-		return z, nil
+	old := shared.zygotes[string(text)]
+	if old != nil && old.Alive() {
+		return old, nil
 	}
 	z, err := startWith(text)
 	if err != nil {
+		if old != nil {
+			err = fmt.Errorf("the stub zygote %d has died, and there is no other: %w", old.pid, err)
+		}
 		return nil, err
 	}
 	if shared.zygotes == nil {

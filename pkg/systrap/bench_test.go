@@ -116,3 +116,20 @@ func BenchmarkSyscall(b *testing.B) {
 	b.ReportMetric(native, "ns/getpid")
 	b.ReportMetric(ours/native, "x-getpid")
 }
+
+// BenchmarkAddressSpace measures a new AddressSpace, with a thread, and its Release.
+func BenchmarkAddressSpace(b *testing.B) {
+	newManager(b, syscallLoop) // Others are live.
+	for b.Loop() {
+		as, err := stubs.take()
+		if err != nil {
+			b.Fatal(err)
+		}
+		c := &threadContext{}
+		if err := c.bind(as); err != nil {
+			b.Fatal(err)
+		}
+		c.Release()
+		as.Release()
+	}
+}

@@ -260,6 +260,9 @@ func TestKilledStubs(t *testing.T) {
 			if status != 128+int(unix.SIGKILL) {
 				t.Errorf("status %d, want that of SIGKILL; stderr %q", status, sandbox.Tail(s.Stderr()))
 			}
+			if n := strings.Count(s.Stderr(), "no more processes"); (n == 1) != (fork == "refused") {
+				t.Errorf("fork is %s, with %d messages about it; stderr %q", fork, n, sandbox.Tail(s.Stderr()))
+			}
 			if n := strings.Count(s.Stderr(), "killed"); n < 2 {
 				t.Errorf("%d messages about processes that were killed; stderr %q", n, sandbox.Tail(s.Stderr()))
 			}

@@ -89,6 +89,9 @@ type Kernel struct {
 	unknownMu sync.Mutex
 	unknown   map[uintptr]uint64
 
+	// noProcesses is for the message that a fork has failed: once is enough.
+	noProcesses sync.Once
+
 	// traceMu makes lines of the trace whole.
 	traceMu sync.Mutex
 
