@@ -424,10 +424,35 @@ func TestFaultBatches(t *testing.T) {
 		t.Errorf("munmap took %d Unmap", unmaps)
 	}
 	// Memory that was never touched takes none.
-	a = mmap(t, mm, anon(16))
-	expect(t, "munmap", mm.MUnmap(ctx, a, 16*page), nil)
+	a = mmap(t, mm, anon(32))
+	expect(t, "munmap", mm.MUnmap(ctx, a, 32*page), nil)
 	if maps, unmaps := as.counts(); maps+unmaps != 0 {
 		t.Errorf("untouched memory took %d MapFile and %d Unmap", maps, unmaps)
+	}
+}
+
+// A small mapping costs one call to map and one to unmap, and is zero although its
+// memory was used before.
+func TestSmallMappings(t *testing.T) {
+	e := newEnv(t)
+	mm := e.newMM()
+	as := mm.AddressSpace().(*fakeAS)
+	for range 3 {
+		a := mmap(t, mm, anon(16))
+		for i := range hostarch.Addr(16) {
+			if v := read(t, mm, a+i*page); v != 0 {
+				t.Errorf("page %d holds %d", i, v)
+			}
+			write(t, mm, a+i*page, 1)
+		}
+		check(t, mm)
+		expect(t, "munmap", mm.MUnmap(ctx, a, 16*page), nil)
+		if maps, unmaps := as.counts(); maps != 1 || unmaps != 1 {
+			t.Errorf("%d MapFile and %d Unmap", maps, unmaps)
+		}
+	}
+	if n := e.mf.UsedBytes(); n != 0 {
+		t.Errorf("%#x bytes are left", n)
 	}
 }
 

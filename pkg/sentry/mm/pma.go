@@ -62,6 +62,9 @@ const (
 	minCopy = 16 << 10
 	maxCopy = 256 << 10
 
+	// maxCommit is how much memory at most is made present around one fault.
+	maxCommit = 512 << 10
+
 	// fileBlock is how much of a file is asked for; it says itself how much it
 	// wants to give.
 	fileBlock = 16 << 20
@@ -201,7 +204,7 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 		if err != nil {
 			return err
 		}
-		if !changed && !seg.v.private && seg.v.mapped.SupersetOf(at) {
+		if changed == unchanged && !seg.v.private && seg.v.mapped.SupersetOf(at) {
 			// The page was mapped, and the application could not use it all the
 			// same: the file may have shrunk.
 			mm.dropLocked(pageAt(page))
@@ -216,8 +219,8 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 		mm.pmas.isolate(around)
 		seg = mm.pmas.lookup(page)
 		allowed := want(seg, v.v.perms)
-		if !changed || seg.v.mapped != allowed { // a copy may be mapped already
-			err = mm.mapLocked(seg, allowed, false)
+		if changed == unchanged || seg.v.mapped != allowed { // a copy may be mapped already
+			err = mm.mapLocked(seg, allowed, changed == committed)
 		}
 		if err == nil && !allowed.SupersetOf(at) {
 			err = &FaultError{Addr: addr, Mapped: true} // more than the file allows
@@ -254,12 +257,21 @@ func (mm *MemoryManager) withVMA(addr hostarch.Addr, at hostarch.AccessType, for
 	return f(seg)
 }
 
+// change is what pageLocked has done.
+type change int
+
+const (
+	unchanged change = iota
+	changed
+	// committed: the pma is new, and all of it is worth being present.
+	committed
+)
+
 // pageLocked returns the pma of a page of v, ready for an access at: it is made
-// if there is none, and copied if need be. changed says whether something was
-// done.
+// if there is none, and copied if need be.
 //
 // Preconditions: mm.mappingMu is locked; mm.activeMu is locked for writing.
-func (mm *MemoryManager) pageLocked(ctx context.Context, v *segment[vma], page hostarch.Addr, at hostarch.AccessType) (seg *segment[pma], changed bool, err error) {
+func (mm *MemoryManager) pageLocked(ctx context.Context, v *segment[vma], page hostarch.Addr, at hostarch.AccessType) (seg *segment[pma], did change, err error) {
 	seg = mm.pmas.lookup(page)
 	if seg != nil && !v.v.private && !seg.v.max.SupersetOf(at) {
 		// A Mappable may give more when it is asked for more.
@@ -267,22 +279,20 @@ func (mm *MemoryManager) pageLocked(ctx context.Context, v *segment[vma], page h
 		seg = nil
 	}
 	if seg == nil {
-		changed = true
-		if seg, err = mm.fillLocked(ctx, v, page, at); err != nil {
-			return nil, false, err
+		if seg, did, err = mm.fillLocked(ctx, v, page, at); err != nil {
+			return nil, unchanged, err
 		}
 	}
 	if at.Write && seg.v.cow {
-		changed = true
-		if seg, err = mm.breakCOWLocked(v, seg, page); err != nil {
-			return nil, false, err
+		if seg, did, err = mm.breakCOWLocked(v, seg, page); err != nil {
+			return nil, unchanged, err
 		}
 	}
-	return seg, changed, nil
+	return seg, did, nil
 }
 
 // fillLocked makes a pma for a page that has none.
-func (mm *MemoryManager) fillLocked(ctx context.Context, v *segment[vma], page hostarch.Addr, at hostarch.AccessType) (*segment[pma], error) {
+func (mm *MemoryManager) fillLocked(ctx context.Context, v *segment[vma], page hostarch.Addr, at hostarch.AccessType) (*segment[pma], change, error) {
 	// The room around the page, and what is next to it.
 	room := v.AddrRange
 	p := mm.pmas.find(page)
@@ -294,7 +304,7 @@ func (mm *MemoryManager) fillLocked(ctx context.Context, v *segment[vma], page h
 		room.End = min(room.End, next.Start)
 	}
 	if v.v.mappable == nil {
-		return mm.fillAnonLocked(page, room, prev, next)
+		return mm.fillAnonLocked(page, room, v, prev, next)
 	}
 	offsetOf := func(addr hostarch.Addr) uint64 { return v.v.off + uint64(addr-v.Start) }
 	mappableRange := func(ar hostarch.AddrRange) memmap.MappableRange {
@@ -327,16 +337,16 @@ func (mm *MemoryManager) fillLocked(ctx context.Context, v *segment[vma], page h
 		mm.addPMA(seg)
 	}
 	if seg := mm.pmas.lookup(page); seg != nil && seg.v.max.SupersetOf(at) {
-		return seg, nil
+		return seg, changed, nil
 	}
 	if err == nil {
 		err = &memmap.BusError{Err: fmt.Errorf("no page at offset %#x", required.Start)}
 	}
-	return nil, err
+	return nil, unchanged, err
 }
 
-// fillAnonLocked allocates private memory for a page.
-func (mm *MemoryManager) fillAnonLocked(page hostarch.Addr, room hostarch.AddrRange, prev, next *segment[pma]) (*segment[pma], error) {
+// fillAnonLocked allocates private memory for a page of v.
+func (mm *MemoryManager) fillAnonLocked(page hostarch.Addr, room hostarch.AddrRange, v *segment[vma], prev, next *segment[pma]) (*segment[pma], change, error) {
 	size := uint64(minBlock)
 	hint := uint64(pgalloc.NoHint)
 	if prev != nil && prev.End == room.Start && prev.v.private {
@@ -345,29 +355,41 @@ func (mm *MemoryManager) fillAnonLocked(page hostarch.Addr, room hostarch.AddrRa
 	if next != nil && next.Start == room.End && next.v.private {
 		size = growBlock(next, size, maxBlock)
 	}
+	// Small mappings are used as a whole, and what is used from the start to the
+	// end so far will be to its end.
+	did, allocate := changed, mm.mf.AllocateAt
+	inOrder := prev != nil && prev.End == page && prev.v.private && prev.v.mapped.Write
+	small := room == v.AddrRange && room.Length() <= minBlock
+	if v.v.perms.Write && !v.v.growsDown && (inOrder || small) {
+		did, allocate = committed, mm.mf.AllocateCommitted
+		size = min(size, maxCommit)
+	}
 	ar := block(page, size, room)
+	if small {
+		ar = room
+	}
 	switch {
 	case prev != nil && prev.v.private && prev.End == ar.Start:
 		hint = prev.v.off + prev.Length()
 	case next != nil && next.v.private && next.Start == ar.End && next.v.off >= ar.Length():
 		hint = next.v.off - ar.Length()
 	}
-	fr, err := mm.mf.AllocateAt(ar.Length(), hint)
+	fr, err := allocate(ar.Length(), hint)
 	if err != nil && ar.Length() > hostarch.PageSize {
 		ar = pageAt(page)
 		fr, err = mm.mf.Allocate(ar.Length())
 	}
 	if err != nil {
-		return nil, err
+		return nil, unchanged, err
 	}
 	seg := &segment[pma]{ar, pma{file: mm.mf, off: fr.Start, max: hostarch.AnyAccess, private: true}}
 	mm.addPMA(seg)
-	return seg, nil
+	return seg, did, nil
 }
 
 // breakCOWLocked makes a page writable that must not be written where it is.
 // seg is its pma.
-func (mm *MemoryManager) breakCOWLocked(v *segment[vma], seg *segment[pma], page hostarch.Addr) (*segment[pma], error) {
+func (mm *MemoryManager) breakCOWLocked(v *segment[vma], seg *segment[pma], page hostarch.Addr) (*segment[pma], change, error) {
 	near := seg.Intersect(v.AddrRange)
 	if seg.v.private {
 		near = block(page, maxBlock, near)
@@ -382,7 +404,7 @@ func (mm *MemoryManager) breakCOWLocked(v *segment[vma], seg *segment[pma], page
 				mm.pmas.isolate(run)
 				seg = mm.pmas.lookup(page)
 				seg.v.cow = false
-				return seg, nil
+				return seg, changed, nil
 			}
 			near = run
 			break
@@ -398,7 +420,7 @@ func (mm *MemoryManager) breakCOWLocked(v *segment[vma], seg *segment[pma], page
 	if err != nil {
 		copied, err = mm.copyLocked(v, seg, pageAt(page))
 	}
-	return copied, err
+	return copied, committed, err
 }
 
 // copyLocked replaces the part ar of seg by a private copy.
@@ -407,7 +429,7 @@ func (mm *MemoryManager) copyLocked(v *segment[vma], seg *segment[pma], ar hosta
 	if prev := mm.pmas.at(mm.pmas.prev(mm.pmas.find(ar.Start))); prev != nil && prev.v.private && prev.End == ar.Start {
 		hint = prev.v.off + prev.Length()
 	}
-	fr, err := mm.mf.AllocateAt(ar.Length(), hint)
+	fr, err := mm.mf.AllocateDirty(ar.Length(), hint)
 	if err != nil {
 		return nil, err
 	}
@@ -432,7 +454,7 @@ func (mm *MemoryManager) copyLocked(v *segment[vma], seg *segment[pma], ar hosta
 	if mapped {
 		// What is mapped must not be the old page any more. An error leaves it
 		// unmapped, and a fault will try again.
-		mm.mapLocked(seg, want(seg, v.v.perms), false)
+		mm.mapLocked(seg, want(seg, v.v.perms), true)
 	}
 	decRefPMAs(old)
 	return seg, nil

@@ -209,7 +209,8 @@ func (mm *MemoryManager) MMap(ctx context.Context, opts memmap.MMapOpts) (hostar
 	addr, removed, err := mm.mmapLocked(opts, length)
 	mm.mappingMu.Unlock()
 	releaseVMAs(removed)
-	if err == nil && opts.Precommit {
+	small := opts.Mappable == nil && opts.Private && opts.Perms.Write && !opts.GrowsDown && length <= minBlock
+	if err == nil && (opts.Precommit || small) { // small mappings are used at once
 		mm.populateNew(ctx, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)})
 	}
 	return addr, err

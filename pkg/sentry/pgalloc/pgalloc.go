@@ -1,7 +1,7 @@
 // Package pgalloc holds the memory of applications: one host memory file whose
 // pages are handed out with reference counts.
 //
-// It depends on hostarch and memmap, and on the host's memfd_create(2) and
+// It depends on hostarch, memmap and usermem, and on the host's memfd_create(2) and
 // fallocate(2). It knows nothing of addresses or tasks: package mm says which
 // page is mapped where.
 package pgalloc
@@ -17,6 +17,7 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/usermem"
 )
 
 const (
@@ -32,6 +33,12 @@ const (
 	// ranges, of them: one fallocate(2) is cheaper than many.
 	maxFreedBytes  = 4 << 20
 	maxFreedRanges = 256
+
+	// maxKept bounds the freed memory that is kept from the host, in bytes, because
+	// zeroing it is cheaper than giving it back and getting other.
+	maxKept = 1 << 20
+	// maxKeptRange is the largest range that is: the host zeroes large ones as fast.
+	maxKeptRange = 128 << 10
 )
 
 // chunk is one part of the file.
@@ -63,7 +70,12 @@ type MemoryFile struct {
 	// may still hold data.
 	freed      []memmap.FileRange
 	freedBytes uint64
-	destroyed  bool
+	// committed has a bit per page that allocateDirty gave; such pages are
+	// kept when they are freed, keptBytes in all, and still hold data.
+	committed []uint64
+	kept      []memmap.FileRange
+	keptBytes uint64
+	destroyed bool
 
 	// mapMu makes chunk mappings once. It is taken after mu, or alone.
 	mapMu sync.Mutex
@@ -123,16 +135,107 @@ func (mf *MemoryFile) AllocateAt(length, hint uint64) (memmap.FileRange, error) 
 	if err != nil {
 		return memmap.FileRange{}, fmt.Errorf("allocate %#x bytes of memory: %w", length, err)
 	}
-	mf.markLocked(p, n, true)
+	mark(mf.taken, p, n, true)
 	mf.cursor = p + n
-	mf.used += n
 	fr := memmap.FileRange{Start: p * hostarch.PageSize, End: (p + n) * hostarch.PageSize}
+	mf.useLocked(fr)
+	return fr, nil
+}
+
+// useLocked gives each page of fr its first reference.
+func (mf *MemoryFile) useLocked(fr memmap.FileRange) {
+	mf.used += fr.Length() / hostarch.PageSize
 	mf.forEachRefs(fr, func(refs []int32) {
 		for i := range refs {
 			refs[i] = 1
 		}
 	})
+}
+
+// AllocateDirty is AllocateAt for memory that is going to be written at once, all
+// of it, and holds anything until then. It may be memory that the host gave before.
+func (mf *MemoryFile) AllocateDirty(length, hint uint64) (memmap.FileRange, error) {
+	fr, _, err := mf.allocateDirty(length, hint)
+	return fr, err
+}
+
+// AllocateCommitted is AllocateDirty, but the memory is zero.
+func (mf *MemoryFile) AllocateCommitted(length, hint uint64) (memmap.FileRange, error) {
+	fr, dirty, err := mf.allocateDirty(length, hint)
+	if !dirty {
+		return fr, err
+	}
+	for rest := fr; rest.Start < rest.End; {
+		b, err := mf.Bytes(rest)
+		if err == nil {
+			err = usermem.SafeZero(b)
+		}
+		if err != nil { // the host has taken it away
+			mf.DecRef(fr)
+			return memmap.FileRange{}, fmt.Errorf("allocate %#x bytes of memory (%v): %w", length, err, unix.ENOMEM)
+		}
+		rest.Start += uint64(len(b))
+	}
 	return fr, nil
+}
+
+func (mf *MemoryFile) allocateDirty(length, hint uint64) (fr memmap.FileRange, dirty bool, err error) {
+	if fr, ok := mf.takeKept(length); ok {
+		return fr, true, nil
+	}
+	if fr, err = mf.AllocateAt(length, hint); err == nil {
+		mf.mu.Lock()
+		mark(mf.committed, fr.Start/hostarch.PageSize, length/hostarch.PageSize, true)
+		mf.mu.Unlock()
+	}
+	return fr, false, err
+}
+
+// takeKept takes length bytes of what was kept, with a reference on each page.
+func (mf *MemoryFile) takeKept(length uint64) (memmap.FileRange, bool) {
+	mf.mu.Lock()
+	defer mf.mu.Unlock()
+	n := length / hostarch.PageSize
+	if length > maxKeptRange || mf.destroyed || n == 0 || length%hostarch.PageSize != 0 || n > mf.limit || mf.used > mf.limit-n {
+		return memmap.FileRange{}, false
+	}
+	for i := len(mf.kept) - 1; i >= 0; i-- {
+		k := &mf.kept[i]
+		if k.Length() < length {
+			continue
+		}
+		fr := memmap.FileRange{Start: k.Start, End: k.Start + length}
+		if k.Start = fr.End; k.Length() == 0 {
+			mf.kept = slices.Delete(mf.kept, i, i+1)
+		}
+		mf.keptBytes -= length
+		mf.useLocked(fr)
+		return fr, true
+	}
+	return memmap.FileRange{}, false
+}
+
+// keepLocked keeps a range that was freed, if it is to be.
+func (mf *MemoryFile) keepLocked(fr memmap.FileRange) bool {
+	p, n := fr.Start/hostarch.PageSize, fr.Length()/hostarch.PageSize
+	if fr.Length() > maxKeptRange || next(mf.committed, p, p+n, false) != p+n {
+		return false
+	}
+	if mf.keptBytes+fr.Length() > maxKept || len(mf.kept) >= maxFreedRanges {
+		// What is kept is of no use: it stays, in pieces too small, or there is too
+		// much of it.
+		for _, k := range mf.kept {
+			mf.queueLocked(k)
+		}
+		mf.kept, mf.keptBytes = mf.kept[:0], 0
+	}
+	if i := len(mf.kept) - 1; i >= 0 && mf.kept[i].End == fr.Start {
+		mf.kept[i].End = fr.End
+	} else {
+		mf.kept = append(mf.kept, fr)
+	}
+	mf.keptBytes += fr.Length()
+	return true
 }
 
 // findLocked returns the first of n free pages.
@@ -140,7 +243,7 @@ func (mf *MemoryFile) findLocked(n, hint uint64) (uint64, error) {
 	size := uint64(len(mf.taken)) * 64
 	if hint != NoHint {
 		p := hint / hostarch.PageSize
-		if p < size && n <= size-p && mf.nextLocked(p, p+n, true) == p+n {
+		if p < size && n <= size-p && next(mf.taken, p, p+n, true) == p+n {
 			return p, nil
 		}
 	}
@@ -182,17 +285,18 @@ func (mf *MemoryFile) growLocked() error {
 	grown := append(slices.Clip(old), new(chunk))
 	mf.chunks.Store(&grown)
 	mf.taken = append(mf.taken, make([]uint64, pagesPerChunk/64)...)
+	mf.committed = append(mf.committed, make([]uint64, pagesPerChunk/64)...)
 	return nil
 }
 
 // runLocked looks for n free pages in [p, end).
 func (mf *MemoryFile) runLocked(p, end, n uint64) (uint64, bool) {
 	for p < end && n <= end-p {
-		p = mf.nextLocked(p, end, false)
+		p = next(mf.taken, p, end, false)
 		if p >= end || n > end-p {
 			break
 		}
-		q := mf.nextLocked(p, p+n, true)
+		q := next(mf.taken, p, p+n, true)
 		if q == p+n {
 			return p, true
 		}
@@ -201,12 +305,12 @@ func (mf *MemoryFile) runLocked(p, end, n uint64) (uint64, bool) {
 	return 0, false
 }
 
-// nextLocked returns the first page in [p, end) that is taken, or is not; end
-// if there is none.
-func (mf *MemoryFile) nextLocked(p, end uint64, taken bool) uint64 {
+// next returns the first page in [p, end) whose bit is set, or is not; end if
+// there is none.
+func next(bitmap []uint64, p, end uint64, set bool) uint64 {
 	for p < end {
-		w := mf.taken[p/64]
-		if !taken {
+		w := bitmap[p/64]
+		if !set {
 			w = ^w
 		}
 		if w >>= p % 64; w != 0 {
@@ -217,15 +321,15 @@ func (mf *MemoryFile) nextLocked(p, end uint64, taken bool) uint64 {
 	return end
 }
 
-// markLocked sets the bits of n pages.
-func (mf *MemoryFile) markLocked(p, n uint64, taken bool) {
+// mark sets the bits of n pages.
+func mark(bitmap []uint64, p, n uint64, set bool) {
 	for n > 0 {
 		k := min(64-p%64, n)
 		mask := (^uint64(0) >> (64 - k)) << (p % 64)
-		if taken {
-			mf.taken[p/64] |= mask
+		if set {
+			bitmap[p/64] |= mask
 		} else {
-			mf.taken[p/64] &^= mask
+			bitmap[p/64] &^= mask
 		}
 		p, n = p+k, n-k
 	}
@@ -287,12 +391,19 @@ func (mf *MemoryFile) DecRef(fr memmap.FileRange) {
 	mf.clean(freed)
 }
 
-// freeLocked queues pages without references.
+// freeLocked takes pages without references back.
 func (mf *MemoryFile) freeLocked(fr memmap.FileRange) {
 	if fr.Length() == 0 {
 		return
 	}
 	mf.used -= fr.Length() / hostarch.PageSize
+	if !mf.keepLocked(fr) {
+		mf.queueLocked(fr)
+	}
+}
+
+// queueLocked queues pages to be given back to the host.
+func (mf *MemoryFile) queueLocked(fr memmap.FileRange) {
 	mf.freedBytes += fr.Length()
 	if n := len(mf.freed); n > 0 && mf.freed[n-1].End == fr.Start {
 		mf.freed[n-1].End = fr.End
@@ -318,7 +429,8 @@ func (mf *MemoryFile) clean(freed []memmap.FileRange) {
 			continue // never used again: what is in it must not be seen
 		}
 		mf.mu.Lock()
-		mf.markLocked(fr.Start/hostarch.PageSize, fr.Length()/hostarch.PageSize, false)
+		mark(mf.taken, fr.Start/hostarch.PageSize, fr.Length()/hostarch.PageSize, false)
+		mark(mf.committed, fr.Start/hostarch.PageSize, fr.Length()/hostarch.PageSize, false)
 		mf.mu.Unlock()
 	}
 }

@@ -71,9 +71,15 @@ func TestRandom(t *testing.T) {
 			if len(live) > 0 && r.IntN(2) == 0 {
 				hint = live[r.IntN(len(live))].fr.End
 			}
-			fr, err := mf.AllocateAt(length, hint)
+			kind := r.IntN(3)
+			fr, err := []func(_, _ uint64) (memmap.FileRange, error){mf.AllocateAt, mf.AllocateCommitted, mf.AllocateDirty}[kind](length, hint)
 			if err != nil || fr.Length() != length {
-				t.Fatalf("AllocateAt(%#x, %#x) = %v, %v", length, hint, fr, err)
+				t.Fatalf("allocation %d of %#x at %#x: %v, %v", kind, length, hint, fr, err)
+			}
+			if kind == 2 {
+				for _, w := range words(t, mf, fr) {
+					*w = 0
+				}
 			}
 			a := &alloc{fr, 1, byte(1 + i%255)}
 			for j, w := range words(t, mf, fr) {
