@@ -38,8 +38,8 @@ func variable[T any](name string, without T, parse func(string) (T, error)) T {
 	return v
 }
 
-// silence is how long the program may print nothing: it finds by itself threads
-// that hang for half that time.
+// silence is how long the program may print nothing: it prints every second, and
+// finds threads that hang, after some minutes, by itself.
 const silence = 2 * time.Minute
 
 // survived is the status of a program that has done all it meant to.
@@ -53,7 +53,7 @@ func TestSoak(t *testing.T) {
 	prog := sandbox.Build(t, "soak")
 	t.Logf("seed %d", *seedFlag)
 	sandbox.ForEachPlatform(t, func(t *testing.T, p string) {
-		s := sandbox.Start(t, p, *durationFlag+3*silence, silence, nil,
+		s := sandbox.Start(t, p, *durationFlag+5*silence, silence, nil,
 			prog, strconv.FormatUint(*seedFlag, 10), strconv.FormatFloat(durationFlag.Seconds(), 'f', -1, 64))
 		last := ""
 		line := func(text string) {

@@ -29,8 +29,8 @@
 
 enum { workers = 8, threads = 8, page = 4096, survived = 42, hung = 43 };
 
-// patience is for how many seconds a thread may be without a pulse.
-enum { patience = 60 };
+// patience is for how many seconds a thread may be without a pulse: hosts are busy.
+enum { patience = 240 };
 
 typedef uint64_t u64;
 
