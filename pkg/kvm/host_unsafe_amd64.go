@@ -68,3 +68,10 @@ func slotsOf(t *pagetables.Table) []*slot {
 	}
 	return p
 }
+
+// mapOver replaces what is mapped at mem, whole pages that are ours (mmap(2),
+// MAP_FIXED).
+func mapOver(mem []byte, fd int, offset int64, prot, flags int) error {
+	_, err := unix.MmapPtr(fd, offset, unsafe.Pointer(&mem[0]), uintptr(len(mem)), prot, flags|unix.MAP_FIXED)
+	return err
+}

@@ -133,7 +133,7 @@ func kernelLog(t *testing.T) string {
 
 var kernelComplaint = regexp.MustCompile(`WARNING|BUG|Oops|Call Trace|leak|hung task|use-after-free|livelock`)
 
-// virtualMachines returns how many VMs and vCPUs processes of this machine have.
+// virtualMachines returns how many VMs and vCPUs victims have.
 func virtualMachines(t *testing.T) int {
 	t.Helper()
 	out := 0
@@ -146,9 +146,8 @@ func virtualMachines(t *testing.T) int {
 		if err != nil {
 			continue // not a process, or gone
 		}
-		comm, _ := os.ReadFile("/proc/" + proc.Name() + "/comm")
-		if !strings.HasPrefix(string(comm), "kvm") {
-			continue // another's
+		if env, _ := os.ReadFile("/proc/" + proc.Name() + "/environ"); !bytes.Contains(env, []byte(victimEnv+"=")) {
+			continue
 		}
 		for _, fd := range fds {
 			if what, _ := os.Readlink("/proc/" + proc.Name() + "/fd/" + fd.Name()); strings.HasPrefix(what, "anon_inode:kvm-v") {

@@ -181,12 +181,34 @@ func (m *machine) close() {
 	if m.vm >= 0 {
 		unix.Close(m.vm)
 	}
-	for _, mem := range m.tables.mapped {
+	for _, mem := range append(m.tables.mapped, m.regions.windows...) {
 		unix.Munmap(mem)
 	}
 	if m.dummy != nil {
 		unix.Munmap(m.dummy)
 	}
+}
+
+// restrict removes what the application is not told of, and what a guest is told about
+// its hypervisor: there is nothing to talk to.
+func (t *cpuidTable) restrict(fs *cpuid.FeatureSet) {
+	kept := t.entries[:0]
+	for _, e := range t.entries[:t.n] {
+		if e.function>>28 == 4 {
+			continue
+		}
+		_, b, c, d := fs.Emulate(e.function, e.index)
+		switch {
+		case e.function == 7 && e.index == 0:
+			e.ebx &= b
+			fallthrough
+		case e.function == 1, e.function == 0x80000001:
+			e.ecx &= c
+			e.edx &= d
+		}
+		kept = append(kept, e)
+	}
+	t.n = uint32(len(kept))
 }
 
 // readCPUID finds out what CPU the guest can have: the host's, as far as KVM lets it.
@@ -195,6 +217,7 @@ func (m *machine) readCPUID(device int) error {
 	if errno := ioctlStruct(device, kvmGetSupportedCPUID, m.cpuid); errno != 0 {
 		return fmt.Errorf("ioctl(KVM_GET_SUPPORTED_CPUID): %w", errno)
 	}
+	m.cpuid.restrict(cpuid.Native())
 	find := func(function, index uint32) cpuidEntry {
 		for _, e := range m.cpuid.entries[:m.cpuid.n] {
 			if e.function == function && e.index == index {

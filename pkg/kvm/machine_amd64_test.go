@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/cpuid"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
@@ -272,7 +273,7 @@ func TestRegions(t *testing.T) {
 		b.as.Unmap(addr, page)
 		count(0)
 	}
-	if n := len(p.m.regions.byPart); n > before+2 {
+	if n := len(p.m.regions.byPart); n > windowRegions {
 		t.Errorf("%d places for regions were used for %d", n, before+1)
 	}
 	if n := p.m.slots.next; n > 16 {
@@ -307,25 +308,34 @@ func TestReadOnlyFile(t *testing.T) {
 	}
 }
 
-// Without slots for more files, mapping is an error, and the rest goes on.
+// Without slots or guest-physical addresses for more files, mapping is an error, and
+// the rest goes on.
 func TestNoSlots(t *testing.T) {
 	p := newTestPlatform(t, 1)
 	g := newGuest(t, p)
 	const addr = 0x1000_0000
 	f := newTestFile(t, 1, 400)
-	p.m.slots.max = p.m.slots.next
-	err := g.as.MapFile(addr, f, memmap.FileRange{End: page}, hostarch.Read, false)
-	if !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("MapFile without slots: %v, want ENOSPC", err)
+	rs := &p.m.regions
+	free := rs.free
+	for _, limit := range []struct{ slots, regions int }{
+		{int(p.m.slots.next), rs.max}, {int(p.m.slots.max), len(rs.byPart)},
+	} {
+		slots, regions := p.m.slots.max, rs.max
+		p.m.slots.max, rs.max, rs.free = uint32(limit.slots), limit.regions, nil
+		err := g.as.MapFile(addr, f, memmap.FileRange{End: page}, hostarch.Read, false)
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("MapFile with limits %+v: %v, want ENOSPC", limit, err)
+		}
+		if _, ok := g.load(addr); ok {
+			t.Error("it is mapped")
+		}
+		p.m.slots.max, rs.max = slots, regions
 	}
-	if _, ok := g.load(addr); ok {
-		t.Error("it is mapped")
-	}
-	p.m.slots.max++
-	g.mapPages(addr, f, 0, 1, hostarch.Read)
+	g.mapPages(addr, f, 0, 1, hostarch.Read) // in a window of its own
 	if v, ok := g.load(addr); v != 400 || !ok {
 		t.Errorf("%d, %v", v, ok)
 	}
+	rs.free = append(rs.free, free...)
 }
 
 // When the flush fails nothing is reused, and the AddressSpace is given up.
@@ -623,5 +633,33 @@ func TestPopulate(t *testing.T) {
 		if got := st.Blocks * 512; got != c.want && (c.name != "disk" || !p.m.regions.byKey[regionKey{c.f, 0}].ram) {
 			t.Errorf("%s: %d bytes are present, want %d", c.name, got, c.want)
 		}
+	}
+}
+
+// The guest's CPU has no feature that the application is not told of, and no leaves
+// of a hypervisor.
+func TestRestrictCPUID(t *testing.T) {
+	p := newTestPlatform(t, 1)
+	fs := cpuid.New(cpuid.Policy{Hide: []cpuid.Feature{cpuid.FeatureAVX, cpuid.FeatureAVX2}})
+	table := *p.m.cpuid
+	table.entries[table.n] = cpuidEntry{function: 0x40000000, eax: 1}
+	table.n++
+	table.restrict(fs)
+	seen := 0
+	for _, e := range table.entries[:table.n] {
+		switch {
+		case e.function == 1 && e.ecx&(1<<28) != 0, e.function == 7 && e.index == 0 && e.ebx&(1<<5) != 0:
+			t.Errorf("leaf %d has a hidden feature: %+v", e.function, e)
+		case e.function == 1 && e.edx&1 == 0:
+			t.Error("the x87 FPU is gone")
+		case e.function>>28 == 4:
+			t.Errorf("leaf %#x of a hypervisor", e.function)
+		}
+		if e.function == 1 {
+			seen++
+		}
+	}
+	if seen != 1 || table.n != p.m.cpuid.n {
+		t.Errorf("%d leaves instead of %d, of which %d number 1", table.n, p.m.cpuid.n, seen)
 	}
 }

@@ -28,6 +28,10 @@ const (
 	// regionsBase is where files are, in regions.
 	regionsBase = 64 << 30
 	regionSize  = 64 << 20
+
+	// windowRegions is how many regions a memory slot has room for. KVM needs 2 MiB for
+	// the GiB where it shadows page tables.
+	windowRegions = 16
 )
 
 // slots hands out the numbers of memory slots.
@@ -65,15 +69,6 @@ func (m *machine) freeSlot(n uint32) {
 	m.slots.mu.Lock()
 	m.slots.free = append(m.slots.free, n)
 	m.slots.mu.Unlock()
-}
-
-// removeSlot undoes addSlot. KVM forgets all that vCPUs know of the VM's memory.
-func (m *machine) removeSlot(n uint32, gpa uint64) error {
-	if err := m.setSlot(n, gpa, 0, 0); err != nil {
-		return err
-	}
-	m.freeSlot(n)
-	return nil
 }
 
 // setSlot makes, moves or (with size 0) deletes a slot.
@@ -270,10 +265,9 @@ func (t *tableMemory) trim() {
 
 // region is a part of a file that is guest-physical memory.
 type region struct {
-	key  regionKey
-	gpa  uint64
-	slot uint32
-	mem  []byte
+	key regionKey
+	gpa uint64
+	mem []byte
 	// readOnly says that the file is not open for writing.
 	readOnly bool
 	// ram says that the file is nothing but memory.
@@ -297,6 +291,8 @@ type regions struct {
 	byPart []*region // by guest-physical address
 	free   []int
 	max    int
+	// windows are our addresses for the memory of the VM.
+	windows [][]byte
 }
 
 // get returns the region for part of f, and adds refs to it.
@@ -320,41 +316,62 @@ func (rs *regions) get(f memmap.File, part uint64, write bool, refs int) (*regio
 }
 
 func (rs *regions) add(key regionKey) (*region, error) {
-	if len(rs.free) == 0 && len(rs.byPart) == rs.max {
-		return nil, fmt.Errorf("the VM's %d GiB of memory are used: %w", rs.max*regionSize>>30, unix.ENOSPC)
+	i, err := rs.place()
+	if err != nil {
+		return nil, err
 	}
-	r := &region{key: key}
+	r := &region{key: key, gpa: regionsBase + uint64(i)*regionSize}
+	r.mem = rs.windows[i/windowRegions][i%windowRegions*regionSize:][:regionSize:regionSize]
 	fd, off := key.file.FD(), int64(key.part*regionSize)
 	const flags = unix.MAP_SHARED | unix.MAP_NORESERVE
-	mem, err := unix.Mmap(fd, off, regionSize, unix.PROT_READ|unix.PROT_WRITE, flags)
+	err = mapOver(r.mem, fd, off, unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err == unix.EACCES {
 		r.readOnly = true
-		mem, err = unix.Mmap(fd, off, regionSize, unix.PROT_READ, flags)
+		err = mapOver(r.mem, fd, off, unix.PROT_READ, flags)
 	}
 	if err != nil {
+		rs.free = append(rs.free, i)
 		return nil, fmt.Errorf("mmap of descriptor %d at offset %#x: %w", fd, off, err)
 	}
-	r.mem = mem
 	// Only files of shmem have seals (fcntl(2)).
 	_, errno := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	r.ram = errno == nil
-	var i int
-	if n := len(rs.free); n > 0 {
-		i, rs.free = rs.free[n-1], rs.free[:n-1]
-	} else {
-		i = len(rs.byPart)
-		rs.byPart = append(rs.byPart, nil)
-	}
-	r.gpa = regionsBase + uint64(i)*regionSize
-	if r.slot, err = rs.m.addSlot(r.gpa, mem); err != nil {
-		rs.free = append(rs.free, i)
-		unix.Munmap(mem)
-		return nil, err
-	}
 	rs.byPart[i] = r
 	rs.byKey[key] = r
 	return r, nil
 }
+
+// place returns a place for a region. Guest-physical memory comes in windows, each a
+// memory slot for our addresses where nothing is mapped: to map a file there then
+// needs nothing of KVM, which takes long to change slots.
+func (rs *regions) place() (int, error) {
+	if n := len(rs.free); n > 0 {
+		i := rs.free[n-1]
+		rs.free = rs.free[:n-1]
+		return i, nil
+	}
+	i := len(rs.byPart)
+	if i+windowRegions > rs.max {
+		return 0, fmt.Errorf("the VM's %d GiB of memory are used: %w", rs.max*regionSize>>30, unix.ENOSPC)
+	}
+	mem, err := unix.Mmap(-1, 0, windowRegions*regionSize, unix.PROT_NONE, noMemory)
+	if err != nil {
+		return 0, fmt.Errorf("mmap of room for memory of the VM: %w", err)
+	}
+	if _, err := rs.m.addSlot(regionsBase+uint64(i)*regionSize, mem); err != nil {
+		unix.Munmap(mem)
+		return 0, err
+	}
+	rs.windows = append(rs.windows, mem)
+	rs.byPart = append(rs.byPart, make([]*region, windowRegions)...)
+	for k := i + windowRegions - 1; k > i; k-- {
+		rs.free = append(rs.free, k)
+	}
+	return i, nil
+}
+
+// noMemory are the flags of a mapping of nothing.
+const noMemory = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
 
 // drop takes refs off r, and frees it when nothing of it is mapped any more and no
 // vCPU can reach it.
@@ -369,14 +386,13 @@ func (rs *regions) dropLocked(r *region, refs int) {
 		return
 	}
 	delete(rs.byKey, r.key)
-	// That it cannot be deleted is the host's: we are left with a part that is
-	// never used again.
-	if rs.m.removeSlot(r.slot, r.gpa) == nil {
+	// With the mapping goes what KVM knows of it. If it cannot be replaced, which is the
+	// host's, it stays, and its place is never used again.
+	if mapOver(r.mem, -1, 0, unix.PROT_NONE, noMemory) == nil {
 		i := int((r.gpa - regionsBase) / regionSize)
 		rs.byPart[i] = nil
 		rs.free = append(rs.free, i)
 	}
-	unix.Munmap(r.mem)
 }
 
 // at returns the region of a guest-physical address, or nil. The caller holds a

@@ -67,7 +67,7 @@ func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRule
 	thread := seccomp.AllOf{seccomp.GreaterThan(0), seccomp.NonNegativeFD}
 	zero := seccomp.EqualTo(0)
 	vcpu := seccomp.AllOf{seccomp.GreaterThanOrEqual(vars[firstVCPUVariable]), seccomp.LessThanOrEqual(vars[lastVCPUVariable])}
-	const mapFlags = unix.MAP_SHARED | unix.MAP_NORESERVE
+	const mapFlags = unix.MAP_SHARED | unix.MAP_NORESERVE | unix.MAP_FIXED
 	return seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{
 		sysno.Ioctl.On(s.arch): seccomp.Or{
 			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmRun), zero},
@@ -77,10 +77,12 @@ func (s seccompInfo) SyscallFilters(vars precompiled.Values) seccomp.SyscallRule
 			seccomp.PerArg{vcpu, seccomp.EqualTo(kvmSetMSRs)}, // after a triple fault
 			seccomp.PerArg{seccomp.EqualTo(vars[vmVariable]), seccomp.EqualTo(kvmSetUserMemoryRegion)},
 		},
-		// Files that applications map, and page tables.
+		// Files that applications map, over room for them; and page tables.
 		sysno.Mmap.On(s.arch): seccomp.Or{
-			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_READ | unix.PROT_WRITE), seccomp.EqualTo(mapFlags), seccomp.NonNegativeFD},
-			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_READ), seccomp.EqualTo(mapFlags), seccomp.NonNegativeFD},
+			seccomp.PerArg{any, any, seccomp.EqualTo(unix.PROT_READ | unix.PROT_WRITE), seccomp.EqualTo(mapFlags), seccomp.NonNegativeFD},
+			seccomp.PerArg{any, any, seccomp.EqualTo(unix.PROT_READ), seccomp.EqualTo(mapFlags), seccomp.NonNegativeFD},
+			seccomp.PerArg{any, any, seccomp.EqualTo(unix.PROT_NONE), seccomp.EqualTo(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE | unix.MAP_FIXED)},
+			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_NONE), seccomp.EqualTo(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE)},
 			seccomp.PerArg{zero, any, seccomp.EqualTo(unix.PROT_READ | unix.PROT_WRITE), seccomp.EqualTo(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE)},
 		},
 		sysno.Munmap.On(s.arch): seccomp.MatchAll{},

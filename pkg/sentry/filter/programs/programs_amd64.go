@@ -17,7 +17,7 @@ var Programs = precompiled.Set{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
 			{Name: "kvm_vm_fd", Uses: []uint16{12, 34}},
-			{Name: "monitor_pid", Uses: []uint16{342}},
+			{Name: "monitor_pid", Uses: []uint16{352}},
 			{Name: "sentry_pid", Uses: []uint16{55}},
 		},
 		Code: bpf.Program{
@@ -47,7 +47,7 @@ var Programs = precompiled.Set{
 			{Code: 0x25, JT: 10, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 34 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 1, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 27
-			{Code: 0x05, JT: 0, JF: 0, K: 0x132},          // 26: goto 333
+			{Code: 0x05, JT: 0, JF: 0, K: 0x13c},          // 26: goto 343
 			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 27: if A >= 0x5000aea5 goto 28 else 32
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 28: if A >= 0x9000aea5 goto 29 else 30
 			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 29: if A == 0x9000aecf goto 201 else 182
@@ -120,299 +120,309 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
 			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 201 else 98
 			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x15, JT: 0, JF: 48, K: 0x9},           // 99: if A == 0x9 goto 100 else 148
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 103: if A == 0x0 goto 104 else 118
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
-			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 201 else 182
-			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 107: if A >= 0x23 goto 108 else 117
+			{Code: 0x15, JT: 92, JF: 0, K: 0x32},          // 108: if A == 0x32 goto 201 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 110: if A == 0x0 goto 111 else 115
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 112: if A == 0x0 goto 113 else 115
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
-			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 201 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
-			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 201 else 132
-			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 201 else 182
-			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 201 else 125
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 135: if A == 0x0 goto 136 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
-			{Code: 0x35, JT: 252, JF: 253, K: 0x80000000}, // 137: if A >= 0x80000000 goto 390 else 391
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 140: if A == 0x0 goto 141 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
-			{Code: 0x15, JT: 246, JF: 245, K: 0x19},       // 144: if A == 0x19 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 245, K: 0x10},         // 145: if A >= 0x10 goto 146 else 391
-			{Code: 0x35, JT: 244, JF: 243, K: 0x16},       // 146: if A >= 0x16 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
-			{Code: 0x15, JT: 242, JF: 241, K: 0x8},        // 148: if A == 0x8 goto 391 else 390
-			{Code: 0x15, JT: 241, JF: 240, K: 0x4},        // 149: if A == 0x4 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 151, K: 0x7e},         // 150: if A >= 0x7e goto 151 else 302
-			{Code: 0x35, JT: 0, JF: 108, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 260
-			{Code: 0x35, JT: 0, JF: 66, K: 0x11d},         // 152: if A >= 0x11d goto 153 else 219
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
-			{Code: 0x15, JT: 0, JF: 234, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 157: if A == 0x0 goto 158 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x35, JT: 230, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 390 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 161: if A == 0x0 goto 162 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x35, JT: 226, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 390 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 165: if A == 0x0 goto 166 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 223, JF: 222, K: 0x200},      // 167: if A == 0x200 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
-			{Code: 0x15, JT: 0, JF: 220, K: 0x144},        // 169: if A == 0x144 goto 170 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 171: if A == 0x0 goto 172 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
-			{Code: 0x15, JT: 121, JF: 215, K: 0x10},       // 174: if A == 0x10 goto 296 else 390
-			{Code: 0x15, JT: 120, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 296 else 176
-			{Code: 0x15, JT: 119, JF: 213, K: 0x8},        // 176: if A == 0x8 goto 296 else 390
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 179: if A == 0x0 goto 180 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
-			{Code: 0x45, JT: 208, JF: 209, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 390 else 391
+			{Code: 0x15, JT: 86, JF: 17, K: 0x4032},       // 114: if A == 0x4032 goto 201 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
+			{Code: 0x15, JT: 84, JF: 65, K: 0x4032},       // 116: if A == 0x4032 goto 201 else 182
+			{Code: 0x15, JT: 83, JF: 64, K: 0x22},         // 117: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 16, K: 0x3},           // 118: if A == 0x3 goto 119 else 135
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 119: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 120: if A == 0x0 goto 121 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 121: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 10, K: 0x23},          // 122: if A >= 0x23 goto 123 else 133
+			{Code: 0x15, JT: 77, JF: 0, K: 0x32},          // 123: if A == 0x32 goto 201 else 124
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 125: if A == 0x0 goto 126 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 127: if A == 0x0 goto 128 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
+			{Code: 0x15, JT: 71, JF: 0, K: 0x28},          // 129: if A == 0x28 goto 201 else 130
+			{Code: 0x15, JT: 13, JF: 0, K: 0x4001},        // 130: if A == 0x4001 goto 144 else 131
+			{Code: 0x15, JT: 12, JF: 0, K: 0x4011},        // 131: if A == 0x4011 goto 144 else 132
+			{Code: 0x15, JT: 68, JF: 49, K: 0x4022},       // 132: if A == 0x4022 goto 201 else 182
+			{Code: 0x15, JT: 67, JF: 0, K: 0x22},          // 133: if A == 0x22 goto 201 else 134
+			{Code: 0x35, JT: 47, JF: 8, K: 0x2},           // 134: if A >= 0x2 goto 182 else 143
+			{Code: 0x35, JT: 46, JF: 0, K: 0x2},           // 135: if A >= 0x2 goto 182 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 137: if A == 0x0 goto 138 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 3, K: 0x2},            // 139: if A >= 0x2 goto 141 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 140: A = arg3.lo
+			{Code: 0x15, JT: 2, JF: 0, K: 0x4001},         // 141: if A == 0x4001 goto 144 else 142
+			{Code: 0x15, JT: 1, JF: 39, K: 0x4011},        // 142: if A == 0x4011 goto 144 else 182
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 143: if A == 0x0 goto 182 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 144: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 145: if A == 0x0 goto 146 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 146: A = arg4.lo
+			{Code: 0x35, JT: 252, JF: 253, K: 0x80000000}, // 147: if A >= 0x80000000 goto 400 else 401
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 148: if A == 0x1c goto 149 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 149: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 150: if A == 0x0 goto 151 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 151: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 152: if A >= 0xe goto 153 else 157
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 153: if A >= 0x18 goto 154 else 155
+			{Code: 0x15, JT: 246, JF: 245, K: 0x19},       // 154: if A == 0x19 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 245, K: 0x10},         // 155: if A >= 0x10 goto 156 else 401
+			{Code: 0x35, JT: 244, JF: 243, K: 0x16},       // 156: if A >= 0x16 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 157: if A >= 0x5 goto 158 else 159
+			{Code: 0x15, JT: 242, JF: 241, K: 0x8},        // 158: if A == 0x8 goto 401 else 400
+			{Code: 0x15, JT: 241, JF: 240, K: 0x4},        // 159: if A == 0x4 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 151, K: 0x7e},         // 160: if A >= 0x7e goto 161 else 312
+			{Code: 0x35, JT: 0, JF: 108, K: 0xe4},         // 161: if A >= 0xe4 goto 162 else 270
+			{Code: 0x35, JT: 0, JF: 66, K: 0x11d},         // 162: if A >= 0x11d goto 163 else 229
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 163: if A >= 0x13e goto 164 else 199
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 164: if A >= 0x145 goto 165 else 178
+			{Code: 0x15, JT: 0, JF: 234, K: 0x1b7},        // 165: if A == 0x1b7 goto 166 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 167: if A == 0x0 goto 168 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
+			{Code: 0x35, JT: 230, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 400 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 171: if A == 0x0 goto 172 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x35, JT: 226, JF: 0, K: 0x8},          // 173: if A >= 0x8 goto 400 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 175: if A == 0x0 goto 176 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x15, JT: 223, JF: 222, K: 0x200},      // 177: if A == 0x200 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 9, K: 0x140},          // 178: if A >= 0x140 goto 179 else 188
+			{Code: 0x15, JT: 0, JF: 220, K: 0x144},        // 179: if A == 0x144 goto 180 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 218, K: 0x0},          // 181: if A == 0x0 goto 183 else 400
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
-			{Code: 0x15, JT: 204, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 391 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 201, K: 0x2},        // 188: if A & 0x2 goto 368 else 390
-			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 189: if A >= 0x124 goto 190 else 195
-			{Code: 0x15, JT: 0, JF: 199, K: 0x135},        // 190: if A == 0x135 goto 191 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 192: if A == 0x0 goto 193 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
-			{Code: 0x15, JT: 138, JF: 195, K: 0x0},        // 194: if A == 0x0 goto 333 else 390
-			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 195: if A >= 0x122 goto 196 else 210
-			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 196: if A == 0x122 goto 197 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 197: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 198: if A == 0x0 goto 199 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 189, K: 0x0},          // 200: if A == 0x0 goto 202 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 184: if A >= 0x9 goto 185 else 186
+			{Code: 0x15, JT: 120, JF: 214, K: 0x10},       // 185: if A == 0x10 goto 306 else 400
+			{Code: 0x15, JT: 119, JF: 0, K: 0x0},          // 186: if A == 0x0 goto 306 else 187
+			{Code: 0x15, JT: 118, JF: 212, K: 0x8},        // 187: if A == 0x8 goto 306 else 400
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 188: if A == 0x13e goto 189 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 189: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 190: if A == 0x0 goto 191 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 191: A = arg2.lo
+			{Code: 0x45, JT: 207, JF: 208, K: 0xfffffffe}, // 192: if A & 0xfffffffe goto 400 else 401
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 193: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 194: if A == 0x0 goto 195 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 195: A = arg1.lo
+			{Code: 0x15, JT: 204, JF: 1, K: 0x1},          // 196: if A == 0x1 goto 401 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 201, K: 0x2},        // 198: if A & 0x2 goto 378 else 400
+			{Code: 0x35, JT: 0, JF: 6, K: 0x124},          // 199: if A >= 0x124 goto 200 else 206
+			{Code: 0x15, JT: 1, JF: 199, K: 0x135},        // 200: if A == 0x135 goto 202 else 400
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 202: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 203: if A == 0x0 goto 204 else 390
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 203: if A == 0x0 goto 204 else 400
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 204: A = arg1.lo
-			{Code: 0x15, JT: 185, JF: 184, K: 0x80800},    // 205: if A == 0x80800 goto 391 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 207: if A == 0x0 goto 208 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
-			{Code: 0x15, JT: 181, JF: 180, K: 0x80000},    // 209: if A == 0x80000 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 179, K: 0x11d},        // 210: if A == 0x11d goto 211 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 212: if A == 0x0 goto 213 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 390 else 215
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 216: if A == 0x0 goto 217 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x45, JT: 171, JF: 172, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 24, K: 0x101},         // 219: if A >= 0x101 goto 220 else 244
-			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 220: if A >= 0x10c goto 221 else 226
-			{Code: 0x15, JT: 0, JF: 168, K: 0x10f},        // 221: if A == 0x10f goto 222 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 222: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 223: if A == 0x0 goto 224 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 164, K: 0x1},        // 225: if A == 0x1 goto 347 else 390
-			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 226: if A == 0x101 goto 227 else 241
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 228: if A == 0x0 goto 229 else 235
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 230: if A >= 0x80000000 goto 236 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 232: if A == 0x0 goto 233 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
-			{Code: 0x45, JT: 155, JF: 156, K: 0xffe2e2ff}, // 234: if A & 0xffe2e2ff goto 390 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 153, K: 0xffffff9c},   // 236: if A == 0xffffff9c goto 237 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 238: if A == 0x0 goto 239 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
-			{Code: 0x15, JT: 150, JF: 149, K: 0x80000},    // 240: if A == 0x80000 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 148, K: 0x10b},        // 241: if A == 0x10b goto 242 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
-			{Code: 0x15, JT: 35, JF: 146, K: 0x0},         // 243: if A == 0x0 goto 279 else 390
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 244: if A >= 0xe8 goto 245 else 259
-			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 245: if A == 0xe9 goto 246 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 247: if A == 0x0 goto 248 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 249: if A >= 0x80000000 goto 390 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 250: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 251: if A == 0x0 goto 252 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 252: A = arg1.lo
-			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 253: if A == 0x0 goto 390 else 254
-			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 254: if A >= 0x3 goto 390 else 255
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 255: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 256: if A == 0x0 goto 257 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 257: A = arg2.lo
-			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 258: if A >= 0x80000000 goto 390 else 391
-			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 259: if A == 0xe6 goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 260: if A >= 0xc0 goto 261 else 287
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 261: if A >= 0xd9 goto 262 else 273
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 262: if A >= 0xdc goto 263 else 272
-			{Code: 0x15, JT: 0, JF: 126, K: 0xdd},         // 263: if A == 0xdd goto 264 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 265: if A == 0x0 goto 266 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
-			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 267: if A >= 0x80000000 goto 390 else 268
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 268: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 269: if A == 0x0 goto 270 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 270: A = arg3.lo
-			{Code: 0x35, JT: 118, JF: 119, K: 0x6},        // 271: if A >= 0x6 goto 390 else 391
-			{Code: 0x15, JT: 117, JF: 118, K: 0xda},       // 272: if A == 0xda goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 273: if A >= 0xcb goto 274 else 286
-			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 274: if A == 0xcb goto 275 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 275: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 276: if A == 0x0 goto 277 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 277: A = arg0.lo
-			{Code: 0x15, JT: 111, JF: 1, K: 0x0},          // 278: if A == 0x0 goto 390 else 280
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 280: if A >= 0x80000000 goto 390 else 391
-			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 281: if A == 0xcc goto 282 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 282: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 283: if A == 0x0 goto 284 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 284: A = arg0.lo
-			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 285: if A == 0x0 goto 391 else 390
-			{Code: 0x15, JT: 104, JF: 103, K: 0xc2},       // 286: if A == 0xc2 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 287: if A >= 0x8b goto 288 else 300
-			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 288: if A >= 0xba goto 289 else 291
-			{Code: 0x15, JT: 101, JF: 0, K: 0xba},         // 289: if A == 0xba goto 391 else 290
-			{Code: 0x15, JT: 100, JF: 99, K: 0xbf},        // 290: if A == 0xbf goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 291: if A == 0x9d goto 292 else 390
+			{Code: 0x15, JT: 137, JF: 194, K: 0x0},        // 205: if A == 0x0 goto 343 else 400
+			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 206: if A >= 0x122 goto 207 else 220
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 207: if A == 0x122 goto 208 else 216
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 208: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 209: if A == 0x0 goto 210 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 210: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 211: if A == 0x0 goto 212 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 212: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 213: if A == 0x0 goto 214 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 214: A = arg1.lo
+			{Code: 0x15, JT: 185, JF: 184, K: 0x80800},    // 215: if A == 0x80800 goto 401 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 217: if A == 0x0 goto 218 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
+			{Code: 0x15, JT: 181, JF: 180, K: 0x80000},    // 219: if A == 0x80000 goto 401 else 400
+			{Code: 0x15, JT: 0, JF: 179, K: 0x11d},        // 220: if A == 0x11d goto 221 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 222: if A == 0x0 goto 223 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 224: if A >= 0x80000000 goto 400 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 226: if A == 0x0 goto 227 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
+			{Code: 0x45, JT: 171, JF: 172, K: 0xffffff80}, // 228: if A & 0xffffff80 goto 400 else 401
+			{Code: 0x35, JT: 0, JF: 24, K: 0x101},         // 229: if A >= 0x101 goto 230 else 254
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 230: if A >= 0x10c goto 231 else 236
+			{Code: 0x15, JT: 0, JF: 168, K: 0x10f},        // 231: if A == 0x10f goto 232 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 232: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 233: if A == 0x0 goto 234 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 234: A = arg1.lo
+			{Code: 0x15, JT: 121, JF: 164, K: 0x1},        // 235: if A == 0x1 goto 357 else 400
+			{Code: 0x15, JT: 0, JF: 14, K: 0x101},         // 236: if A == 0x101 goto 237 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 238: if A == 0x0 goto 239 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 240: if A >= 0x80000000 goto 246 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 242: if A == 0x0 goto 243 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
+			{Code: 0x45, JT: 155, JF: 156, K: 0xffe2e2ff}, // 244: if A & 0xffe2e2ff goto 400 else 401
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 245: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 153, K: 0xffffff9c},   // 246: if A == 0xffffff9c goto 247 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 247: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 248: if A == 0x0 goto 249 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 249: A = arg2.lo
+			{Code: 0x15, JT: 150, JF: 149, K: 0x80000},    // 250: if A == 0x80000 goto 401 else 400
+			{Code: 0x15, JT: 0, JF: 148, K: 0x10b},        // 251: if A == 0x10b goto 252 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
+			{Code: 0x15, JT: 35, JF: 146, K: 0x0},         // 253: if A == 0x0 goto 289 else 400
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 254: if A >= 0xe8 goto 255 else 269
+			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 255: if A == 0xe9 goto 256 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 256: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 257: if A == 0x0 goto 258 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 258: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 259: if A >= 0x80000000 goto 400 else 260
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 260: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 261: if A == 0x0 goto 262 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 262: A = arg1.lo
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 263: if A == 0x0 goto 400 else 264
+			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 264: if A >= 0x3 goto 400 else 265
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 265: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 266: if A == 0x0 goto 267 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 267: A = arg2.lo
+			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 268: if A >= 0x80000000 goto 400 else 401
+			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 269: if A == 0xe6 goto 400 else 401
+			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 270: if A >= 0xc0 goto 271 else 297
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 271: if A >= 0xd9 goto 272 else 283
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 272: if A >= 0xdc goto 273 else 282
+			{Code: 0x15, JT: 0, JF: 126, K: 0xdd},         // 273: if A == 0xdd goto 274 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 275: if A == 0x0 goto 276 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
+			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 400 else 278
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 278: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 279: if A == 0x0 goto 280 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 280: A = arg3.lo
+			{Code: 0x35, JT: 118, JF: 119, K: 0x6},        // 281: if A >= 0x6 goto 400 else 401
+			{Code: 0x15, JT: 117, JF: 118, K: 0xda},       // 282: if A == 0xda goto 400 else 401
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 283: if A >= 0xcb goto 284 else 296
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 284: if A == 0xcb goto 285 else 291
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 286: if A == 0x0 goto 287 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
+			{Code: 0x15, JT: 111, JF: 1, K: 0x0},          // 288: if A == 0x0 goto 400 else 290
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 290: if A >= 0x80000000 goto 400 else 401
+			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 291: if A == 0xcc goto 292 else 400
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 293: if A == 0x0 goto 294 else 390
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 293: if A == 0x0 goto 294 else 400
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 94, K: 0x53564d41},    // 295: if A == 0x53564d41 goto 296 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 296: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 297: if A == 0x0 goto 298 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 298: A = arg1.lo
-			{Code: 0x15, JT: 91, JF: 90, K: 0x0},          // 299: if A == 0x0 goto 391 else 390
-			{Code: 0x15, JT: 90, JF: 0, K: 0x8a},          // 300: if A == 0x8a goto 391 else 301
-			{Code: 0x15, JT: 89, JF: 88, K: 0x83},         // 301: if A == 0x83 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 48, K: 0x3c},          // 302: if A >= 0x3c goto 303 else 351
-			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 303: if A >= 0x62 goto 304 else 312
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 304: if A >= 0x69 goto 305 else 309
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 305: if A >= 0x6d goto 306 else 308
-			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 306: if A == 0x7d goto 391 else 307
-			{Code: 0x15, JT: 83, JF: 82, K: 0x73},         // 307: if A == 0x73 goto 391 else 390
-			{Code: 0x35, JT: 82, JF: 81, K: 0x6b},         // 308: if A >= 0x6b goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 309: if A >= 0x66 goto 310 else 311
-			{Code: 0x15, JT: 79, JF: 80, K: 0x67},         // 310: if A == 0x67 goto 390 else 391
-			{Code: 0x15, JT: 79, JF: 78, K: 0x63},         // 311: if A == 0x63 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 312: if A >= 0x4a goto 313 else 316
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 313: if A >= 0x4e goto 314 else 315
-			{Code: 0x15, JT: 76, JF: 75, K: 0x61},         // 314: if A == 0x61 goto 391 else 390
-			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 315: if A == 0x4c goto 390 else 391
-			{Code: 0x35, JT: 0, JF: 21, K: 0x3e},          // 316: if A >= 0x3e goto 317 else 338
-			{Code: 0x15, JT: 0, JF: 72, K: 0x48},          // 317: if A == 0x48 goto 318 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 318: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 319: if A == 0x0 goto 320 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 321: if A >= 0x80000000 goto 390 else 322
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 322: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 323: if A == 0x0 goto 324 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 324: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 325: if A >= 0x4 goto 326 else 337
-			{Code: 0x15, JT: 64, JF: 0, K: 0x406},         // 326: if A == 0x406 goto 391 else 327
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 327: if A == 0x4 goto 328 else 332
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 328: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 329: if A == 0x0 goto 330 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 330: A = arg2.lo
-			{Code: 0x45, JT: 58, JF: 59, K: 0xfffb73ff},   // 331: if A & 0xfffb73ff goto 390 else 391
-			{Code: 0x15, JT: 0, JF: 57, K: 0x40a},         // 332: if A == 0x40a goto 333 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 333: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 334: if A == 0x0 goto 335 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 335: A = arg2.lo
-			{Code: 0x15, JT: 54, JF: 53, K: 0x0},          // 336: if A == 0x0 goto 391 else 390
-			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 337: if A == 0x3 goto 391 else 390
-			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 338: if A == 0x3c goto 391 else 339
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 340: if A == 0x0 goto 341 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 342: if A == monitor_pid goto 343 else 390
+			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 295: if A == 0x0 goto 401 else 400
+			{Code: 0x15, JT: 104, JF: 103, K: 0xc2},       // 296: if A == 0xc2 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 297: if A >= 0x8b goto 298 else 310
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 298: if A >= 0xba goto 299 else 301
+			{Code: 0x15, JT: 101, JF: 0, K: 0xba},         // 299: if A == 0xba goto 401 else 300
+			{Code: 0x15, JT: 100, JF: 99, K: 0xbf},        // 300: if A == 0xbf goto 401 else 400
+			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 301: if A == 0x9d goto 302 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 302: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 303: if A == 0x0 goto 304 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 304: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 94, K: 0x53564d41},    // 305: if A == 0x53564d41 goto 306 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 306: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 307: if A == 0x0 goto 308 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 308: A = arg1.lo
+			{Code: 0x15, JT: 91, JF: 90, K: 0x0},          // 309: if A == 0x0 goto 401 else 400
+			{Code: 0x15, JT: 90, JF: 0, K: 0x8a},          // 310: if A == 0x8a goto 401 else 311
+			{Code: 0x15, JT: 89, JF: 88, K: 0x83},         // 311: if A == 0x83 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3c},          // 312: if A >= 0x3c goto 313 else 361
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 313: if A >= 0x62 goto 314 else 322
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 314: if A >= 0x69 goto 315 else 319
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 315: if A >= 0x6d goto 316 else 318
+			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 316: if A == 0x7d goto 401 else 317
+			{Code: 0x15, JT: 83, JF: 82, K: 0x73},         // 317: if A == 0x73 goto 401 else 400
+			{Code: 0x35, JT: 82, JF: 81, K: 0x6b},         // 318: if A >= 0x6b goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 319: if A >= 0x66 goto 320 else 321
+			{Code: 0x15, JT: 79, JF: 80, K: 0x67},         // 320: if A == 0x67 goto 400 else 401
+			{Code: 0x15, JT: 79, JF: 78, K: 0x63},         // 321: if A == 0x63 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 322: if A >= 0x4a goto 323 else 326
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 323: if A >= 0x4e goto 324 else 325
+			{Code: 0x15, JT: 76, JF: 75, K: 0x61},         // 324: if A == 0x61 goto 401 else 400
+			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 325: if A == 0x4c goto 400 else 401
+			{Code: 0x35, JT: 0, JF: 21, K: 0x3e},          // 326: if A >= 0x3e goto 327 else 348
+			{Code: 0x15, JT: 0, JF: 72, K: 0x48},          // 327: if A == 0x48 goto 328 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 329: if A == 0x0 goto 330 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 331: if A >= 0x80000000 goto 400 else 332
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 332: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 333: if A == 0x0 goto 334 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 334: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 335: if A >= 0x4 goto 336 else 347
+			{Code: 0x15, JT: 64, JF: 0, K: 0x406},         // 336: if A == 0x406 goto 401 else 337
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 337: if A == 0x4 goto 338 else 342
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 338: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 339: if A == 0x0 goto 340 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 340: A = arg2.lo
+			{Code: 0x45, JT: 58, JF: 59, K: 0xfffb73ff},   // 341: if A & 0xfffb73ff goto 400 else 401
+			{Code: 0x15, JT: 0, JF: 57, K: 0x40a},         // 342: if A == 0x40a goto 343 else 400
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 343: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 344: if A == 0x0 goto 345 else 390
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 344: if A == 0x0 goto 345 else 400
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 346: if A == 0x0 goto 347 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 348: if A == 0x0 goto 349 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 350: if A == 0x0 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 351: if A >= 0x13 goto 352 else 383
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 352: if A >= 0x2d goto 353 else 379
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 353: if A >= 0x2f goto 354 else 359
-			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 354: if A == 0x38 goto 355 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 356: if A == 0x0 goto 357 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 358: if A == 0xd0f00 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 359: if A == 0x2d goto 360 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 361: if A == 0x0 goto 362 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 363: if A >= 0x80000000 goto 390 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 364: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 365: if A == 0x0 goto 366 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 366: A = arg3.lo
-			{Code: 0x15, JT: 23, JF: 22, K: 0x40},         // 367: if A == 0x40 goto 391 else 390
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 369: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 370: if A == 0x0 goto 371 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 371: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 372: if A >= 0x80000000 goto 390 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 373: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 374: if A == 0x0 goto 375 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 375: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 376: if A >= 0x4001 goto 377 else 378
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 377: if A == 0x4040 goto 391 else 390
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 378: if A == 0x4000 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 379: if A >= 0x23 goto 380 else 382
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 380: if A == 0x23 goto 391 else 381
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 381: if A == 0x27 goto 391 else 390
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 382: if A == 0x18 goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 383: if A >= 0x8 goto 384 else 387
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 384: if A >= 0xd goto 391 else 385
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 385: if A == 0x8 goto 391 else 386
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 386: if A == 0xb goto 391 else 390
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 387: if A >= 0x4 goto 388 else 389
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 388: if A == 0x5 goto 391 else 390
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 389: if A == 0x2 goto 390 else 391
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 390: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 391: return 0x7fff0000
+			{Code: 0x15, JT: 54, JF: 53, K: 0x0},          // 346: if A == 0x0 goto 401 else 400
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 347: if A == 0x3 goto 401 else 400
+			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 348: if A == 0x3c goto 401 else 349
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 349: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 350: if A == 0x0 goto 351 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 352: if A == monitor_pid goto 353 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 353: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 354: if A == 0x0 goto 355 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 355: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 356: if A == 0x0 goto 357 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 357: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 358: if A == 0x0 goto 359 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 359: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 360: if A == 0x0 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 361: if A >= 0x13 goto 362 else 393
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 362: if A >= 0x2d goto 363 else 389
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 363: if A >= 0x2f goto 364 else 369
+			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 364: if A == 0x38 goto 365 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 366: if A == 0x0 goto 367 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
+			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 368: if A == 0xd0f00 goto 401 else 400
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 369: if A == 0x2d goto 370 else 379
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 370: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 371: if A == 0x0 goto 372 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 372: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 373: if A >= 0x80000000 goto 400 else 374
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 374: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 375: if A == 0x0 goto 376 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 376: A = arg3.lo
+			{Code: 0x15, JT: 23, JF: 22, K: 0x40},         // 377: if A == 0x40 goto 401 else 400
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 378: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 379: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 380: if A == 0x0 goto 381 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 382: if A >= 0x80000000 goto 400 else 383
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 383: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 384: if A == 0x0 goto 385 else 400
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 385: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 386: if A >= 0x4001 goto 387 else 388
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 387: if A == 0x4040 goto 401 else 400
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 388: if A == 0x4000 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 389: if A >= 0x23 goto 390 else 392
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 390: if A == 0x23 goto 401 else 391
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 391: if A == 0x27 goto 401 else 400
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 392: if A == 0x18 goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 393: if A >= 0x8 goto 394 else 397
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 394: if A >= 0xd goto 401 else 395
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 395: if A == 0x8 goto 401 else 396
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 396: if A == 0xb goto 401 else 400
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 397: if A >= 0x4 goto 398 else 399
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 398: if A == 0x5 goto 401 else 400
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 399: if A == 0x2 goto 400 else 401
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 400: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 401: return 0x7fff0000
 		},
 	},
 	{
@@ -421,7 +431,7 @@ var Programs = precompiled.Set{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
 			{Name: "kvm_vm_fd", Uses: []uint16{12, 34}},
-			{Name: "monitor_pid", Uses: []uint16{345}},
+			{Name: "monitor_pid", Uses: []uint16{355}},
 			{Name: "sentry_pid", Uses: []uint16{55}},
 		},
 		Code: bpf.Program{
@@ -451,7 +461,7 @@ var Programs = precompiled.Set{
 			{Code: 0x25, JT: 10, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 34 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 1, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 27
-			{Code: 0x05, JT: 0, JF: 0, K: 0x135},          // 26: goto 336
+			{Code: 0x05, JT: 0, JF: 0, K: 0x13f},          // 26: goto 346
 			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 27: if A >= 0x5000aea5 goto 28 else 32
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 28: if A >= 0x9000aea5 goto 29 else 30
 			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 29: if A == 0x9000aecf goto 201 else 182
@@ -524,302 +534,312 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
 			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 201 else 98
 			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x15, JT: 0, JF: 48, K: 0x9},           // 99: if A == 0x9 goto 100 else 148
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 103: if A == 0x0 goto 104 else 118
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
-			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 201 else 182
-			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 107: if A >= 0x23 goto 108 else 117
+			{Code: 0x15, JT: 92, JF: 0, K: 0x32},          // 108: if A == 0x32 goto 201 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 110: if A == 0x0 goto 111 else 115
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 112: if A == 0x0 goto 113 else 115
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
-			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 201 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
-			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 201 else 132
-			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 201 else 182
-			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 201 else 125
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 135: if A == 0x0 goto 136 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
-			{Code: 0x35, JT: 255, JF: 63, K: 0x80000000},  // 137: if A >= 0x80000000 goto 393 else 201
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 140: if A == 0x0 goto 141 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
-			{Code: 0x15, JT: 249, JF: 248, K: 0x19},       // 144: if A == 0x19 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 248, K: 0x10},         // 145: if A >= 0x10 goto 146 else 394
-			{Code: 0x35, JT: 247, JF: 246, K: 0x16},       // 146: if A >= 0x16 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
-			{Code: 0x15, JT: 245, JF: 244, K: 0x8},        // 148: if A == 0x8 goto 394 else 393
-			{Code: 0x15, JT: 244, JF: 243, K: 0x4},        // 149: if A == 0x4 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 154, K: 0x7e},         // 150: if A >= 0x7e goto 151 else 305
-			{Code: 0x35, JT: 0, JF: 111, K: 0xe4},         // 151: if A >= 0xe4 goto 152 else 263
-			{Code: 0x35, JT: 0, JF: 66, K: 0x11d},         // 152: if A >= 0x11d goto 153 else 219
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
-			{Code: 0x15, JT: 0, JF: 237, K: 0x1b7},        // 155: if A == 0x1b7 goto 156 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 157: if A == 0x0 goto 158 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x35, JT: 233, JF: 0, K: 0x80000000},   // 159: if A >= 0x80000000 goto 393 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 161: if A == 0x0 goto 162 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x35, JT: 229, JF: 0, K: 0x8},          // 163: if A >= 0x8 goto 393 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 165: if A == 0x0 goto 166 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 226, JF: 225, K: 0x200},      // 167: if A == 0x200 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
-			{Code: 0x15, JT: 0, JF: 223, K: 0x144},        // 169: if A == 0x144 goto 170 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 171: if A == 0x0 goto 172 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
-			{Code: 0x15, JT: 124, JF: 218, K: 0x10},       // 174: if A == 0x10 goto 299 else 393
-			{Code: 0x15, JT: 123, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 299 else 176
-			{Code: 0x15, JT: 122, JF: 216, K: 0x8},        // 176: if A == 0x8 goto 299 else 393
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 179: if A == 0x0 goto 180 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
-			{Code: 0x45, JT: 211, JF: 212, K: 0xfffffffe}, // 181: if A & 0xfffffffe goto 393 else 394
+			{Code: 0x15, JT: 86, JF: 17, K: 0x4032},       // 114: if A == 0x4032 goto 201 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
+			{Code: 0x15, JT: 84, JF: 65, K: 0x4032},       // 116: if A == 0x4032 goto 201 else 182
+			{Code: 0x15, JT: 83, JF: 64, K: 0x22},         // 117: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 16, K: 0x3},           // 118: if A == 0x3 goto 119 else 135
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 119: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 120: if A == 0x0 goto 121 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 121: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 10, K: 0x23},          // 122: if A >= 0x23 goto 123 else 133
+			{Code: 0x15, JT: 77, JF: 0, K: 0x32},          // 123: if A == 0x32 goto 201 else 124
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 125: if A == 0x0 goto 126 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 127: if A == 0x0 goto 128 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
+			{Code: 0x15, JT: 71, JF: 0, K: 0x28},          // 129: if A == 0x28 goto 201 else 130
+			{Code: 0x15, JT: 13, JF: 0, K: 0x4001},        // 130: if A == 0x4001 goto 144 else 131
+			{Code: 0x15, JT: 12, JF: 0, K: 0x4011},        // 131: if A == 0x4011 goto 144 else 132
+			{Code: 0x15, JT: 68, JF: 49, K: 0x4022},       // 132: if A == 0x4022 goto 201 else 182
+			{Code: 0x15, JT: 67, JF: 0, K: 0x22},          // 133: if A == 0x22 goto 201 else 134
+			{Code: 0x35, JT: 47, JF: 8, K: 0x2},           // 134: if A >= 0x2 goto 182 else 143
+			{Code: 0x35, JT: 46, JF: 0, K: 0x2},           // 135: if A >= 0x2 goto 182 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 137: if A == 0x0 goto 138 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 3, K: 0x2},            // 139: if A >= 0x2 goto 141 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 140: A = arg3.lo
+			{Code: 0x15, JT: 2, JF: 0, K: 0x4001},         // 141: if A == 0x4001 goto 144 else 142
+			{Code: 0x15, JT: 1, JF: 39, K: 0x4011},        // 142: if A == 0x4011 goto 144 else 182
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 143: if A == 0x0 goto 182 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 144: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 145: if A == 0x0 goto 146 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 146: A = arg4.lo
+			{Code: 0x35, JT: 255, JF: 53, K: 0x80000000},  // 147: if A >= 0x80000000 goto 403 else 201
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 148: if A == 0x1c goto 149 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 149: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 150: if A == 0x0 goto 151 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 151: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 152: if A >= 0xe goto 153 else 157
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 153: if A >= 0x18 goto 154 else 155
+			{Code: 0x15, JT: 249, JF: 248, K: 0x19},       // 154: if A == 0x19 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 248, K: 0x10},         // 155: if A >= 0x10 goto 156 else 404
+			{Code: 0x35, JT: 247, JF: 246, K: 0x16},       // 156: if A >= 0x16 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 157: if A >= 0x5 goto 158 else 159
+			{Code: 0x15, JT: 245, JF: 244, K: 0x8},        // 158: if A == 0x8 goto 404 else 403
+			{Code: 0x15, JT: 244, JF: 243, K: 0x4},        // 159: if A == 0x4 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 154, K: 0x7e},         // 160: if A >= 0x7e goto 161 else 315
+			{Code: 0x35, JT: 0, JF: 111, K: 0xe4},         // 161: if A >= 0xe4 goto 162 else 273
+			{Code: 0x35, JT: 0, JF: 66, K: 0x11d},         // 162: if A >= 0x11d goto 163 else 229
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 163: if A >= 0x13e goto 164 else 199
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 164: if A >= 0x145 goto 165 else 178
+			{Code: 0x15, JT: 0, JF: 237, K: 0x1b7},        // 165: if A == 0x1b7 goto 166 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 167: if A == 0x0 goto 168 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
+			{Code: 0x35, JT: 233, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 403 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 171: if A == 0x0 goto 172 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x35, JT: 229, JF: 0, K: 0x8},          // 173: if A >= 0x8 goto 403 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 175: if A == 0x0 goto 176 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x15, JT: 226, JF: 225, K: 0x200},      // 177: if A == 0x200 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 9, K: 0x140},          // 178: if A >= 0x140 goto 179 else 188
+			{Code: 0x15, JT: 0, JF: 223, K: 0x144},        // 179: if A == 0x144 goto 180 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 221, K: 0x0},          // 181: if A == 0x0 goto 183 else 403
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
-			{Code: 0x15, JT: 207, JF: 1, K: 0x1},          // 186: if A == 0x1 goto 394 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 204, K: 0x2},        // 188: if A & 0x2 goto 369 else 393
-			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 189: if A >= 0x124 goto 190 else 195
-			{Code: 0x15, JT: 0, JF: 202, K: 0x135},        // 190: if A == 0x135 goto 191 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 192: if A == 0x0 goto 193 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 198, K: 0x0},        // 194: if A == 0x0 goto 336 else 393
-			{Code: 0x35, JT: 0, JF: 14, K: 0x122},         // 195: if A >= 0x122 goto 196 else 210
-			{Code: 0x15, JT: 0, JF: 9, K: 0x122},          // 196: if A == 0x122 goto 197 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 197: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 198: if A == 0x0 goto 199 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 192, K: 0x0},          // 200: if A == 0x0 goto 202 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 184: if A >= 0x9 goto 185 else 186
+			{Code: 0x15, JT: 123, JF: 217, K: 0x10},       // 185: if A == 0x10 goto 309 else 403
+			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 186: if A == 0x0 goto 309 else 187
+			{Code: 0x15, JT: 121, JF: 215, K: 0x8},        // 187: if A == 0x8 goto 309 else 403
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 188: if A == 0x13e goto 189 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 189: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 190: if A == 0x0 goto 191 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 191: A = arg2.lo
+			{Code: 0x45, JT: 210, JF: 211, K: 0xfffffffe}, // 192: if A & 0xfffffffe goto 403 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 193: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 194: if A == 0x0 goto 195 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 195: A = arg1.lo
+			{Code: 0x15, JT: 207, JF: 1, K: 0x1},          // 196: if A == 0x1 goto 404 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 204, K: 0x2},        // 198: if A & 0x2 goto 377 else 403
+			{Code: 0x35, JT: 0, JF: 6, K: 0x124},          // 199: if A >= 0x124 goto 200 else 206
+			{Code: 0x15, JT: 1, JF: 202, K: 0x135},        // 200: if A == 0x135 goto 202 else 403
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 202: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 203: if A == 0x0 goto 204 else 393
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 203: if A == 0x0 goto 204 else 403
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 204: A = arg1.lo
-			{Code: 0x15, JT: 188, JF: 187, K: 0x80800},    // 205: if A == 0x80800 goto 394 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 207: if A == 0x0 goto 208 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
-			{Code: 0x15, JT: 184, JF: 183, K: 0x80000},    // 209: if A == 0x80000 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 182, K: 0x11d},        // 210: if A == 0x11d goto 211 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 212: if A == 0x0 goto 213 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 214: if A >= 0x80000000 goto 393 else 215
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 216: if A == 0x0 goto 217 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x45, JT: 174, JF: 175, K: 0xffffff80}, // 218: if A & 0xffffff80 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 27, K: 0x101},         // 219: if A >= 0x101 goto 220 else 247
-			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 220: if A >= 0x10c goto 221 else 226
-			{Code: 0x15, JT: 0, JF: 171, K: 0x10f},        // 221: if A == 0x10f goto 222 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 222: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 223: if A == 0x0 goto 224 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 224: A = arg1.lo
-			{Code: 0x15, JT: 124, JF: 167, K: 0x1},        // 225: if A == 0x1 goto 350 else 393
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 226: if A == 0x101 goto 227 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 227: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 228: if A == 0x0 goto 229 else 236
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 229: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 230: if A >= 0x80000000 goto 237 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 231: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 232: if A == 0x0 goto 233 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 233: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 159, K: 0xffe2e2ff},   // 234: if A & 0xffe2e2ff goto 235 else 394
-			{Code: 0x45, JT: 157, JF: 158, K: 0xffe2e0fc}, // 235: if A & 0xffe2e0fc goto 393 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 155, K: 0xffffff9c},   // 237: if A == 0xffffff9c goto 238 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 238: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 239: if A == 0x0 goto 240 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 240: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 241: if A >= 0x80001 goto 242 else 243
-			{Code: 0x15, JT: 151, JF: 150, K: 0x290000},   // 242: if A == 0x290000 goto 394 else 393
-			{Code: 0x15, JT: 150, JF: 149, K: 0x80000},    // 243: if A == 0x80000 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 148, K: 0x10b},        // 244: if A == 0x10b goto 245 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
-			{Code: 0x15, JT: 35, JF: 146, K: 0x0},         // 246: if A == 0x0 goto 282 else 393
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 247: if A >= 0xe8 goto 248 else 262
-			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 248: if A == 0xe9 goto 249 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 250: if A == 0x0 goto 251 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 393 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 254: if A == 0x0 goto 255 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
-			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 256: if A == 0x0 goto 393 else 257
-			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 257: if A >= 0x3 goto 393 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 259: if A == 0x0 goto 260 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
-			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 261: if A >= 0x80000000 goto 393 else 394
-			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 262: if A == 0xe6 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 263: if A >= 0xc0 goto 264 else 290
-			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 264: if A >= 0xd9 goto 265 else 276
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 265: if A >= 0xdc goto 266 else 275
-			{Code: 0x15, JT: 0, JF: 126, K: 0xdd},         // 266: if A == 0xdd goto 267 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 267: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 268: if A == 0x0 goto 269 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 269: A = arg0.lo
-			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 270: if A >= 0x80000000 goto 393 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 271: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 272: if A == 0x0 goto 273 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 273: A = arg3.lo
-			{Code: 0x35, JT: 118, JF: 119, K: 0x6},        // 274: if A >= 0x6 goto 393 else 394
-			{Code: 0x15, JT: 117, JF: 118, K: 0xda},       // 275: if A == 0xda goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 276: if A >= 0xcb goto 277 else 289
-			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 277: if A == 0xcb goto 278 else 284
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 279: if A == 0x0 goto 280 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
-			{Code: 0x15, JT: 111, JF: 1, K: 0x0},          // 281: if A == 0x0 goto 393 else 283
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 283: if A >= 0x80000000 goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 284: if A == 0xcc goto 285 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 286: if A == 0x0 goto 287 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 288: if A == 0x0 goto 394 else 393
-			{Code: 0x15, JT: 104, JF: 103, K: 0xc2},       // 289: if A == 0xc2 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 290: if A >= 0x8b goto 291 else 303
-			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 291: if A >= 0xba goto 292 else 294
-			{Code: 0x15, JT: 101, JF: 0, K: 0xba},         // 292: if A == 0xba goto 394 else 293
-			{Code: 0x15, JT: 100, JF: 99, K: 0xbf},        // 293: if A == 0xbf goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 294: if A == 0x9d goto 295 else 393
+			{Code: 0x15, JT: 140, JF: 197, K: 0x0},        // 205: if A == 0x0 goto 346 else 403
+			{Code: 0x35, JT: 0, JF: 13, K: 0x122},         // 206: if A >= 0x122 goto 207 else 220
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 207: if A == 0x122 goto 208 else 216
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 208: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 209: if A == 0x0 goto 210 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 210: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 211: if A == 0x0 goto 212 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 212: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 213: if A == 0x0 goto 214 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 214: A = arg1.lo
+			{Code: 0x15, JT: 188, JF: 187, K: 0x80800},    // 215: if A == 0x80800 goto 404 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 216: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 217: if A == 0x0 goto 218 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 218: A = arg0.lo
+			{Code: 0x15, JT: 184, JF: 183, K: 0x80000},    // 219: if A == 0x80000 goto 404 else 403
+			{Code: 0x15, JT: 0, JF: 182, K: 0x11d},        // 220: if A == 0x11d goto 221 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 222: if A == 0x0 goto 223 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 224: if A >= 0x80000000 goto 403 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 226: if A == 0x0 goto 227 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
+			{Code: 0x45, JT: 174, JF: 175, K: 0xffffff80}, // 228: if A & 0xffffff80 goto 403 else 404
+			{Code: 0x35, JT: 0, JF: 27, K: 0x101},         // 229: if A >= 0x101 goto 230 else 257
+			{Code: 0x35, JT: 0, JF: 5, K: 0x10c},          // 230: if A >= 0x10c goto 231 else 236
+			{Code: 0x15, JT: 0, JF: 171, K: 0x10f},        // 231: if A == 0x10f goto 232 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 232: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 233: if A == 0x0 goto 234 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 234: A = arg1.lo
+			{Code: 0x15, JT: 124, JF: 167, K: 0x1},        // 235: if A == 0x1 goto 360 else 403
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 236: if A == 0x101 goto 237 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 238: if A == 0x0 goto 239 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 240: if A >= 0x80000000 goto 247 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 242: if A == 0x0 goto 243 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 159, K: 0xffe2e2ff},   // 244: if A & 0xffe2e2ff goto 245 else 404
+			{Code: 0x45, JT: 157, JF: 158, K: 0xffe2e0fc}, // 245: if A & 0xffe2e0fc goto 403 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 155, K: 0xffffff9c},   // 247: if A == 0xffffff9c goto 248 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 249: if A == 0x0 goto 250 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 251: if A >= 0x80001 goto 252 else 253
+			{Code: 0x15, JT: 151, JF: 150, K: 0x290000},   // 252: if A == 0x290000 goto 404 else 403
+			{Code: 0x15, JT: 150, JF: 149, K: 0x80000},    // 253: if A == 0x80000 goto 404 else 403
+			{Code: 0x15, JT: 0, JF: 148, K: 0x10b},        // 254: if A == 0x10b goto 255 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 255: A = arg0.hi
+			{Code: 0x15, JT: 35, JF: 146, K: 0x0},         // 256: if A == 0x0 goto 292 else 403
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 257: if A >= 0xe8 goto 258 else 272
+			{Code: 0x15, JT: 0, JF: 144, K: 0xe9},         // 258: if A == 0xe9 goto 259 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 260: if A == 0x0 goto 261 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 403 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 263: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 264: if A == 0x0 goto 265 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 265: A = arg1.lo
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 266: if A == 0x0 goto 403 else 267
+			{Code: 0x35, JT: 135, JF: 0, K: 0x3},          // 267: if A >= 0x3 goto 403 else 268
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 268: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 269: if A == 0x0 goto 270 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 270: A = arg2.lo
+			{Code: 0x35, JT: 131, JF: 132, K: 0x80000000}, // 271: if A >= 0x80000000 goto 403 else 404
+			{Code: 0x15, JT: 130, JF: 131, K: 0xe6},       // 272: if A == 0xe6 goto 403 else 404
+			{Code: 0x35, JT: 0, JF: 26, K: 0xc0},          // 273: if A >= 0xc0 goto 274 else 300
+			{Code: 0x35, JT: 0, JF: 11, K: 0xd9},          // 274: if A >= 0xd9 goto 275 else 286
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 275: if A >= 0xdc goto 276 else 285
+			{Code: 0x15, JT: 0, JF: 126, K: 0xdd},         // 276: if A == 0xdd goto 277 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 278: if A == 0x0 goto 279 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
+			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 280: if A >= 0x80000000 goto 403 else 281
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 281: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 282: if A == 0x0 goto 283 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 283: A = arg3.lo
+			{Code: 0x35, JT: 118, JF: 119, K: 0x6},        // 284: if A >= 0x6 goto 403 else 404
+			{Code: 0x15, JT: 117, JF: 118, K: 0xda},       // 285: if A == 0xda goto 403 else 404
+			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 286: if A >= 0xcb goto 287 else 299
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 287: if A == 0xcb goto 288 else 294
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 289: if A == 0x0 goto 290 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x15, JT: 111, JF: 1, K: 0x0},          // 291: if A == 0x0 goto 403 else 293
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 292: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 293: if A >= 0x80000000 goto 403 else 404
+			{Code: 0x15, JT: 0, JF: 108, K: 0xcc},         // 294: if A == 0xcc goto 295 else 403
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 296: if A == 0x0 goto 297 else 393
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 296: if A == 0x0 goto 297 else 403
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 94, K: 0x53564d41},    // 298: if A == 0x53564d41 goto 299 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 299: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 300: if A == 0x0 goto 301 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 301: A = arg1.lo
-			{Code: 0x15, JT: 91, JF: 90, K: 0x0},          // 302: if A == 0x0 goto 394 else 393
-			{Code: 0x15, JT: 90, JF: 0, K: 0x8a},          // 303: if A == 0x8a goto 394 else 304
-			{Code: 0x15, JT: 89, JF: 88, K: 0x83},         // 304: if A == 0x83 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 48, K: 0x3c},          // 305: if A >= 0x3c goto 306 else 354
-			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 306: if A >= 0x62 goto 307 else 315
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 307: if A >= 0x69 goto 308 else 312
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 308: if A >= 0x6d goto 309 else 311
-			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 309: if A == 0x7d goto 394 else 310
-			{Code: 0x15, JT: 83, JF: 82, K: 0x73},         // 310: if A == 0x73 goto 394 else 393
-			{Code: 0x35, JT: 82, JF: 81, K: 0x6b},         // 311: if A >= 0x6b goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 312: if A >= 0x66 goto 313 else 314
-			{Code: 0x15, JT: 79, JF: 80, K: 0x67},         // 313: if A == 0x67 goto 393 else 394
-			{Code: 0x15, JT: 79, JF: 78, K: 0x63},         // 314: if A == 0x63 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 315: if A >= 0x4a goto 316 else 319
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 316: if A >= 0x4e goto 317 else 318
-			{Code: 0x15, JT: 76, JF: 75, K: 0x61},         // 317: if A == 0x61 goto 394 else 393
-			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 318: if A == 0x4c goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 21, K: 0x3e},          // 319: if A >= 0x3e goto 320 else 341
-			{Code: 0x15, JT: 0, JF: 72, K: 0x48},          // 320: if A == 0x48 goto 321 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 322: if A == 0x0 goto 323 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 324: if A >= 0x80000000 goto 393 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 326: if A == 0x0 goto 327 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 328: if A >= 0x4 goto 329 else 340
-			{Code: 0x15, JT: 64, JF: 0, K: 0x406},         // 329: if A == 0x406 goto 394 else 330
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 330: if A == 0x4 goto 331 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 331: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 332: if A == 0x0 goto 333 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 333: A = arg2.lo
-			{Code: 0x45, JT: 58, JF: 59, K: 0xfffb73ff},   // 334: if A & 0xfffb73ff goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 57, K: 0x40a},         // 335: if A == 0x40a goto 336 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 336: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 337: if A == 0x0 goto 338 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 338: A = arg2.lo
-			{Code: 0x15, JT: 54, JF: 53, K: 0x0},          // 339: if A == 0x0 goto 394 else 393
-			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 340: if A == 0x3 goto 394 else 393
-			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 341: if A == 0x3c goto 394 else 342
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 343: if A == 0x0 goto 344 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 345: if A == monitor_pid goto 346 else 393
+			{Code: 0x15, JT: 105, JF: 104, K: 0x0},        // 298: if A == 0x0 goto 404 else 403
+			{Code: 0x15, JT: 104, JF: 103, K: 0xc2},       // 299: if A == 0xc2 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8b},          // 300: if A >= 0x8b goto 301 else 313
+			{Code: 0x35, JT: 0, JF: 2, K: 0xba},           // 301: if A >= 0xba goto 302 else 304
+			{Code: 0x15, JT: 101, JF: 0, K: 0xba},         // 302: if A == 0xba goto 404 else 303
+			{Code: 0x15, JT: 100, JF: 99, K: 0xbf},        // 303: if A == 0xbf goto 404 else 403
+			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 304: if A == 0x9d goto 305 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 305: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 306: if A == 0x0 goto 307 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 94, K: 0x53564d41},    // 308: if A == 0x53564d41 goto 309 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 309: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 310: if A == 0x0 goto 311 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 311: A = arg1.lo
+			{Code: 0x15, JT: 91, JF: 90, K: 0x0},          // 312: if A == 0x0 goto 404 else 403
+			{Code: 0x15, JT: 90, JF: 0, K: 0x8a},          // 313: if A == 0x8a goto 404 else 314
+			{Code: 0x15, JT: 89, JF: 88, K: 0x83},         // 314: if A == 0x83 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3c},          // 315: if A >= 0x3c goto 316 else 364
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 316: if A >= 0x62 goto 317 else 325
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 317: if A >= 0x69 goto 318 else 322
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 318: if A >= 0x6d goto 319 else 321
+			{Code: 0x15, JT: 84, JF: 0, K: 0x7d},          // 319: if A == 0x7d goto 404 else 320
+			{Code: 0x15, JT: 83, JF: 82, K: 0x73},         // 320: if A == 0x73 goto 404 else 403
+			{Code: 0x35, JT: 82, JF: 81, K: 0x6b},         // 321: if A >= 0x6b goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 322: if A >= 0x66 goto 323 else 324
+			{Code: 0x15, JT: 79, JF: 80, K: 0x67},         // 323: if A == 0x67 goto 403 else 404
+			{Code: 0x15, JT: 79, JF: 78, K: 0x63},         // 324: if A == 0x63 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 325: if A >= 0x4a goto 326 else 329
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 326: if A >= 0x4e goto 327 else 328
+			{Code: 0x15, JT: 76, JF: 75, K: 0x61},         // 327: if A == 0x61 goto 404 else 403
+			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 328: if A == 0x4c goto 403 else 404
+			{Code: 0x35, JT: 0, JF: 21, K: 0x3e},          // 329: if A >= 0x3e goto 330 else 351
+			{Code: 0x15, JT: 0, JF: 72, K: 0x48},          // 330: if A == 0x48 goto 331 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 332: if A == 0x0 goto 333 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
+			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 334: if A >= 0x80000000 goto 403 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 336: if A == 0x0 goto 337 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 338: if A >= 0x4 goto 339 else 350
+			{Code: 0x15, JT: 64, JF: 0, K: 0x406},         // 339: if A == 0x406 goto 404 else 340
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 340: if A == 0x4 goto 341 else 345
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 341: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 342: if A == 0x0 goto 343 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 343: A = arg2.lo
+			{Code: 0x45, JT: 58, JF: 59, K: 0xfffb73ff},   // 344: if A & 0xfffb73ff goto 403 else 404
+			{Code: 0x15, JT: 0, JF: 57, K: 0x40a},         // 345: if A == 0x40a goto 346 else 403
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 346: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 347: if A == 0x0 goto 348 else 393
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 347: if A == 0x0 goto 348 else 403
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 348: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 349: if A == 0x0 goto 350 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 351: if A == 0x0 goto 352 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 353: if A == 0x0 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 354: if A >= 0x13 goto 355 else 386
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 355: if A >= 0x2d goto 356 else 382
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 356: if A >= 0x2f goto 357 else 362
-			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 357: if A == 0x38 goto 358 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 359: if A == 0x0 goto 360 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
-			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 361: if A == 0xd0f00 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 362: if A == 0x2d goto 363 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 364: if A == 0x0 goto 365 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 366: if A >= 0x80000000 goto 393 else 367
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 367: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 24, K: 0x0},           // 368: if A == 0x0 goto 370 else 393
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 369: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 370: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 371: if A == 0x40 goto 394 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 373: if A == 0x0 goto 374 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 374: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 375: if A >= 0x80000000 goto 393 else 376
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 376: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 377: if A == 0x0 goto 378 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 378: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 379: if A >= 0x4001 goto 380 else 381
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 380: if A == 0x4040 goto 394 else 393
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 381: if A == 0x4000 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 382: if A >= 0x23 goto 383 else 385
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 383: if A == 0x23 goto 394 else 384
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 384: if A == 0x27 goto 394 else 393
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 385: if A == 0x18 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 386: if A >= 0x8 goto 387 else 390
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 387: if A >= 0xd goto 394 else 388
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 388: if A == 0x8 goto 394 else 389
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 389: if A == 0xb goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 390: if A >= 0x4 goto 391 else 392
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 391: if A == 0x5 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 392: if A == 0x2 goto 393 else 394
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 393: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
+			{Code: 0x15, JT: 54, JF: 53, K: 0x0},          // 349: if A == 0x0 goto 404 else 403
+			{Code: 0x15, JT: 53, JF: 52, K: 0x3},          // 350: if A == 0x3 goto 404 else 403
+			{Code: 0x15, JT: 52, JF: 0, K: 0x3c},          // 351: if A == 0x3c goto 404 else 352
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 353: if A == 0x0 goto 354 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 355: if A == monitor_pid goto 356 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 356: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 45, K: 0x0},           // 357: if A == 0x0 goto 358 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 358: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 359: if A == 0x0 goto 360 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 360: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 361: if A == 0x0 goto 362 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 362: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 39, K: 0x0},          // 363: if A == 0x0 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 364: if A >= 0x13 goto 365 else 396
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 365: if A >= 0x2d goto 366 else 392
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 366: if A >= 0x2f goto 367 else 372
+			{Code: 0x15, JT: 0, JF: 35, K: 0x38},          // 367: if A == 0x38 goto 368 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 369: if A == 0x0 goto 370 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
+			{Code: 0x15, JT: 32, JF: 31, K: 0xd0f00},      // 371: if A == 0xd0f00 goto 404 else 403
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 372: if A == 0x2d goto 373 else 382
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 374: if A == 0x0 goto 375 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 1, K: 0x80000000},    // 376: if A >= 0x80000000 goto 403 else 378
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 377: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 378: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 379: if A == 0x0 goto 380 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 380: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 381: if A == 0x40 goto 404 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 383: if A == 0x0 goto 384 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 385: if A >= 0x80000000 goto 403 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 387: if A == 0x0 goto 388 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 389: if A >= 0x4001 goto 390 else 391
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 390: if A == 0x4040 goto 404 else 403
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 391: if A == 0x4000 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 392: if A >= 0x23 goto 393 else 395
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 393: if A == 0x23 goto 404 else 394
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 394: if A == 0x27 goto 404 else 403
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 395: if A == 0x18 goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 396: if A >= 0x8 goto 397 else 400
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 397: if A >= 0xd goto 404 else 398
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 398: if A == 0x8 goto 404 else 399
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 399: if A == 0xb goto 404 else 403
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 400: if A >= 0x4 goto 401 else 402
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 401: if A == 0x5 goto 404 else 403
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 402: if A == 0x2 goto 403 else 404
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 403: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 404: return 0x7fff0000
 		},
 	},
 	{
@@ -828,7 +848,7 @@ var Programs = precompiled.Set{
 			{Name: "kvm_vcpu_fd_first", Uses: []uint16{8, 22}},
 			{Name: "kvm_vcpu_fd_last", Uses: []uint16{9, 23}},
 			{Name: "kvm_vm_fd", Uses: []uint16{12, 34}},
-			{Name: "monitor_pid", Uses: []uint16{420}},
+			{Name: "monitor_pid", Uses: []uint16{430}},
 			{Name: "sentry_pid", Uses: []uint16{55}},
 		},
 		Code: bpf.Program{
@@ -858,7 +878,7 @@ var Programs = precompiled.Set{
 			{Code: 0x25, JT: 10, JF: 0, K: 0x0},           // 23: if A > kvm_vcpu_fd_last goto 34 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
 			{Code: 0x15, JT: 0, JF: 1, K: 0xae80},         // 25: if A == 0xae80 goto 26 else 27
-			{Code: 0x05, JT: 0, JF: 0, K: 0x17c},          // 26: goto 407
+			{Code: 0x05, JT: 0, JF: 0, K: 0x186},          // 26: goto 417
 			{Code: 0x35, JT: 0, JF: 4, K: 0x5000aea5},     // 27: if A >= 0x5000aea5 goto 28 else 32
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9000aea5},     // 28: if A >= 0x9000aea5 goto 29 else 30
 			{Code: 0x15, JT: 171, JF: 152, K: 0x9000aecf}, // 29: if A == 0x9000aecf goto 201 else 182
@@ -931,374 +951,384 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 96: A = arg3.lo
 			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 97: if A == 0x0 goto 201 else 98
 			{Code: 0x15, JT: 102, JF: 83, K: 0x900},       // 98: if A == 0x900 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 99: if A == 0x9 goto 100 else 138
+			{Code: 0x15, JT: 0, JF: 48, K: 0x9},           // 99: if A == 0x9 goto 100 else 148
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 100: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 101: if A == 0x0 goto 102 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 102: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 103: if A == 0x0 goto 104 else 110
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 103: if A == 0x0 goto 104 else 118
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 104: A = arg3.hi
 			{Code: 0x15, JT: 0, JF: 76, K: 0x0},           // 105: if A == 0x0 goto 106 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 106: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 107: if A >= 0x23 goto 108 else 109
-			{Code: 0x15, JT: 92, JF: 73, K: 0x32},         // 108: if A == 0x32 goto 201 else 182
-			{Code: 0x15, JT: 91, JF: 72, K: 0x22},         // 109: if A == 0x22 goto 201 else 182
-			{Code: 0x15, JT: 0, JF: 15, K: 0x3},           // 110: if A == 0x3 goto 111 else 126
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 111: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 107: if A >= 0x23 goto 108 else 117
+			{Code: 0x15, JT: 92, JF: 0, K: 0x32},          // 108: if A == 0x32 goto 201 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 110: if A == 0x0 goto 111 else 115
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 112: if A == 0x0 goto 113 else 115
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 113: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 9, K: 0x23},           // 114: if A >= 0x23 goto 115 else 124
-			{Code: 0x15, JT: 85, JF: 0, K: 0x32},          // 115: if A == 0x32 goto 201 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 116: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 117: if A == 0x0 goto 118 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 118: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 119: if A == 0x0 goto 120 else 131
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x29},           // 121: if A >= 0x29 goto 122 else 123
-			{Code: 0x15, JT: 78, JF: 9, K: 0x4022},        // 122: if A == 0x4022 goto 201 else 132
-			{Code: 0x15, JT: 77, JF: 58, K: 0x28},         // 123: if A == 0x28 goto 201 else 182
-			{Code: 0x15, JT: 76, JF: 0, K: 0x22},          // 124: if A == 0x22 goto 201 else 125
-			{Code: 0x35, JT: 56, JF: 7, K: 0x2},           // 125: if A >= 0x2 goto 182 else 133
-			{Code: 0x35, JT: 55, JF: 0, K: 0x2},           // 126: if A >= 0x2 goto 182 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 127: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 128: if A == 0x0 goto 129 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 129: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 130: if A >= 0x2 goto 132 else 133
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 131: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 49, K: 0x4001},        // 132: if A == 0x4001 goto 134 else 182
-			{Code: 0x15, JT: 48, JF: 0, K: 0x0},           // 133: if A == 0x0 goto 182 else 134
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 134: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 135: if A == 0x0 goto 136 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 136: A = arg4.lo
-			{Code: 0x35, JT: 44, JF: 63, K: 0x80000000},   // 137: if A >= 0x80000000 goto 182 else 201
-			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 138: if A == 0x1c goto 139 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 139: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 141: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 142: if A >= 0xe goto 143 else 147
-			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 143: if A >= 0x18 goto 144 else 145
-			{Code: 0x15, JT: 56, JF: 37, K: 0x19},         // 144: if A == 0x19 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 55, K: 0x10},          // 145: if A >= 0x10 goto 146 else 201
-			{Code: 0x35, JT: 54, JF: 35, K: 0x16},         // 146: if A >= 0x16 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 147: if A >= 0x5 goto 148 else 149
-			{Code: 0x15, JT: 52, JF: 33, K: 0x8},          // 148: if A == 0x8 goto 201 else 182
-			{Code: 0x15, JT: 51, JF: 32, K: 0x4},          // 149: if A == 0x4 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 209, K: 0xba},         // 150: if A >= 0xba goto 151 else 360
-			{Code: 0x35, JT: 0, JF: 131, K: 0x104},        // 151: if A >= 0x104 goto 152 else 283
-			{Code: 0x35, JT: 0, JF: 70, K: 0x122},         // 152: if A >= 0x122 goto 153 else 223
-			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 153: if A >= 0x13e goto 154 else 189
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 154: if A >= 0x145 goto 155 else 168
-			{Code: 0x15, JT: 0, JF: 26, K: 0x1b7},         // 155: if A == 0x1b7 goto 156 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x35, JT: 22, JF: 0, K: 0x80000000},    // 159: if A >= 0x80000000 goto 182 else 160
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x8},           // 163: if A >= 0x8 goto 182 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 165: if A == 0x0 goto 166 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 33, JF: 14, K: 0x200},        // 167: if A == 0x200 goto 201 else 182
-			{Code: 0x35, JT: 0, JF: 8, K: 0x140},          // 168: if A >= 0x140 goto 169 else 177
-			{Code: 0x15, JT: 0, JF: 12, K: 0x144},         // 169: if A == 0x144 goto 170 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 170: A = arg0.hi
+			{Code: 0x15, JT: 86, JF: 17, K: 0x4032},       // 114: if A == 0x4032 goto 201 else 132
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 115: A = arg3.lo
+			{Code: 0x15, JT: 84, JF: 65, K: 0x4032},       // 116: if A == 0x4032 goto 201 else 182
+			{Code: 0x15, JT: 83, JF: 64, K: 0x22},         // 117: if A == 0x22 goto 201 else 182
+			{Code: 0x15, JT: 0, JF: 16, K: 0x3},           // 118: if A == 0x3 goto 119 else 135
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 119: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 120: if A == 0x0 goto 121 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 121: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 10, K: 0x23},          // 122: if A >= 0x23 goto 123 else 133
+			{Code: 0x15, JT: 77, JF: 0, K: 0x32},          // 123: if A == 0x32 goto 201 else 124
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 125: if A == 0x0 goto 126 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 127: if A == 0x0 goto 128 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 128: A = arg3.lo
+			{Code: 0x15, JT: 71, JF: 0, K: 0x28},          // 129: if A == 0x28 goto 201 else 130
+			{Code: 0x15, JT: 13, JF: 0, K: 0x4001},        // 130: if A == 0x4001 goto 144 else 131
+			{Code: 0x15, JT: 12, JF: 0, K: 0x4011},        // 131: if A == 0x4011 goto 144 else 132
+			{Code: 0x15, JT: 68, JF: 49, K: 0x4022},       // 132: if A == 0x4022 goto 201 else 182
+			{Code: 0x15, JT: 67, JF: 0, K: 0x22},          // 133: if A == 0x22 goto 201 else 134
+			{Code: 0x35, JT: 47, JF: 8, K: 0x2},           // 134: if A >= 0x2 goto 182 else 143
+			{Code: 0x35, JT: 46, JF: 0, K: 0x2},           // 135: if A >= 0x2 goto 182 else 136
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 136: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 137: if A == 0x0 goto 138 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 138: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 3, K: 0x2},            // 139: if A >= 0x2 goto 141 else 143
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 140: A = arg3.lo
+			{Code: 0x15, JT: 2, JF: 0, K: 0x4001},         // 141: if A == 0x4001 goto 144 else 142
+			{Code: 0x15, JT: 1, JF: 39, K: 0x4011},        // 142: if A == 0x4011 goto 144 else 182
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 143: if A == 0x0 goto 182 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 144: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 145: if A == 0x0 goto 146 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 146: A = arg4.lo
+			{Code: 0x35, JT: 34, JF: 53, K: 0x80000000},   // 147: if A >= 0x80000000 goto 182 else 201
+			{Code: 0x15, JT: 0, JF: 11, K: 0x1c},          // 148: if A == 0x1c goto 149 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 149: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 31, K: 0x0},           // 150: if A == 0x0 goto 151 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 151: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0xe},            // 152: if A >= 0xe goto 153 else 157
+			{Code: 0x35, JT: 0, JF: 1, K: 0x18},           // 153: if A >= 0x18 goto 154 else 155
+			{Code: 0x15, JT: 46, JF: 27, K: 0x19},         // 154: if A == 0x19 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 45, K: 0x10},          // 155: if A >= 0x10 goto 156 else 201
+			{Code: 0x35, JT: 44, JF: 25, K: 0x16},         // 156: if A >= 0x16 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5},            // 157: if A >= 0x5 goto 158 else 159
+			{Code: 0x15, JT: 42, JF: 23, K: 0x8},          // 158: if A == 0x8 goto 201 else 182
+			{Code: 0x15, JT: 41, JF: 22, K: 0x4},          // 159: if A == 0x4 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 210, K: 0xba},         // 160: if A >= 0xba goto 161 else 371
+			{Code: 0x35, JT: 0, JF: 131, K: 0x104},        // 161: if A >= 0x104 goto 162 else 293
+			{Code: 0x35, JT: 0, JF: 70, K: 0x122},         // 162: if A >= 0x122 goto 163 else 233
+			{Code: 0x35, JT: 0, JF: 35, K: 0x13e},         // 163: if A >= 0x13e goto 164 else 199
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 164: if A >= 0x145 goto 165 else 178
+			{Code: 0x15, JT: 0, JF: 16, K: 0x1b7},         // 165: if A == 0x1b7 goto 166 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 167: if A == 0x0 goto 168 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
+			{Code: 0x35, JT: 12, JF: 0, K: 0x80000000},    // 169: if A >= 0x80000000 goto 182 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 171: if A == 0x0 goto 172 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 172: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 173: if A >= 0x9 goto 174 else 175
-			{Code: 0x15, JT: 197, JF: 7, K: 0x10},         // 174: if A == 0x10 goto 372 else 182
-			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 175: if A == 0x0 goto 372 else 176
-			{Code: 0x15, JT: 195, JF: 5, K: 0x8},          // 176: if A == 0x8 goto 372 else 182
-			{Code: 0x15, JT: 0, JF: 5, K: 0x13e},          // 177: if A == 0x13e goto 178 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 178: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 180: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 19, K: 0xfffffffe},    // 181: if A & 0xfffffffe goto 182 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x35, JT: 8, JF: 0, K: 0x8},            // 173: if A >= 0x8 goto 182 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 175: if A == 0x0 goto 176 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x15, JT: 23, JF: 4, K: 0x200},         // 177: if A == 0x200 goto 201 else 182
+			{Code: 0x35, JT: 0, JF: 9, K: 0x140},          // 178: if A >= 0x140 goto 179 else 188
+			{Code: 0x15, JT: 0, JF: 2, K: 0x144},          // 179: if A == 0x144 goto 180 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 183: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 184: if A == 0x0 goto 185 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 185: A = arg1.lo
-			{Code: 0x15, JT: 14, JF: 1, K: 0x1},           // 186: if A == 0x1 goto 201 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 187: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 180, K: 0x2},        // 188: if A & 0x2 goto 368 else 369
-			{Code: 0x35, JT: 0, JF: 14, K: 0x136},         // 189: if A >= 0x136 goto 190 else 204
-			{Code: 0x15, JT: 0, JF: 178, K: 0x13c},        // 190: if A == 0x13c goto 191 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 192: if A == 0x0 goto 193 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
-			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 194: if A >= 0x80000000 goto 369 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 195: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 196: if A == 0x0 goto 197 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 197: A = arg2.lo
-			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 369 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 199: A = arg4.hi
-			{Code: 0x15, JT: 1, JF: 168, K: 0x0},          // 200: if A == 0x0 goto 202 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 184: if A >= 0x9 goto 185 else 186
+			{Code: 0x15, JT: 196, JF: 179, K: 0x10},       // 185: if A == 0x10 goto 382 else 365
+			{Code: 0x15, JT: 195, JF: 0, K: 0x0},          // 186: if A == 0x0 goto 382 else 187
+			{Code: 0x15, JT: 194, JF: 177, K: 0x8},        // 187: if A == 0x8 goto 382 else 365
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 188: if A == 0x13e goto 189 else 193
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 189: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 190: if A == 0x0 goto 191 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 191: A = arg2.lo
+			{Code: 0x45, JT: 172, JF: 8, K: 0xfffffffe},   // 192: if A & 0xfffffffe goto 365 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 193: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 194: if A == 0x0 goto 195 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 195: A = arg1.lo
+			{Code: 0x15, JT: 4, JF: 1, K: 0x1},            // 196: if A == 0x1 goto 201 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 197: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 166, K: 0x2},        // 198: if A & 0x2 goto 379 else 365
+			{Code: 0x35, JT: 0, JF: 14, K: 0x136},         // 199: if A >= 0x136 goto 200 else 214
+			{Code: 0x15, JT: 1, JF: 164, K: 0x13c},        // 200: if A == 0x13c goto 202 else 365
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 201: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
-			{Code: 0x45, JT: 165, JF: 179, K: 0xfffffff8}, // 203: if A & 0xfffffff8 goto 369 else 383
-			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 204: if A >= 0x124 goto 205 else 210
-			{Code: 0x15, JT: 0, JF: 163, K: 0x135},        // 205: if A == 0x135 goto 206 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 206: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 207: if A == 0x0 goto 208 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 208: A = arg1.lo
-			{Code: 0x15, JT: 197, JF: 255, K: 0x0},        // 209: if A == 0x0 goto 407 else 465
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 210: if A == 0x122 goto 211 else 219
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 212: if A == 0x0 goto 213 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 214: if A == 0x0 goto 215 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 216: if A == 0x0 goto 217 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x15, JT: 247, JF: 246, K: 0x80800},    // 218: if A == 0x80800 goto 466 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 220: if A == 0x0 goto 221 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
-			{Code: 0x15, JT: 243, JF: 242, K: 0x80000},    // 222: if A == 0x80000 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 223: if A >= 0x10d goto 224 else 244
-			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 224: if A >= 0x118 goto 225 else 239
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 225: if A == 0x118 goto 226 else 230
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 227: if A == 0x0 goto 228 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
-			{Code: 0x35, JT: 235, JF: 195, K: 0x80000000}, // 229: if A >= 0x80000000 goto 465 else 425
-			{Code: 0x15, JT: 0, JF: 234, K: 0x11d},        // 230: if A == 0x11d goto 231 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 232: if A == 0x0 goto 233 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
-			{Code: 0x35, JT: 230, JF: 0, K: 0x80000000},   // 234: if A >= 0x80000000 goto 465 else 235
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 235: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 236: if A == 0x0 goto 237 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 237: A = arg1.lo
-			{Code: 0x45, JT: 226, JF: 227, K: 0xffffff80}, // 238: if A & 0xffffff80 goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 225, K: 0x10f},        // 239: if A == 0x10f goto 240 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 241: if A == 0x0 goto 242 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
-			{Code: 0x15, JT: 181, JF: 221, K: 0x1},        // 243: if A == 0x1 goto 425 else 465
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 244: if A >= 0x109 goto 245 else 263
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 245: if A == 0x109 goto 246 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 246: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 247: if A == 0x0 goto 248 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 248: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 249: if A >= 0x80000000 goto 465 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 250: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 251: if A == 0x0 goto 252 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 252: A = arg2.lo
-			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 253: if A >= 0x80000000 goto 465 else 254
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 254: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 255: if A == 0x0 goto 256 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 256: A = arg4.lo
-			{Code: 0x15, JT: 208, JF: 207, K: 0x400},      // 257: if A == 0x400 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 47, K: 0x10a},         // 258: if A == 0x10a goto 259 else 306
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 259: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 260: if A == 0x0 goto 261 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 261: A = arg1.lo
-			{Code: 0x35, JT: 202, JF: 203, K: 0x80000000}, // 262: if A >= 0x80000000 goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 263: if A == 0x104 goto 264 else 273
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 265: if A == 0x0 goto 266 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
-			{Code: 0x35, JT: 197, JF: 0, K: 0x80000000},   // 267: if A >= 0x80000000 goto 465 else 268
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 268: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 269: if A == 0x0 goto 270 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 270: A = arg4.lo
-			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 271: if A == 0x0 goto 466 else 272
-			{Code: 0x15, JT: 193, JF: 192, K: 0x100},      // 272: if A == 0x100 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 191, K: 0x107},        // 273: if A == 0x107 goto 274 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 202: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 203: if A == 0x0 goto 204 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 204: A = arg0.lo
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 365 else 206
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 206: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 207: if A == 0x0 goto 208 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 208: A = arg2.lo
+			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 209: if A >= 0x80000000 goto 365 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 210: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 211: if A == 0x0 goto 212 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 212: A = arg4.lo
+			{Code: 0x45, JT: 151, JF: 179, K: 0xfffffff8}, // 213: if A & 0xfffffff8 goto 365 else 393
+			{Code: 0x35, JT: 0, JF: 5, K: 0x124},          // 214: if A >= 0x124 goto 215 else 220
+			{Code: 0x15, JT: 0, JF: 149, K: 0x135},        // 215: if A == 0x135 goto 216 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 216: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 217: if A == 0x0 goto 218 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 218: A = arg1.lo
+			{Code: 0x15, JT: 197, JF: 255, K: 0x0},        // 219: if A == 0x0 goto 417 else 475
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 220: if A == 0x122 goto 221 else 229
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 222: if A == 0x0 goto 223 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 224: if A == 0x0 goto 225 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 226: if A == 0x0 goto 227 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
+			{Code: 0x15, JT: 247, JF: 246, K: 0x80800},    // 228: if A == 0x80800 goto 476 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 229: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 230: if A == 0x0 goto 231 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 231: A = arg0.lo
+			{Code: 0x15, JT: 243, JF: 242, K: 0x80000},    // 232: if A == 0x80000 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 233: if A >= 0x10d goto 234 else 254
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 234: if A >= 0x118 goto 235 else 249
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 235: if A == 0x118 goto 236 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 237, K: 0x0},          // 237: if A == 0x0 goto 238 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
+			{Code: 0x35, JT: 235, JF: 195, K: 0x80000000}, // 239: if A >= 0x80000000 goto 475 else 435
+			{Code: 0x15, JT: 0, JF: 234, K: 0x11d},        // 240: if A == 0x11d goto 241 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 242: if A == 0x0 goto 243 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
+			{Code: 0x35, JT: 230, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 475 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 245: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 246: if A == 0x0 goto 247 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 247: A = arg1.lo
+			{Code: 0x45, JT: 226, JF: 227, K: 0xffffff80}, // 248: if A & 0xffffff80 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 225, K: 0x10f},        // 249: if A == 0x10f goto 250 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 250: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 251: if A == 0x0 goto 252 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 252: A = arg1.lo
+			{Code: 0x15, JT: 181, JF: 221, K: 0x1},        // 253: if A == 0x1 goto 435 else 475
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 254: if A >= 0x109 goto 255 else 273
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 255: if A == 0x109 goto 256 else 268
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 256: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 257: if A == 0x0 goto 258 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 258: A = arg0.lo
+			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 259: if A >= 0x80000000 goto 475 else 260
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 260: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 261: if A == 0x0 goto 262 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 262: A = arg2.lo
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 263: if A >= 0x80000000 goto 475 else 264
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 264: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 265: if A == 0x0 goto 266 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 266: A = arg4.lo
+			{Code: 0x15, JT: 208, JF: 207, K: 0x400},      // 267: if A == 0x400 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 47, K: 0x10a},         // 268: if A == 0x10a goto 269 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 204, K: 0x0},          // 270: if A == 0x0 goto 271 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
+			{Code: 0x35, JT: 202, JF: 203, K: 0x80000000}, // 272: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 273: if A == 0x104 goto 274 else 283
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 274: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 275: if A == 0x0 goto 276 else 465
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 275: if A == 0x0 goto 276 else 475
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 276: A = arg0.lo
-			{Code: 0x35, JT: 187, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 465 else 278
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 278: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 279: if A == 0x0 goto 280 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 280: A = arg2.lo
-			{Code: 0x15, JT: 184, JF: 0, K: 0x0},          // 281: if A == 0x0 goto 466 else 282
-			{Code: 0x15, JT: 183, JF: 182, K: 0x200},      // 282: if A == 0x200 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 57, K: 0xd9},          // 283: if A >= 0xd9 goto 284 else 341
-			{Code: 0x35, JT: 0, JF: 45, K: 0xe4},          // 284: if A >= 0xe4 goto 285 else 330
-			{Code: 0x35, JT: 0, JF: 43, K: 0xe8},          // 285: if A >= 0xe8 goto 286 else 329
-			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 286: if A >= 0x101 goto 287 else 315
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 287: if A == 0x101 goto 288 else 305
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 289: if A == 0x0 goto 290 else 297
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 291: if A >= 0x80000000 goto 298 else 292
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 292: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 293: if A == 0x0 goto 294 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 294: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 170, K: 0xffe2e2ff},   // 295: if A & 0xffe2e2ff goto 296 else 466
-			{Code: 0x45, JT: 168, JF: 169, K: 0xffe2e0fc}, // 296: if A & 0xffe2e0fc goto 465 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 166, K: 0xffffff9c},   // 298: if A == 0xffffff9c goto 299 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 299: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 300: if A == 0x0 goto 301 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 301: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 302: if A >= 0x80001 goto 303 else 304
-			{Code: 0x15, JT: 162, JF: 161, K: 0x290000},   // 303: if A == 0x290000 goto 466 else 465
-			{Code: 0x15, JT: 161, JF: 160, K: 0x80000},    // 304: if A == 0x80000 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 2, K: 0x102},          // 305: if A == 0x102 goto 306 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 306: A = arg0.hi
-			{Code: 0x15, JT: 40, JF: 157, K: 0x0},         // 307: if A == 0x0 goto 348 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 309: if A == 0x0 goto 310 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
-			{Code: 0x35, JT: 153, JF: 0, K: 0x80000000},   // 311: if A >= 0x80000000 goto 465 else 312
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 312: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 313: A &= 0xf000
-			{Code: 0x15, JT: 110, JF: 150, K: 0x8000},     // 314: if A == 0x8000 goto 425 else 465
-			{Code: 0x15, JT: 0, JF: 149, K: 0xe9},         // 315: if A == 0xe9 goto 316 else 465
+			{Code: 0x35, JT: 197, JF: 0, K: 0x80000000},   // 277: if A >= 0x80000000 goto 475 else 278
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 278: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 279: if A == 0x0 goto 280 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 280: A = arg4.lo
+			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 281: if A == 0x0 goto 476 else 282
+			{Code: 0x15, JT: 193, JF: 192, K: 0x100},      // 282: if A == 0x100 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 191, K: 0x107},        // 283: if A == 0x107 goto 284 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 284: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 285: if A == 0x0 goto 286 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 286: A = arg0.lo
+			{Code: 0x35, JT: 187, JF: 0, K: 0x80000000},   // 287: if A >= 0x80000000 goto 475 else 288
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 288: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 289: if A == 0x0 goto 290 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 290: A = arg2.lo
+			{Code: 0x15, JT: 184, JF: 0, K: 0x0},          // 291: if A == 0x0 goto 476 else 292
+			{Code: 0x15, JT: 183, JF: 182, K: 0x200},      // 292: if A == 0x200 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 57, K: 0xd9},          // 293: if A >= 0xd9 goto 294 else 351
+			{Code: 0x35, JT: 0, JF: 45, K: 0xe4},          // 294: if A >= 0xe4 goto 295 else 340
+			{Code: 0x35, JT: 0, JF: 43, K: 0xe8},          // 295: if A >= 0xe8 goto 296 else 339
+			{Code: 0x35, JT: 0, JF: 28, K: 0x101},         // 296: if A >= 0x101 goto 297 else 325
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 297: if A == 0x101 goto 298 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 299: if A == 0x0 goto 300 else 307
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 301: if A >= 0x80000000 goto 308 else 302
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 302: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 303: if A == 0x0 goto 304 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 304: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 170, K: 0xffe2e2ff},   // 305: if A & 0xffe2e2ff goto 306 else 476
+			{Code: 0x45, JT: 168, JF: 169, K: 0xffe2e0fc}, // 306: if A & 0xffe2e0fc goto 475 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 166, K: 0xffffff9c},   // 308: if A == 0xffffff9c goto 309 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 309: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 310: if A == 0x0 goto 311 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 312: if A >= 0x80001 goto 313 else 314
+			{Code: 0x15, JT: 162, JF: 161, K: 0x290000},   // 313: if A == 0x290000 goto 476 else 475
+			{Code: 0x15, JT: 161, JF: 160, K: 0x80000},    // 314: if A == 0x80000 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 2, K: 0x102},          // 315: if A == 0x102 goto 316 else 318
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 317: if A == 0x0 goto 318 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 465 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 320: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 321: if A == 0x0 goto 322 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 322: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 323: if A == 0x0 goto 465 else 324
-			{Code: 0x35, JT: 140, JF: 0, K: 0x3},          // 324: if A >= 0x3 goto 465 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 325: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 326: if A == 0x0 goto 327 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 327: A = arg2.lo
-			{Code: 0x35, JT: 136, JF: 137, K: 0x80000000}, // 328: if A >= 0x80000000 goto 465 else 466
-			{Code: 0x15, JT: 135, JF: 136, K: 0xe6},       // 329: if A == 0xe6 goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 330: if A >= 0xdc goto 331 else 340
-			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 331: if A == 0xdd goto 332 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 333: if A == 0x0 goto 334 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 335: if A >= 0x80000000 goto 465 else 336
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 336: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 337: if A == 0x0 goto 338 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 338: A = arg3.lo
-			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 339: if A >= 0x6 goto 465 else 466
-			{Code: 0x15, JT: 124, JF: 125, K: 0xda},       // 340: if A == 0xda goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc2},          // 341: if A >= 0xc2 goto 342 else 357
-			{Code: 0x35, JT: 0, JF: 12, K: 0xcb},          // 342: if A >= 0xcb goto 343 else 355
-			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 343: if A == 0xcb goto 344 else 350
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 345: if A == 0x0 goto 346 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
-			{Code: 0x15, JT: 117, JF: 1, K: 0x0},          // 347: if A == 0x0 goto 465 else 349
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
-			{Code: 0x35, JT: 115, JF: 116, K: 0x80000000}, // 349: if A >= 0x80000000 goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 114, K: 0xcc},         // 350: if A == 0xcc goto 351 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 352: if A == 0x0 goto 353 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
-			{Code: 0x15, JT: 111, JF: 110, K: 0x0},        // 354: if A == 0x0 goto 466 else 465
-			{Code: 0x15, JT: 110, JF: 0, K: 0xc2},         // 355: if A == 0xc2 goto 466 else 356
-			{Code: 0x15, JT: 109, JF: 108, K: 0xc5},       // 356: if A == 0xc5 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 357: if A >= 0xbd goto 358 else 359
-			{Code: 0x15, JT: 107, JF: 106, K: 0xbf},       // 358: if A == 0xbf goto 466 else 465
-			{Code: 0x15, JT: 105, JF: 106, K: 0xbb},       // 359: if A == 0xbb goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 51, K: 0x48},          // 360: if A >= 0x48 goto 361 else 412
-			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 361: if A >= 0x68 goto 362 else 382
-			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 362: if A >= 0x7d goto 363 else 378
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 363: if A >= 0x8a goto 364 else 376
-			{Code: 0x15, JT: 101, JF: 0, K: 0x8a},         // 364: if A == 0x8a goto 466 else 365
-			{Code: 0x15, JT: 0, JF: 99, K: 0x9d},          // 365: if A == 0x9d goto 366 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 2, JF: 97, K: 0x0},           // 367: if A == 0x0 goto 370 else 465
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 368: return 0x50001
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 371: if A == 0x53564d41 goto 372 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 372: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 373: if A == 0x0 goto 374 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 374: A = arg1.lo
-			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 375: if A == 0x0 goto 466 else 465
-			{Code: 0x15, JT: 89, JF: 0, K: 0x7d},          // 376: if A == 0x7d goto 466 else 377
-			{Code: 0x15, JT: 88, JF: 87, K: 0x83},         // 377: if A == 0x83 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 378: if A >= 0x6d goto 379 else 380
-			{Code: 0x15, JT: 86, JF: 85, K: 0x73},         // 379: if A == 0x73 goto 466 else 465
-			{Code: 0x15, JT: 85, JF: 0, K: 0x68},          // 380: if A == 0x68 goto 466 else 381
-			{Code: 0x35, JT: 84, JF: 83, K: 0x6b},         // 381: if A >= 0x6b goto 466 else 465
-			{Code: 0x35, JT: 1, JF: 4, K: 0x61},           // 382: if A >= 0x61 goto 384 else 387
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 383: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 384: if A >= 0x64 goto 385 else 386
-			{Code: 0x15, JT: 80, JF: 79, K: 0x66},         // 385: if A == 0x66 goto 466 else 465
-			{Code: 0x15, JT: 78, JF: 79, K: 0x62},         // 386: if A == 0x62 goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 387: if A >= 0x4e goto 388 else 389
-			{Code: 0x15, JT: 77, JF: 76, K: 0x5d},         // 388: if A == 0x5d goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 389: if A >= 0x4a goto 390 else 391
-			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 390: if A == 0x4c goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 73, K: 0x48},          // 391: if A == 0x48 goto 392 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 392: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 393: if A == 0x0 goto 394 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
-			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 465 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 396: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 397: if A == 0x0 goto 398 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 398: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 399: if A >= 0x4 goto 400 else 411
-			{Code: 0x15, JT: 65, JF: 0, K: 0x406},         // 400: if A == 0x406 goto 466 else 401
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 401: if A == 0x4 goto 402 else 406
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 402: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 403: if A == 0x0 goto 404 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 404: A = arg2.lo
-			{Code: 0x45, JT: 59, JF: 60, K: 0xfffb73ff},   // 405: if A & 0xfffb73ff goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 58, K: 0x40a},         // 406: if A == 0x40a goto 407 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 407: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 408: if A == 0x0 goto 409 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 409: A = arg2.lo
-			{Code: 0x15, JT: 55, JF: 54, K: 0x0},          // 410: if A == 0x0 goto 466 else 465
-			{Code: 0x15, JT: 54, JF: 53, K: 0x3},          // 411: if A == 0x3 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 45, K: 0x13},          // 412: if A >= 0x13 goto 413 else 458
-			{Code: 0x35, JT: 0, JF: 40, K: 0x2d},          // 413: if A >= 0x2d goto 414 else 454
-			{Code: 0x35, JT: 0, JF: 14, K: 0x3c},          // 414: if A >= 0x3c goto 415 else 429
-			{Code: 0x15, JT: 50, JF: 0, K: 0x3c},          // 415: if A == 0x3c goto 466 else 416
-			{Code: 0x15, JT: 0, JF: 48, K: 0x3d},          // 416: if A == 0x3d goto 417 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 417: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 418: if A == 0x0 goto 419 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 419: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 420: if A == monitor_pid goto 421 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 421: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 422: if A == 0x0 goto 423 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 423: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 424: if A == 0x0 goto 425 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 425: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 426: if A == 0x0 goto 427 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 427: A = arg3.lo
-			{Code: 0x15, JT: 37, JF: 36, K: 0x0},          // 428: if A == 0x0 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 429: if A >= 0x2f goto 430 else 435
-			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 430: if A == 0x38 goto 431 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 431: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 432: if A == 0x0 goto 433 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 433: A = arg0.lo
-			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 434: if A == 0xd0f00 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 435: if A == 0x2d goto 436 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 437: if A == 0x0 goto 438 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
-			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 439: if A >= 0x80000000 goto 465 else 440
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 440: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 441: if A == 0x0 goto 442 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 442: A = arg3.lo
-			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 443: if A == 0x40 goto 466 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 445: if A == 0x0 goto 446 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
-			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 447: if A >= 0x80000000 goto 465 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 448: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 449: if A == 0x0 goto 450 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 450: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 451: if A >= 0x4001 goto 452 else 453
-			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 452: if A == 0x4040 goto 466 else 465
-			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 453: if A == 0x4000 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 454: if A >= 0x23 goto 455 else 457
-			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 455: if A == 0x23 goto 466 else 456
-			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 456: if A == 0x27 goto 466 else 465
-			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 457: if A == 0x18 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 458: if A >= 0x8 goto 459 else 462
-			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 459: if A >= 0xd goto 466 else 460
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 460: if A == 0x8 goto 466 else 461
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 461: if A == 0xb goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 462: if A >= 0x4 goto 463 else 464
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 463: if A == 0x5 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 464: if A == 0x2 goto 465 else 466
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 465: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 466: return 0x7fff0000
+			{Code: 0x15, JT: 40, JF: 157, K: 0x0},         // 317: if A == 0x0 goto 358 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 318: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 319: if A == 0x0 goto 320 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
+			{Code: 0x35, JT: 153, JF: 0, K: 0x80000000},   // 321: if A >= 0x80000000 goto 475 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 323: A &= 0xf000
+			{Code: 0x15, JT: 110, JF: 150, K: 0x8000},     // 324: if A == 0x8000 goto 435 else 475
+			{Code: 0x15, JT: 0, JF: 149, K: 0xe9},         // 325: if A == 0xe9 goto 326 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 327: if A == 0x0 goto 328 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
+			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 329: if A >= 0x80000000 goto 475 else 330
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 330: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 331: if A == 0x0 goto 332 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 332: A = arg1.lo
+			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 333: if A == 0x0 goto 475 else 334
+			{Code: 0x35, JT: 140, JF: 0, K: 0x3},          // 334: if A >= 0x3 goto 475 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 335: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 336: if A == 0x0 goto 337 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 337: A = arg2.lo
+			{Code: 0x35, JT: 136, JF: 137, K: 0x80000000}, // 338: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x15, JT: 135, JF: 136, K: 0xe6},       // 339: if A == 0xe6 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 340: if A >= 0xdc goto 341 else 350
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 341: if A == 0xdd goto 342 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 343: if A == 0x0 goto 344 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 475 else 346
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 346: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 347: if A == 0x0 goto 348 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 348: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 349: if A >= 0x6 goto 475 else 476
+			{Code: 0x15, JT: 124, JF: 125, K: 0xda},       // 350: if A == 0xda goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 16, K: 0xc2},          // 351: if A >= 0xc2 goto 352 else 368
+			{Code: 0x35, JT: 0, JF: 13, K: 0xcb},          // 352: if A >= 0xcb goto 353 else 366
+			{Code: 0x15, JT: 0, JF: 6, K: 0xcb},           // 353: if A == 0xcb goto 354 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 354: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 355: if A == 0x0 goto 356 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 356: A = arg0.lo
+			{Code: 0x15, JT: 117, JF: 1, K: 0x0},          // 357: if A == 0x0 goto 475 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
+			{Code: 0x35, JT: 115, JF: 116, K: 0x80000000}, // 359: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 114, K: 0xcc},         // 360: if A == 0xcc goto 361 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 362: if A == 0x0 goto 363 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
+			{Code: 0x15, JT: 111, JF: 110, K: 0x0},        // 364: if A == 0x0 goto 476 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 365: return 0x7fc00000
+			{Code: 0x15, JT: 109, JF: 0, K: 0xc2},         // 366: if A == 0xc2 goto 476 else 367
+			{Code: 0x15, JT: 108, JF: 107, K: 0xc5},       // 367: if A == 0xc5 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 368: if A >= 0xbd goto 369 else 370
+			{Code: 0x15, JT: 106, JF: 105, K: 0xbf},       // 369: if A == 0xbf goto 476 else 475
+			{Code: 0x15, JT: 104, JF: 105, K: 0xbb},       // 370: if A == 0xbb goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 50, K: 0x48},          // 371: if A >= 0x48 goto 372 else 422
+			{Code: 0x35, JT: 0, JF: 19, K: 0x68},          // 372: if A >= 0x68 goto 373 else 392
+			{Code: 0x35, JT: 0, JF: 14, K: 0x7d},          // 373: if A >= 0x7d goto 374 else 388
+			{Code: 0x35, JT: 0, JF: 11, K: 0x8a},          // 374: if A >= 0x8a goto 375 else 386
+			{Code: 0x15, JT: 100, JF: 0, K: 0x8a},         // 375: if A == 0x8a goto 476 else 376
+			{Code: 0x15, JT: 0, JF: 98, K: 0x9d},          // 376: if A == 0x9d goto 377 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 96, K: 0x0},           // 378: if A == 0x0 goto 380 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 379: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 380: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x53564d41},    // 381: if A == 0x53564d41 goto 382 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 382: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 383: if A == 0x0 goto 384 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 384: A = arg1.lo
+			{Code: 0x15, JT: 90, JF: 89, K: 0x0},          // 385: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 89, JF: 0, K: 0x7d},          // 386: if A == 0x7d goto 476 else 387
+			{Code: 0x15, JT: 88, JF: 87, K: 0x83},         // 387: if A == 0x83 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 388: if A >= 0x6d goto 389 else 390
+			{Code: 0x15, JT: 86, JF: 85, K: 0x73},         // 389: if A == 0x73 goto 476 else 475
+			{Code: 0x15, JT: 85, JF: 0, K: 0x68},          // 390: if A == 0x68 goto 476 else 391
+			{Code: 0x35, JT: 84, JF: 83, K: 0x6b},         // 391: if A >= 0x6b goto 476 else 475
+			{Code: 0x35, JT: 1, JF: 4, K: 0x61},           // 392: if A >= 0x61 goto 394 else 397
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 394: if A >= 0x64 goto 395 else 396
+			{Code: 0x15, JT: 80, JF: 79, K: 0x66},         // 395: if A == 0x66 goto 476 else 475
+			{Code: 0x15, JT: 78, JF: 79, K: 0x62},         // 396: if A == 0x62 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 397: if A >= 0x4e goto 398 else 399
+			{Code: 0x15, JT: 77, JF: 76, K: 0x5d},         // 398: if A == 0x5d goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 399: if A >= 0x4a goto 400 else 401
+			{Code: 0x15, JT: 74, JF: 75, K: 0x4c},         // 400: if A == 0x4c goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 73, K: 0x48},          // 401: if A == 0x48 goto 402 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 402: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 403: if A == 0x0 goto 404 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 404: A = arg0.lo
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 405: if A >= 0x80000000 goto 475 else 406
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 406: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 407: if A == 0x0 goto 408 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 408: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 11, K: 0x4},           // 409: if A >= 0x4 goto 410 else 421
+			{Code: 0x15, JT: 65, JF: 0, K: 0x406},         // 410: if A == 0x406 goto 476 else 411
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4},            // 411: if A == 0x4 goto 412 else 416
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 412: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 413: if A == 0x0 goto 414 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
+			{Code: 0x45, JT: 59, JF: 60, K: 0xfffb73ff},   // 415: if A & 0xfffb73ff goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 58, K: 0x40a},         // 416: if A == 0x40a goto 417 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 417: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 418: if A == 0x0 goto 419 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 419: A = arg2.lo
+			{Code: 0x15, JT: 55, JF: 54, K: 0x0},          // 420: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 54, JF: 53, K: 0x3},          // 421: if A == 0x3 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 45, K: 0x13},          // 422: if A >= 0x13 goto 423 else 468
+			{Code: 0x35, JT: 0, JF: 40, K: 0x2d},          // 423: if A >= 0x2d goto 424 else 464
+			{Code: 0x35, JT: 0, JF: 14, K: 0x3c},          // 424: if A >= 0x3c goto 425 else 439
+			{Code: 0x15, JT: 50, JF: 0, K: 0x3c},          // 425: if A == 0x3c goto 476 else 426
+			{Code: 0x15, JT: 0, JF: 48, K: 0x3d},          // 426: if A == 0x3d goto 427 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 427: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 428: if A == 0x0 goto 429 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 429: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 430: if A == monitor_pid goto 431 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 431: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 432: if A == 0x0 goto 433 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 433: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 40, K: 0x0},           // 434: if A == 0x0 goto 435 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 435: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 436: if A == 0x0 goto 437 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 437: A = arg3.lo
+			{Code: 0x15, JT: 37, JF: 36, K: 0x0},          // 438: if A == 0x0 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 439: if A >= 0x2f goto 440 else 445
+			{Code: 0x15, JT: 0, JF: 34, K: 0x38},          // 440: if A == 0x38 goto 441 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 441: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 442: if A == 0x0 goto 443 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 443: A = arg0.lo
+			{Code: 0x15, JT: 31, JF: 30, K: 0xd0f00},      // 444: if A == 0xd0f00 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 8, K: 0x2d},           // 445: if A == 0x2d goto 446 else 454
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 447: if A == 0x0 goto 448 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
+			{Code: 0x35, JT: 25, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 475 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 450: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 23, K: 0x0},           // 451: if A == 0x0 goto 452 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 452: A = arg3.lo
+			{Code: 0x15, JT: 22, JF: 21, K: 0x40},         // 453: if A == 0x40 goto 476 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 454: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 455: if A == 0x0 goto 456 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 456: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 457: if A >= 0x80000000 goto 475 else 458
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 458: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 459: if A == 0x0 goto 460 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 460: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 461: if A >= 0x4001 goto 462 else 463
+			{Code: 0x15, JT: 13, JF: 12, K: 0x4040},       // 462: if A == 0x4040 goto 476 else 475
+			{Code: 0x15, JT: 12, JF: 11, K: 0x4000},       // 463: if A == 0x4000 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 464: if A >= 0x23 goto 465 else 467
+			{Code: 0x15, JT: 10, JF: 0, K: 0x23},          // 465: if A == 0x23 goto 476 else 466
+			{Code: 0x15, JT: 9, JF: 8, K: 0x27},           // 466: if A == 0x27 goto 476 else 475
+			{Code: 0x15, JT: 8, JF: 7, K: 0x18},           // 467: if A == 0x18 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 3, K: 0x8},            // 468: if A >= 0x8 goto 469 else 472
+			{Code: 0x35, JT: 6, JF: 0, K: 0xd},            // 469: if A >= 0xd goto 476 else 470
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 470: if A == 0x8 goto 476 else 471
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 471: if A == 0xb goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 472: if A >= 0x4 goto 473 else 474
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 473: if A == 0x5 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 474: if A == 0x2 goto 475 else 476
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 475: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 476: return 0x7fff0000
 		},
 	},
 	{
