@@ -352,6 +352,10 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answe
 			as.slots[v.id].copyPosted(&ac.Regs)
 			c.posted = ac.Regs
 			c.answered, c.partial, c.parked = false, true, as
+			if c.m.pool.wanted.Load() > 0 {
+				c.stop() // others need the vCPU
+				v = nil
+			}
 			return nil, hostarch.NoAccess, nil
 		}
 		c.partial = false

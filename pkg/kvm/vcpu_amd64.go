@@ -286,7 +286,9 @@ type pool struct {
 	// idle are those that nobody has, the one that is idle longest first.
 	idle    []*vcpu
 	waiters []chan *vcpu
-	taken   uint64
+	// wanted is how many waiters there are.
+	wanted atomic.Int32
+	taken  uint64
 
 	// timer calls askFor while there are waiters.
 	timer *time.Timer
@@ -326,7 +328,9 @@ func (p *pool) take(preferred *vcpu, wake <-chan struct{}) *vcpu {
 	case len(p.waiters) == 1:
 		p.timer.Reset(slice)
 	}
+	p.wanted.Store(int32(len(p.waiters)))
 	p.mu.Unlock()
+	p.reclaim()
 	select {
 	case v := <-ch:
 		return v
@@ -336,12 +340,22 @@ func (p *pool) take(preferred *vcpu, wake <-chan struct{}) *vcpu {
 	i := slices.Index(p.waiters, ch)
 	if i >= 0 {
 		p.waiters = slices.Delete(p.waiters, i, i+1)
+		p.wanted.Store(int32(len(p.waiters)))
 	}
 	p.mu.Unlock()
 	if i < 0 {
 		p.put(<-ch) // it was handed over already
 	}
 	return nil
+}
+
+// reclaim takes a vCPU from a Context that keeps it while the Sentry answers.
+func (p *pool) reclaim() {
+	for _, v := range p.all {
+		if c := v.holder.Load(); c != nil && p.wanted.Load() > 0 {
+			c.tryLeave(nil)
+		}
+	}
 }
 
 func (p *pool) tookLocked(v *vcpu) {
@@ -358,6 +372,7 @@ func (p *pool) put(v *vcpu) {
 	if len(p.waiters) > 0 {
 		ch := p.waiters[0]
 		p.waiters = p.waiters[1:]
+		p.wanted.Store(int32(len(p.waiters)))
 		p.tookLocked(v)
 		ch <- v
 		return
@@ -370,20 +385,16 @@ func (p *pool) put(v *vcpu) {
 // wait for CPUs a Context may get a vCPU long before it can run it, and would give it
 // up without having run.
 func (p *pool) askFor() {
-	for _, v := range p.ask() {
-		// A Context that waits in the shim may be long in coming back.
-		if c := v.holder.Load(); c != nil {
-			c.tryLeave(nil)
-		}
-	}
+	p.ask()
+	p.reclaim()
 }
 
-// ask asks for vCPUs, and returns them.
-func (p *pool) ask() []*vcpu {
+// ask is askFor for Contexts in Switch.
+func (p *pool) ask() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.waiters) == 0 {
-		return nil
+		return
 	}
 	p.timer.Reset(slice)
 	var ripe []*vcpu
@@ -397,10 +408,8 @@ func (p *pool) ask() []*vcpu {
 		}
 	}
 	slices.SortFunc(ripe, func(a, b *vcpu) int { return cmp.Compare(a.since, b.since) })
-	ripe = ripe[:min(len(ripe), len(p.waiters))]
-	for _, v := range ripe {
+	for _, v := range ripe[:min(len(ripe), len(p.waiters))] {
 		v.yield.Store(true)
 		v.kick()
 	}
-	return ripe
 }
