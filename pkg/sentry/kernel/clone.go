@@ -73,6 +73,7 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 			return 0, err
 		}
 		child.altStack = t.altStack
+		child.forked = true
 	}
 	child.fdt, child.fs = t.fdt, t.fs
 	if flags&linux.CLONE_FILES != 0 {

@@ -118,7 +118,9 @@ func (t *Task) Execve(args *ExecArgs) (*SyscallControl, error) {
 	k, tg := t.k, t.tg
 
 	// From here on there is no way back.
-	t.releaseMemory()
+	if old := t.leaveMemory(); old != nil {
+		old.DecUsers(t)
+	}
 	t.enter(p)
 	fdt := t.fdt.Fork() // Linux unshares the table as well
 	t.replace(fdt, nil)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/sentry/mm"
 	"github.com/ringfence/ringfence/pkg/sentry/waiter"
 	"github.com/ringfence/ringfence/pkg/usermem"
 )
@@ -30,10 +31,29 @@ func (t *Task) Exit(code int32) {
 	t.work.Store(true)
 }
 
+// maxLateReleases bounds the processes that have ended but whose memory is still
+// being released: a program that forks without end must not be ahead of that.
+const maxLateReleases = 8
+
 // end releases what the task holds, and tells those who wait for it.
 func (t *Task) end() {
 	k, tg := t.k, t.tg
-	t.releaseMemory()
+	mm := t.leaveMemory()
+	// Nobody sees how long the host takes to end a process: those who wait for it
+	// are told before.
+	release := func() {
+		if mm != nil {
+			mm.DecUsers(t)
+		}
+		t.pc.Release()
+	}
+	if late := k.lateReleases.Add(1); late <= maxLateReleases && tg.lastTask() {
+		defer k.lateReleases.Add(-1)
+		defer release()
+	} else {
+		k.lateReleases.Add(-1)
+		release()
+	}
 
 	t.resMu.Lock()
 	fdt, fs := t.fdt, t.fs
@@ -45,7 +65,6 @@ func (t *Task) end() {
 	if fs != nil {
 		fs.DecRef()
 	}
-	t.pc.Release()
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -76,11 +95,19 @@ func (t *Task) end() {
 	tg.stoppedLocked() // t may have been the last that had not stopped
 }
 
-// releaseMemory lets go of the task's memory, and tells the threads that share
-// it: futexes that t holds, the thread that waits for it, the parent of vfork.
-func (t *Task) releaseMemory() {
+// lastTask reports whether tg has only one thread.
+func (tg *ThreadGroup) lastTask() bool {
+	tg.k.mu.Lock()
+	defer tg.k.mu.Unlock()
+	return len(tg.tasks) == 1
+}
+
+// leaveMemory lets go of the task's memory, and tells the threads that share it:
+// futexes that t holds, the thread that waits for it, the parent of vfork. It
+// returns the memory, if there is any, of which t is still a user.
+func (t *Task) leaveMemory() *mm.MemoryManager {
 	if t.mm == nil {
-		return
+		return nil
 	}
 	t.endRobustList()
 	if addr := t.clearTID; addr != 0 {
@@ -101,7 +128,7 @@ func (t *Task) releaseMemory() {
 	t.k.mu.Lock()
 	t.tg.maxRSS = max(t.tg.maxRSS, rss)
 	t.k.mu.Unlock()
-	mm.DecUsers(t)
+	return mm
 }
 
 // maxRobustList bounds the list, which may be a ring (ROBUST_LIST_LIMIT).

@@ -106,6 +106,9 @@ type Kernel struct {
 	queued int
 	init   *ThreadGroup
 
+	// lateReleases counts processes that have ended before their memory has.
+	lateReleases atomic.Int32
+
 	// live counts task goroutines.
 	live sync.WaitGroup
 	// fatal is why the sandbox ended before its program did.

@@ -23,6 +23,11 @@ func (t *Task) run() {
 	}
 	defer t.k.live.Done()
 	t.running()
+	if t.forked {
+		// What it is going to touch first.
+		t.mm.Prefault(t, hostarch.Addr(t.ac.IP()), hostarch.Execute)
+		t.mm.Prefault(t, hostarch.Addr(t.ac.Stack())-8, hostarch.Write)
+	}
 	for {
 		if t.work.Load() && !t.doWork() {
 			break

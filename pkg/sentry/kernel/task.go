@@ -82,6 +82,8 @@ type Task struct {
 	clearTID   hostarch.Addr
 	robustList hostarch.Addr
 
+	// forked says that the task started with a copy of its parent's memory.
+	forked bool
 	// vfork is closed when the child of vfork(2) runs a program of its own.
 	vfork chan struct{}
 

@@ -230,6 +230,17 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 	})
 }
 
+// Prefault makes the page at addr accessible without a fault, if it holds
+// something already: an access is expected.
+func (mm *MemoryManager) Prefault(ctx context.Context, addr hostarch.Addr, at hostarch.AccessType) {
+	mm.activeMu.RLock()
+	known := mm.pmas.lookup(addr.RoundDown()) != nil
+	mm.activeMu.RUnlock()
+	if known || !at.Write {
+		mm.HandleUserFault(ctx, addr, at, addr) // an error is for the access to find
+	}
+}
+
 // withVMA calls f with the vma at addr if it allows at, or with force whatever
 // it allows; a stack grows to have it. mappingMu is locked for reading
 // meanwhile.
