@@ -308,15 +308,12 @@ func (fs *FSContext) LinkAt(ctx context.Context, oldAt *FileDescription, oldPath
 	if flags&^(unix.AT_SYMLINK_FOLLOW|unix.AT_EMPTY_PATH) != 0 {
 		return unix.EINVAL
 	}
-	old, err := fs.resolve(ctx, oldAt, oldPath, lookup{follow: flags&unix.AT_SYMLINK_FOLLOW != 0, empty: atEmpty(flags)})
+	l := lookup{follow: flags&unix.AT_SYMLINK_FOLLOW != 0, empty: atEmpty(flags)}
+	old, p, err := fs.resolveTwo(ctx, oldAt, oldPath, l, newAt, newPath, lookup{create: true})
 	if err != nil {
 		return err
 	}
 	defer old.drop()
-	p, err := fs.resolve(ctx, newAt, newPath, lookup{create: true})
-	if err != nil {
-		return err
-	}
 	defer p.drop()
 	switch {
 	case p.d != nil || p.name == "" || p.name == "." || p.name == "..":
@@ -438,15 +435,11 @@ func (fs *FSContext) RenameAt(ctx context.Context, oldAt *FileDescription, oldPa
 		flags == unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE {
 		return unix.EINVAL
 	}
-	from, err := fs.resolve(ctx, oldAt, oldPath, lookup{parent: true})
+	from, to, err := fs.resolveTwo(ctx, oldAt, oldPath, lookup{parent: true}, newAt, newPath, lookup{parent: true})
 	if err != nil {
 		return err
 	}
 	defer from.drop()
-	to, err := fs.resolve(ctx, newAt, newPath, lookup{parent: true})
-	if err != nil {
-		return err
-	}
 	defer to.drop()
 	special := func(name string) bool { return name == "" || name == "." || name == ".." }
 	switch {

@@ -87,6 +87,17 @@ func (w *walker) dentry() *Dentry {
 	return d
 }
 
+// resolveTwo is resolve of the old and the new name of a file.
+func (fs *FSContext) resolveTwo(ctx context.Context, oldAt *FileDescription, oldPath string, oldL lookup, newAt *FileDescription, newPath string, newL lookup) (from, to place, err error) {
+	if from, err = fs.resolve(ctx, oldAt, oldPath, oldL); err != nil {
+		return from, to, err
+	}
+	if to, err = fs.resolve(ctx, newAt, newPath, newL); err != nil {
+		from.drop()
+	}
+	return from, to, err
+}
+
 // resolve resolves path, starting at the directory at (nil: the working
 // directory) if it is relative.
 func (fs *FSContext) resolve(ctx context.Context, at *FileDescription, path string, l lookup) (place, error) {

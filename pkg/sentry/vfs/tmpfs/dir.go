@@ -34,6 +34,17 @@ func (n *inode) Walk(_ context.Context, rel string, _ bool) (vfs.Node, int, erro
 	}
 }
 
+// mayAddLocked says why nothing can be entered as name, if so.
+func (n *inode) mayAddLocked(name string) error {
+	switch {
+	case n.removed:
+		return unix.ENOENT
+	case n.entries[name] != nil:
+		return unix.EEXIST
+	}
+	return nil
+}
+
 // addLocked enters node, whose reference it takes over, in the directory n.
 func (n *inode) addLocked(name string, node *inode) {
 	n.lastOff++
@@ -77,11 +88,8 @@ func (n *inode) newChild(ctx context.Context, name string, mode uint32, f func(*
 	}
 	n.fs.mu.Lock()
 	defer n.fs.mu.Unlock()
-	switch {
-	case n.removed:
-		return unix.ENOENT
-	case n.entries[name] != nil:
-		return unix.EEXIST
+	if err := n.mayAddLocked(name); err != nil {
+		return err
 	}
 	c := n.fs.newInode(ctx, mode)
 	n.mu.Lock()
@@ -147,11 +155,11 @@ func (n *inode) Link(_ context.Context, name string, old vfs.Node) error {
 	}
 	n.fs.mu.Lock()
 	defer n.fs.mu.Unlock()
-	switch {
-	case n.removed, o.nlink == 0 && !o.linkable:
+	if o.nlink == 0 && !o.linkable {
 		return unix.ENOENT
-	case n.entries[name] != nil:
-		return unix.EEXIST
+	}
+	if err := n.mayAddLocked(name); err != nil {
+		return err
 	}
 	o.IncRef()
 	n.addLocked(name, o)
@@ -161,16 +169,23 @@ func (n *inode) Link(_ context.Context, name string, old vfs.Node) error {
 
 // Unlink implements vfs.MutableDirectory.
 func (n *inode) Unlink(_ context.Context, name string) error {
+	return n.remove(name, func(o *inode) error {
+		if o.isDir() {
+			return unix.EISDIR
+		}
+		return nil
+	})
+}
+
+// remove takes name out of n, unless refuse says why not.
+func (n *inode) remove(name string, refuse func(*inode) error) error {
 	n.fs.mu.Lock()
 	e := n.entries[name]
-	var err error
-	switch {
-	case e == nil:
-		err = unix.ENOENT
-	case e.node.isDir():
-		err = unix.EISDIR
-	default:
-		n.removeLocked(e)
+	err := error(unix.ENOENT)
+	if e != nil {
+		if err = refuse(e.node); err == nil {
+			n.removeLocked(e)
+		}
 	}
 	n.fs.mu.Unlock()
 	if err == nil {
@@ -181,24 +196,15 @@ func (n *inode) Unlink(_ context.Context, name string) error {
 
 // Rmdir implements vfs.MutableDirectory.
 func (n *inode) Rmdir(_ context.Context, name string) error {
-	n.fs.mu.Lock()
-	e := n.entries[name]
-	var err error
-	switch {
-	case e == nil:
-		err = unix.ENOENT
-	case !e.node.isDir():
-		err = unix.ENOTDIR
-	case len(e.node.entries) > 0:
-		err = unix.ENOTEMPTY
-	default:
-		n.removeLocked(e)
-	}
-	n.fs.mu.Unlock()
-	if err == nil {
-		e.node.DecRef()
-	}
-	return err
+	return n.remove(name, func(o *inode) error {
+		switch {
+		case !o.isDir():
+			return unix.ENOTDIR
+		case len(o.entries) > 0:
+			return unix.ENOTEMPTY
+		}
+		return nil
+	})
 }
 
 // Rename implements vfs.MutableDirectory.
