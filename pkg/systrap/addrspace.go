@@ -1,7 +1,6 @@
 package systrap
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -443,7 +442,7 @@ func (as *addressSpace) probe() error {
 	ac := arch.New()
 	ac.SetIP(0)
 	ac.SetStack(math.MaxInt32)
-	info, _, err := c.switchIn(context.Background(), nil, as, ac)
+	info, _, err := c.switchIn(as, ac)
 	if err != platform.ErrContextSignal {
 		return fmt.Errorf("a thread that jumps to 0: %w", errors.Join(err, platform.ErrNotSupported))
 	}

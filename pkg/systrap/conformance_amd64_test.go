@@ -10,10 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/bpf"
+	"github.com/ringfence/ringfence/pkg/fd"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 	"github.com/ringfence/ringfence/pkg/seccomp"
 	"github.com/ringfence/ringfence/pkg/systrap"
+	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
 // confinedVar makes a child process of a test forbid itself ptrace(2).
@@ -44,6 +46,44 @@ func constructor(tb testing.TB) platform.Constructor {
 
 func TestConformance(t *testing.T) {
 	platformtest.Run(t, platformtest.Config{Constructor: constructor(t), Stubs: systrap.StubsOf})
+}
+
+// patching is a Constructor of platforms that patch code as soon as they can.
+type patching struct {
+	platform.Constructor
+	platforms []platform.TextPatching
+}
+
+func (c *patching) New(device *fd.FD) (platform.Platform, error) {
+	p, err := c.Constructor.New(device)
+	if err == nil {
+		t := p.(platform.TextPatching)
+		t.SetTextPatching(true)
+		c.platforms = append(c.platforms, t)
+	}
+	return p, err
+}
+
+func TestConformancePatched(t *testing.T) {
+	defer func(old uint32) { usertrap.Threshold = old }(usertrap.Threshold)
+	usertrap.Threshold = 2
+	c := &patching{Constructor: constructor(t)}
+	platformtest.Run(t, platformtest.Config{Constructor: c, Stubs: systrap.StubsOf})
+	var all platform.TextPatches
+	for _, p := range c.platforms {
+		n := p.TextPatches()
+		all.Patched += n.Patched
+		for why, count := range n.Refused {
+			t.Logf("%d refused: %s", count, string(why))
+		}
+		for why, count := range n.Stopped {
+			t.Logf("%d stopped: %s", count, string(why))
+		}
+	}
+	if all.Patched == 0 {
+		t.Error("nothing was patched")
+	}
+	t.Logf("%d patched", all.Patched)
 }
 
 // It needs no privilege, no ptrace(2), and no second CPU.

@@ -46,6 +46,8 @@ type threadContext struct {
 	// nothing is to be patched in the thread's AddressSpace.
 	sites       usertrap.Counts
 	stopPatches atomic.Bool
+	// inCall says of the last signal that it came in ·call.
+	inCall bool
 }
 
 // NotifyInterrupt implements interrupt.Receiver.
@@ -68,25 +70,68 @@ func (c *threadContext) Switch(ctx context.Context, mm platform.MemoryManager, a
 	if !ok {
 		return nil, hostarch.NoAccess, contextError(fmt.Errorf("Switch in an AddressSpace of another platform, or none: %w", unix.EINVAL))
 	}
-	return c.switchIn(ctx, mm, as, ac)
+	for {
+		if err := as.preparePatches(ctx, mm, c, ac); err != nil {
+			return nil, hostarch.NoAccess, contextError(err)
+		}
+		info, at, err := c.switchIn(as, ac)
+		// What calls mm is done here: whoever releases as may hold its locks, and waits
+		// until switchIn is over.
+		switch {
+		case err == errEarly || err == errIllegal:
+			if c.settle(ctx, mm, as, ac, err, info) {
+				if c.late {
+					c.late = false
+					return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+				}
+				continue
+			}
+			err = platform.ErrContextSignal
+		case err == nil && !c.thread.called:
+			c.patch(ctx, mm, as, ac)
+		}
+		return info, at, err
+	}
+}
+
+var (
+	// errEarly says that the thread got a signal in patched code, before the call was
+	// made; errIllegal that it got SIGILL.
+	errEarly   = errors.New("signal in patched code")
+	errIllegal = errors.New("SIGILL")
+)
+
+// settle sees to a signal that may come from patched code. It returns true if the
+// thread is to go on.
+func (c *threadContext) settle(ctx context.Context, mm platform.MemoryManager, as *addressSpace, ac *arch.Context64, why error, info *linux.SignalInfo) bool {
+	if why == errIllegal {
+		ip, ok := as.table.Load().Continue(ctx, mm, uint64(ac.IP()))
+		if ok {
+			ac.SetIP(uintptr(ip))
+		}
+		return ok
+	}
+	// A trampoline may have to be mapped first. But without patches it does not
+	// happen, or somewhere else.
+	if unix.Signal(info.Signo) != unix.SIGSEGV || c.inCall {
+		as.stopPatches(ctx, mm, usertrap.Trapped)
+	}
+	return !as.patches()
 }
 
 // switchIn is Switch in as.
-func (c *threadContext) switchIn(ctx context.Context, mm platform.MemoryManager, as *addressSpace, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (c *threadContext) switchIn(as *addressSpace, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
 	if err := as.enter(); err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
 	defer as.leave()
-	if err := as.preparePatches(ctx, mm, c, ac); err != nil {
-		return nil, hostarch.NoAccess, contextError(err)
-	}
 	if err := c.bind(as); err != nil {
 		return nil, hostarch.NoAccess, contextError(err)
 	}
 	if !c.forwarder.Enable(c) {
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 	}
-	info, at, err := c.run(ctx, mm, ac)
+	info, at, err := c.run(ac)
 	c.forwarder.Disable()
 	// Nobody sends one now.
 	if c.sent.Load() {
@@ -130,28 +175,27 @@ func contextError(err error) error {
 }
 
 // run runs the thread with the state ac until the Sentry must see it.
-func (c *threadContext) run(ctx context.Context, mm platform.MemoryManager, ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
 	t := c.thread
+	if t.called && !c.answer(ac) {
+		regs := &ac.Regs
+		if c.changed || c.ac != ac {
+			regs = nil
+		}
+		interrupted, err := t.leaveCall(c, regs)
+		if err != nil {
+			c.inFrame = false
+			return nil, hostarch.NoAccess, contextError(err)
+		}
+		if interrupted {
+			return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+		}
+	}
+	if !t.called && !c.load(ac) {
+		// As rt_sigreturn(2) does with a state that no thread can have.
+		return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
+	}
 	for {
-		if t.called && !c.answer(ac) {
-			regs := &ac.Regs
-			if c.changed || c.ac != ac {
-				regs = nil
-			}
-			interrupted, err := t.leaveCall(c, regs)
-			if err != nil {
-				c.inFrame = false
-				return nil, hostarch.NoAccess, contextError(err)
-			}
-			if interrupted {
-				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
-			}
-		}
-		if !t.called && !c.load(ac) {
-			// As rt_sigreturn(2) does with a state that no thread can have.
-			return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
-		}
-	resume:
 		if err := t.resume(c); err != nil {
 			c.inFrame = false
 			return nil, hostarch.NoAccess, contextError(err)
@@ -176,33 +220,20 @@ func (c *threadContext) run(ctx context.Context, mm platform.MemoryManager, ac *
 			if e.called { // and is about to return
 				c.known, t.called = ac.Regs, true
 			}
-			goto resume
+			continue
 		}
-		if e.early {
-			// A trampoline may have to be mapped first. But without patches it does not
-			// happen, or somewhere else.
-			if unix.Signal(e.signo) != unix.SIGSEGV || e.inCall {
-				t.as.stopPatches(ctx, mm, usertrap.Trapped)
-			}
-			if !t.as.patches() {
-				continue
-			}
-		}
-		if unix.Signal(e.signo) == unix.SIGILL {
-			if ip, ok := t.as.table.Load().Continue(ctx, mm, uint64(ac.IP())); ok {
-				ac.SetIP(uintptr(ip))
-				continue
-			}
-		}
-		switch unix.Signal(e.signo) {
+		switch sig := unix.Signal(e.signo); sig {
 		case unix.SIGSYS:
-			info, at, err := t.syscall(ac, &e)
-			if err == nil {
-				c.patch(ctx, mm, t.as, ac)
-			}
-			return info, at, err
+			return t.syscall(ac, &e)
 		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP:
 			at := t.fault(ac, &e)
+			c.inCall = e.inCall
+			switch {
+			case e.early:
+				return e.signalInfo(), at, errEarly
+			case sig == unix.SIGILL:
+				return e.signalInfo(), at, errIllegal
+			}
 			return e.signalInfo(), at, platform.ErrContextSignal
 		}
 		err = fmt.Errorf("stub process %d says it got signal %d with code %d: %w", t.as.pid, e.signo, e.code, unix.EPROTO)

@@ -109,9 +109,9 @@ func (s *Stats) count(m *map[platform.TextRefusal]uint64, why platform.TextRefus
 	(*m)[why]++
 }
 
-// threshold is how often a system call instruction traps before it is patched: a
-// patch costs as much as some ten traps.
-const threshold = 64
+// Threshold is how often a system call instruction traps before it is patched: a
+// patch costs as much as some ten traps. Tests of platforms lower it.
+var Threshold uint32 = 64
 
 // Counts finds the system call instructions that a thread uses often. The zero
 // value is ready for use.
@@ -138,7 +138,7 @@ func (c *Counts) Hot(ip, nr uint64) (hot, same bool) {
 	e.n++
 	e.same++
 	// Now and then it is tried again.
-	return e.n == threshold || e.n%(64*threshold) == 0, e.same >= threshold
+	return e.n == Threshold || e.n%(64*Threshold) == 0, e.same >= Threshold
 }
 
 // areaSize is the size of a block of trampolines, in bytes, and its alignment.

@@ -493,12 +493,12 @@ func TestManySites(t *testing.T) {
 func TestCounts(t *testing.T) {
 	var c Counts
 	hots := 0
-	for i := range 64*threshold - 1 {
+	for i := range 64*Threshold - 1 {
 		hot, same := c.Hot(1000, 39)
 		if hot {
 			hots++
 		}
-		if hot && (i != threshold-1 || !same) {
+		if hot && (i != Threshold-1 || !same) {
 			t.Errorf("trap %d: %v, %v", i, hot, same)
 		}
 	}
@@ -506,7 +506,7 @@ func TestCounts(t *testing.T) {
 		t.Errorf("hot %d times", hots)
 	}
 	c = Counts{}
-	for i := range threshold {
+	for i := range Threshold {
 		if _, same := c.Hot(1000, uint64(i/2)); same {
 			t.Error("numbers vary")
 		}

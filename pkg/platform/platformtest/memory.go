@@ -142,8 +142,11 @@ type memoryManager struct {
 	vmas     []vma // in order of addresses
 	released bool  // as.Release was called
 
-	// anon are the files made by MMap.
+	// anon are the files made by MMap, and for code that was patched.
 	anon []*file
+
+	textState platform.TextState
+	patches   map[hostarch.Addr]patch
 }
 
 // AddressSpace implements platform.MemoryManager.AddressSpace.

@@ -18,9 +18,12 @@
 	QUAD $0x5aa55aa55aa50b0f \
 	QUAD $0xc33cc33cc33cc33c
 
+// What follows the system call is what a C library has there, and a platform may
+// know that.
 #define REPORT \
 	MOVL $0x5afe, AX \
-	SYSCALL
+	SYSCALL \
+	CMPQ AX, $-4095
 
 PROGRAM(·progSyscall, syscall<>)
 again:
