@@ -7,4 +7,6 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
+require golang.org/x/arch v0.32.0 // indirect
+
 replace github.com/ringfence/ringfence => ../..
