@@ -11,10 +11,13 @@
 // it up when others have waited too long.
 //
 // It works on ordinary KVM and on kvm-pvm, where ring 0 is emulated and SYSCALL
-// from ring 3 stays there. New finds out what the host is like.
+// from ring 3 stays there. New finds out what the host is like. Where leaving the
+// guest is slow system calls do not leave it: a shim in the guest posts them in
+// memory and spins for the answer, while another thread runs the vCPU.
 //
-// The VM lives as long as the process. It depends on package pagetables, and must
-// never know of another backend or of the Sentry.
+// The VM lives as long as the process, or until Close. It depends on packages
+// pagetables, sysmsg and affinity, and must never know of another backend or of the
+// Sentry.
 package kvm
 
 import (
