@@ -33,7 +33,8 @@ nanoseconds per operation, and how many times the native figure that is.
 
 Options:
   --platform=NAMES   some of %s, with commas between
-                     (default: all that work here)
+                     (default: all that work here); NAME%s is that with
+                     --usertrap
   --run=TEXT         only the operations whose name contains TEXT
   --rounds=N         batches of each operation; the best counts (default 10)
   --batch=DURATION   how long a batch takes at least (default 10ms)
@@ -73,6 +74,12 @@ var benchOps = []benchOp{
 // benchTimeout bounds a batch of the guest, in which it does no more than about
 // twice of what took half of a batch.
 const benchTimeout = 30 * time.Second
+
+// usertrapSuffix is what the name of a platform ends with that may patch.
+const usertrapSuffix = "+usertrap"
+
+// patchers are the platforms that can patch (platform.TextPatching).
+var patchers = []string{"systrap"}
 
 // benchTarget runs the guest natively or on a platform.
 type benchTarget struct {
@@ -227,7 +234,7 @@ func benchMain(args []string) int {
 		for _, op := range benchOps {
 			fmt.Fprintf(&ops, "  %-18s %s\n", op.name, op.what)
 		}
-		fmt.Printf(benchUsage, strings.Join(platform.List(), ", "), ops.String())
+		fmt.Printf(benchUsage, strings.Join(platform.List(), ", "), usertrapSuffix, ops.String())
 		return 0
 	case err != nil:
 		return fail(exitError, fmt.Errorf("bench: %w: see ringfence bench --help", err))
@@ -240,11 +247,17 @@ func benchMain(args []string) int {
 	if len(ops) == 0 {
 		return fail(exitError, fmt.Errorf("bench: no operation has %q in its name: see ringfence bench --help", *match))
 	}
-	names := platform.List()
+	var names []string
+	for _, name := range platform.List() {
+		names = append(names, name)
+		if slices.Contains(patchers, name) {
+			names = append(names, name+usertrapSuffix)
+		}
+	}
 	if *platforms != "" {
 		names = strings.Split(*platforms, ",")
 		for _, name := range names {
-			if _, err := platform.Lookup(name); err != nil {
+			if _, err := platform.Lookup(strings.TrimSuffix(name, usertrapSuffix)); err != nil {
 				return fail(exitError, fmt.Errorf("bench: %w", err))
 			}
 		}
@@ -296,7 +309,13 @@ func bench(names []string, ops []benchOp, rounds int, batch time.Duration) (*ben
 	}
 	targets := []*benchTarget{{name: "native", argv: []string{program}}}
 	for _, name := range names {
-		targets = append(targets, &benchTarget{name: name, argv: []string{self, "run", "--platform=" + name, "--root=" + root, "--", "/program"}})
+		argv := []string{self, "run", "--root=" + root}
+		if plain, ok := strings.CutSuffix(name, usertrapSuffix); ok {
+			argv = append(argv, "--platform="+plain, "--usertrap")
+		} else {
+			argv = append(argv, "--platform="+name)
+		}
+		targets = append(targets, &benchTarget{name: name, argv: append(argv, "--", "/program")})
 	}
 	for _, t := range targets {
 		t.best, t.counts = make(map[guest.Op]float64), make(map[guest.Op]uint64)
