@@ -61,6 +61,11 @@ type TextPatching interface {
 	// forbidden.
 	SetTextPatching(bool)
 
+	// PatchesText reports whether it is allowed. If so, programs should not be told
+	// that they can set GS by themselves: patches are undone when they do, but only at
+	// the next Switch.
+	PatchesText() bool
+
 	// TextPatches counts what was done since the platform was made.
 	TextPatches() TextPatches
 }

@@ -12,6 +12,9 @@ import (
 // SetTextPatching implements platform.TextPatching.SetTextPatching.
 func (p *systrap) SetTextPatching(on bool) { p.patching.Store(on) }
 
+// PatchesText implements platform.TextPatching.PatchesText.
+func (p *systrap) PatchesText() bool { return p.patching.Load() }
+
 // TextPatches implements platform.TextPatching.TextPatches.
 func (p *systrap) TextPatches() platform.TextPatches { return p.stats.Get() }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/cpuid"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/sentry/pgalloc"
 )
@@ -75,7 +76,9 @@ type Config struct {
 
 // Kernel holds the tasks of one sandbox and what they share.
 type Kernel struct {
-	cfg      Config
+	cfg Config
+	// features are what programs are told of the CPU; nil means all that it has.
+	features *cpuid.FeatureSet
 	syscalls []Syscall
 	bootTime time.Time
 	release  string
@@ -119,6 +122,7 @@ type Kernel struct {
 func New(cfg Config) *Kernel {
 	k := &Kernel{
 		cfg:      cfg,
+		features: features(cfg.Platform),
 		bootTime: time.Now(),
 		unknown:  make(map[uintptr]uint64),
 		tasks:    make(map[int32]*Task),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/cpuid"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/sentry/mm"
@@ -227,6 +228,8 @@ func (t *Task) Value(key any) any {
 	switch key {
 	case ctxTask:
 		return t
+	case cpuid.CtxFeatureSet:
+		return t.k.features
 	case platform.CtxPlatform:
 		return t.k.cfg.Platform
 	case vfs.CtxCreds:
