@@ -16,11 +16,15 @@
 // it can set, so that the application can neither make it do anything nor speak
 // for it.
 //
+// If it is allowed (platform.TextPatching), system call instructions that are used
+// often become jumps to trampolines (package usertrap), and these calls are handed
+// over without a signal.
+//
 // Whatever the application does to its slots, or by jumping into the stub's text,
 // it does to itself and to those that share its memory. Selectors of DS, ES, FS
 // and GS are not part of a Context's state: they stay with the stub's thread.
 //
-// It depends on packages stub and sysmsg, and must never know of another backend
+// It depends on packages stub, sysmsg and usertrap, and must never know of another backend
 // or of the Sentry.
 package systrap
 
