@@ -27,8 +27,8 @@ const (
 	chunkSlots = 8
 	chunkSize  = chunkSlots * slotSize
 
-	// The header, by cache lines. The first one goes to and fro with every call that
-	// is made without a signal (usertrap_amd64.go).
+	// The header, by cache lines; more of it is in layout_amd64.go. The first line goes
+	// to and fro with every call that is made without a signal (usertrap_amd64.go).
 	headerState = 0  // sysmsg.Word
 	headerSpin  = 4  // how often the stub looks at the word before it sleeps
 	headerKind  = 8  // what the stub has given the slot away for
@@ -39,26 +39,6 @@ const (
 	headerRDX   = 40
 	headerR10   = 48
 	headerRIP   = 56
-
-	// The second one is only written when something in it changes.
-	headerR8  = 64
-	headerR9  = 72
-	headerRSP = 80
-
-	// Of the third one the Sentry reads a part after a signal alone.
-	headerReturn = 128 // where the thread goes on
-	headerFlags  = 136
-	headerSP     = 144 // where the signal frame is
-	headerFS     = 152 // segment bases, which a signal frame has not
-	headerGS     = 160
-
-	// Values of headerKind: a signal, and a call without one.
-	kindFrame = 0
-	kindCall  = 1
-
-	// Values of headerOrder: to return from the call, and to get a signal.
-	orderReturn = 0
-	orderTrap   = 1
 )
 
 // The read-only region. The first page is the request to the system call thread.

@@ -131,8 +131,3 @@ func (t *thread) await(c *threadContext) error {
 func (t *thread) setHeader32(off int, v uint32) {
 	binary.LittleEndian.PutUint32(t.slot[stackSize+off:], v)
 }
-
-// header32 returns half a word of the header.
-func (t *thread) header32(off int) uint32 {
-	return binary.LittleEndian.Uint32(t.slot[stackSize+off:])
-}

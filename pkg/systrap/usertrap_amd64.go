@@ -1,6 +1,7 @@
 package systrap
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -149,3 +150,8 @@ func (t *thread) leaveCall(c *threadContext, regs *arch.Registers) (interrupted 
 // wantsGS reports whether the application wants the register that leads to the
 // slot.
 func wantsGS(ac *arch.Context64) bool { return ac.Regs.Gs_base != 0 }
+
+// header32 returns half a word of the header.
+func (t *thread) header32(off int) uint32 {
+	return binary.LittleEndian.Uint32(t.slot[stackSize+off:])
+}
