@@ -62,8 +62,10 @@ func newPlatform(device int, o options) (platform.Platform, error) {
 
 // defaultVCPUs returns the size of the pool for a number of CPUs. A Context that
 // finds its vCPU unused since saves the exchange of the floating point state, so
-// that there are more than CPUs.
-func defaultVCPUs(cpus int) int { return min(max(8, 4*cpus), 256) }
+// that there are more than CPUs. Contexts that outnumber vCPUs take turns, which is
+// too slow for one that gets a signal every few milliseconds: it would never get
+// beyond the handler. 64 take 4 ms of New.
+func defaultVCPUs(cpus int) int { return min(max(64, 4*cpus), 256) }
 
 // SupportsAddressSpaceIO implements platform.Platform.SupportsAddressSpaceIO.
 func (*kvm) SupportsAddressSpaceIO() bool { return false }
