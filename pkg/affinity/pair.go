@@ -47,7 +47,7 @@ type Pair struct {
 	mu sync.Mutex
 	// pinned says that the caller may run on one CPU only.
 	pinned bool
-	// cpu is the one that the callee may run on, or free.
+	// cpu is the one that the callee may run on, or free, or elsewhere.
 	cpu atomic.Int32
 	// allowed is where both may run when not pinned.
 	allowed unix.CPUSet
@@ -57,8 +57,11 @@ type Pair struct {
 // pinned to the same CPU, since they hardly run at the same time.
 type Group struct{ cpu, pinned int }
 
-// free is no CPU.
-const free = -1
+const (
+	// free is no CPU, elsewhere all but the caller's.
+	free      = -1
+	elsewhere = -2
+)
 
 // Disabled switches pinning off, to measure what it gains.
 var Disabled bool
@@ -149,6 +152,26 @@ func (p *Pair) Pin() bool {
 	p.turns = 0
 	pinned.add(p)
 	return done
+}
+
+// Part makes the callee leave the CPU that both are pinned to, until Release: by
+// itself the scheduler may leave it there.
+func (p *Pair) Part() {
+	if p == nil {
+		return
+	}
+	cpu, err := CurrentCPU()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.releaseCaller()
+	if err != nil || p.cpu.Load() == free {
+		return
+	}
+	others := p.allowed
+	others.Clear(cpu)
+	if unix.SchedSetaffinity(p.callee, &others) == nil {
+		p.cpu.Store(elsewhere)
+	}
 }
 
 // ReleaseCaller sets the caller free, and leaves the callee where it is until the

@@ -80,6 +80,28 @@ func TestPair(t *testing.T) {
 	if got := cpusOf(t, callee); got != all {
 		t.Errorf("no longer pinned, the callee can run on %v", got)
 	}
+	// The sweeper may be faster on a busy machine.
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		heat(t, p)
+		one := cpusOf(t, self)
+		p.Part()
+		a, b := cpusOf(t, self), cpusOf(t, callee)
+		if one.Count() == 1 && a == all && b.Count() == all.Count()-1 {
+			for i := range len(one) * 64 {
+				if one.IsSet(i) && b.IsSet(i) {
+					t.Errorf("parted, the callee can run on CPU %d, where the caller is", i)
+				}
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("parted, the caller can run on %v and the callee on %v", a, b)
+		}
+	}
+	p.Release()
+	if got := cpusOf(t, callee); got != all {
+		t.Errorf("released after it was parted, the callee can run on %v", got)
+	}
 	heat(t, p)
 	for deadline := time.Now().Add(30 * time.Second); Pinned() > 0; time.Sleep(sweepPeriod) {
 		if time.Now().After(deadline) {

@@ -30,7 +30,8 @@ type thread struct {
 	spinner sysmsg.Spinner
 
 	// pair is the thread and the OS thread that its Context is bound to, or nil.
-	pair *affinity.Pair
+	pair  *affinity.Pair
+	trial trial
 }
 
 // spinTime is how long the Sentry and a stub look at a slot before they sleep.
