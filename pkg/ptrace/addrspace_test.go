@@ -18,6 +18,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 )
 
 // within fails the test unless f returns in time.
@@ -42,7 +43,7 @@ func newState() *arch.Context64 {
 }
 
 // switchOnce runs c until something other than an interrupt comes.
-func switchOnce(c *threadContext, m *manager, ac *arch.Context64) error {
+func switchOnce(c *threadContext, m platform.MemoryManager, ac *arch.Context64) error {
 	for {
 		if _, _, err := c.Switch(context.Background(), m, ac, -1); err != platform.ErrContextInterrupt {
 			return err
@@ -84,7 +85,7 @@ func TestTracerThreadEnds(t *testing.T) {
 		if ce == nil || ce.Errno != unix.ESRCH {
 			t.Errorf("the other Context gets %v", ce)
 		}
-		if err := m.as.MapFile(codeAddr, newMemFile(t, hostarch.PageSize), memmap.FileRange{End: hostarch.PageSize}, hostarch.Read, false); !errors.Is(err, unix.ESRCH) {
+		if err := m.as.MapFile(codeAddr, platformtest.NewMemFile(t, hostarch.PageSize), memmap.FileRange{End: hostarch.PageSize}, hostarch.Read, false); !errors.Is(err, unix.ESRCH) {
 			t.Errorf("MapFile: %v, want ESRCH", err)
 		}
 		m.as.Unmap(codeAddr, hostarch.PageSize)
@@ -93,8 +94,8 @@ func TestTracerThreadEnds(t *testing.T) {
 
 func TestMapFileArguments(t *testing.T) {
 	m := newManager(t, syscallLoop)
-	f := newMemFile(t, 1<<20)
-	limit := hostarch.Addr(m.as.(*addressSpace).Zygote.Layout.Start)
+	f := platformtest.NewMemFile(t, 1<<20)
+	limit := hostarch.Addr(m.as.Zygote.Layout.Start)
 	const page = hostarch.PageSize
 	for name, test := range map[string]struct {
 		addr hostarch.Addr
@@ -139,11 +140,11 @@ func TestUnmapFails(t *testing.T) {
 // A full address space is an error that names the fix.
 func TestMapFileNoMemory(t *testing.T) {
 	m := newManager(t, syscallLoop)
-	as := m.as.(*addressSpace)
+	as := m.as
 	if err := unix.Prlimit(as.PID, unix.RLIMIT_AS, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}, nil); err != nil {
 		t.Fatal(err)
 	}
-	err := as.MapFile(1<<30, newMemFile(t, 1<<30), memmap.FileRange{End: 1 << 30}, hostarch.Read, false)
+	err := as.MapFile(1<<30, platformtest.NewMemFile(t, 1<<30), memmap.FileRange{End: 1 << 30}, hostarch.Read, false)
 	if !errors.Is(err, unix.ENOMEM) || !strings.Contains(err.Error(), "vm.max_map_count") {
 		t.Errorf("MapFile: %v, want ENOMEM and vm.max_map_count", err)
 	}
@@ -173,7 +174,7 @@ func TestConstructor(t *testing.T) {
 // A Context in an AddressSpace of another platform, or none, gets an error.
 func TestForeignAddressSpace(t *testing.T) {
 	var ce *platform.ContextError
-	if err := switchOnce(&threadContext{}, &manager{}, newState()); !errors.As(err, &ce) || ce.Errno != unix.EINVAL {
+	if err := switchOnce(&threadContext{}, &platformtest.Manager{}, newState()); !errors.As(err, &ce) || ce.Errno != unix.EINVAL {
 		t.Errorf("Switch: %v, want a ContextError with EINVAL", err)
 	}
 }
@@ -182,7 +183,7 @@ func TestForeignAddressSpace(t *testing.T) {
 // all is well once there is room again.
 func TestNoThreadLeft(t *testing.T) {
 	m := newManager(t, syscallLoop)
-	as := m.as.(*addressSpace)
+	as := m.as
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := switchOnce(&threadContext{}, m, newState()); err != nil {

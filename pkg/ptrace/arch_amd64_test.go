@@ -9,6 +9,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 )
 
 // syscallLoop is: 1: mov $39, %eax; syscall; jmp 1b.
@@ -117,7 +118,7 @@ var instructions = []struct{ name, code string }{
 // What decoding an instruction says of its fault is what the CPU says.
 func TestDecodeFault(t *testing.T) {
 	const data = 0x10_0000_0000
-	f := newMemFile(t, hostarch.PageSize)
+	f := platformtest.NewMemFile(t, hostarch.PageSize)
 	decoded := 0
 	for _, ins := range instructions {
 		m := newManager(t, []byte(ins.code))

@@ -11,64 +11,23 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/arch"
-	"github.com/ringfence/ringfence/pkg/hostarch"
-	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 )
-
-// memFile is a memory file.
-type memFile int
-
-func newMemFile(tb testing.TB, size int64) memFile {
-	tb.Helper()
-	fd, err := unix.MemfdCreate("ptrace-test", unix.MFD_CLOEXEC)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { unix.Close(fd) })
-	if err := unix.Ftruncate(fd, size); err != nil {
-		tb.Fatal(err)
-	}
-	return memFile(fd)
-}
-
-func (memFile) IncRef(memmap.FileRange) {}
-func (memFile) DecRef(memmap.FileRange) {}
-func (memFile) MapInternal(memmap.FileRange, hostarch.AccessType) ([][]byte, error) {
-	return nil, unix.ENOSYS
-}
-func (f memFile) FD() int { return int(f) }
 
 // manager is a MemoryManager with nothing but an AddressSpace.
 type manager struct {
-	platform.MemoryManager
-	as platform.AddressSpace
+	*platformtest.Manager
+	as *addressSpace
 }
 
-func (m *manager) AddressSpace() platform.AddressSpace { return m.as }
-
-const codeAddr = 0x400000
+const codeAddr = platformtest.CodeAddr
 
 // newManager returns an AddressSpace with code at codeAddr.
 func newManager(tb testing.TB, code []byte) *manager {
 	tb.Helper()
-	p, err := constructor{}.New(nil)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	as, _, err := p.NewAddressSpace(nil)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(as.Release)
-	f := newMemFile(tb, hostarch.PageSize)
-	if _, err := unix.Pwrite(f.FD(), code, 0); err != nil {
-		tb.Fatal(err)
-	}
-	if err := as.MapFile(codeAddr, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.ReadExec, false); err != nil {
-		tb.Fatal(err)
-	}
-	return &manager{as: as}
+	m := platformtest.NewManager(tb, constructor{}, code)
+	return &manager{m, m.AddressSpace().(*addressSpace)}
 }
 
 // nativeCall returns the time of getpid(2) in ns, the best of some batches.

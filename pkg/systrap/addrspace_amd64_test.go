@@ -15,13 +15,14 @@ import (
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 )
 
 // The error of several calls is that of the one that failed, and those after it
 // are not made.
 func TestCalls(t *testing.T) {
 	m := newManager(t, syscallLoop)
-	f := newMemFile(t, hostarch.PageSize)
+	f := platformtest.NewMemFile(t, hostarch.PageSize)
 	const at = 0x10000000
 	if err := m.as.MapFile(at, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.Read, false); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 )
 
 // Application code that means harm, run by a Sentry that does nothing for it.
@@ -315,7 +316,7 @@ func TestOverwriteEverything(t *testing.T) {
 		died := 0
 		for round := range effort(8) {
 			m := newManager(t, append(slices.Clone(syscallLoop), randomScribbler...))
-			f := newMemFile(t, hostarch.PageSize)
+			f := platformtest.NewMemFile(t, hostarch.PageSize)
 			victim, scribbler := newAttacker(m), newAttacker(m)
 			alive := victim.step(t) // so that it has a slot, the first
 			region := writable(t, m.as)
@@ -667,7 +668,7 @@ func TestOddities(t *testing.T) {
 		for _, value := range odd.values {
 			for _, rsp := range []uint64{stack + 0x400, stack + 0x3f9, 0, 1 << 63, ^uint64(0)} {
 				m := newManager(t, slices.Concat(odd.code, syscallLoop))
-				data := newMemFile(t, hostarch.PageSize)
+				data := platformtest.NewMemFile(t, hostarch.PageSize)
 				var far [6]byte
 				binary.LittleEndian.PutUint32(far[:], codeAddr+2)
 				binary.LittleEndian.PutUint16(far[4:], 0x23)
@@ -718,7 +719,7 @@ func TestOddities(t *testing.T) {
 // stub's own. Nothing changes.
 func TestMapOverStub(t *testing.T) {
 	m := newManager(t, syscallLoop)
-	f := newMemFile(t, 1<<20)
+	f := platformtest.NewMemFile(t, 1<<20)
 	a := newAttacker(m)
 	defer a.c.Release()
 	a.step(t)
@@ -766,7 +767,7 @@ func TestKilledStub(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	for range effort(24) {
 		m := newManager(t, syscallLoop)
-		f := newMemFile(t, hostarch.PageSize)
+		f := platformtest.NewMemFile(t, hostarch.PageSize)
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() {

@@ -15,6 +15,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 )
 
 // bounded is Switch that is interrupted all the time. It fails the test if Switch
@@ -162,7 +163,7 @@ func TestScribble(t *testing.T) {
 			died := 0
 			for range 8 {
 				m := newManager(t, append(append([]byte{}, syscallLoop...), scribbler...))
-				f := newMemFile(t, hostarch.PageSize)
+				f := platformtest.NewMemFile(t, hostarch.PageSize)
 				stop, done := make(chan struct{}), make(chan struct{})
 				victim := &threadContext{}
 				if err := victim.bind(m.as); err != nil { // the first slot
@@ -217,7 +218,7 @@ func TestInterruptBlocked(t *testing.T) {
 	// rt_sigreturn is let through from our text only: the frame is on the
 	// application's stack, and says that all signals are blocked.
 	m := newManager(t, []byte{0xeb, 0xfe}) // jmp .
-	f := newMemFile(t, hostarch.PageSize)
+	f := platformtest.NewMemFile(t, hostarch.PageSize)
 	const stack = 0x20000000
 	if err := m.as.MapFile(stack, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.ReadWrite, false); err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
 	"github.com/ringfence/ringfence/pkg/seccomp"
 )
 
@@ -248,7 +249,7 @@ func reachMappings(t *testing.T) error {
 		t.Fatal(err)
 	}
 	fmt.Sscan(string(b), &max)
-	f := newMemFile(t, hostarch.PageSize)
+	f := platformtest.NewMemFile(t, hostarch.PageSize)
 	at := func(i int) hostarch.Addr { return hostarch.Addr(0x1000_0000 + 2*i*hostarch.PageSize) }
 	// The kernel's default is 65530; mapping a million is as well.
 	for i := range min(max, 1<<20) {
