@@ -389,28 +389,55 @@ func (as *addressSpace) checkRange(addr hostarch.Addr, length uint64) error {
 
 // MapFile implements platform.AddressSpace.MapFile.
 func (as *addressSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.FileRange, at hostarch.AccessType, precommit bool) error {
-	if !fr.WellFormed() || fr.Start&hostarch.PageMask != 0 || !at.Any() {
-		return fmt.Errorf("MapFile of the bytes %v with access %v: %w", fr, at, unix.EINVAL)
-	}
-	if err := as.checkRange(addr, fr.Length()); err != nil {
-		return fmt.Errorf("MapFile: %w", err)
+	return as.MapFiles([]platform.FileMapping{{Addr: addr, File: f, Range: fr, Access: at, Precommit: precommit}})
+}
+
+// MapFiles implements platform.BatchMapper.MapFiles.
+func (as *addressSpace) MapFiles(ms []platform.FileMapping) error {
+	for _, m := range ms {
+		if !m.Range.WellFormed() || m.Range.Start&hostarch.PageMask != 0 || !m.Access.Any() {
+			return fmt.Errorf("MapFile of the bytes %v with access %v: %w", m.Range, m.Access, unix.EINVAL)
+		}
+		if err := as.checkRange(m.Addr, m.Range.Length()); err != nil {
+			return fmt.Errorf("MapFile: %w", err)
+		}
 	}
 	if err := as.enter(); err != nil {
 		return fmt.Errorf("MapFile: %w", err)
 	}
 	defer as.leave()
-	flags := uint64(unix.MAP_SHARED | unix.MAP_FIXED)
-	if precommit {
-		flags |= unix.MAP_POPULATE
+	for batch := range slices.Chunk(ms, maxCalls) {
+		err := as.mapFiles(batch, nil)
+		if c := (*callError)(nil); errors.As(err, &c) {
+			return fmt.Errorf("MapFile: mmap of %#x bytes at %v with protection %#x in stub process %d: %w%s", c.args[1], hostarch.Addr(c.args[0]), c.args[2], as.pid, err, hint(err))
+		}
+		if err != nil {
+			return fmt.Errorf("MapFile in stub process %d: %w%s", as.pid, err, hint(err))
+		}
 	}
-	err := as.zygote.WithFile(f, func(num int) error {
-		_, err := as.do(call{unix.SYS_MMAP, [6]uint64{uint64(addr), fr.Length(), uint64(at.Prot()), flags, uint64(num), fr.Start}})
+	return nil
+}
+
+// mapFiles makes calls and maps ms, no more than maxCalls in all, in one request.
+// Every file is held until that is done.
+func (as *addressSpace) mapFiles(ms []platform.FileMapping, calls []call) error {
+	if len(ms) == 0 {
+		_, err := as.do(calls...)
 		return err
-	})
-	if err == nil {
-		return nil
 	}
-	return fmt.Errorf("MapFile: mmap of %#x bytes at %v with access %v in stub process %d: %w%s", fr.Length(), addr, at, as.pid, err, hint(err))
+	return as.zygote.WithFile(ms[0].File, func(num int) error {
+		n := 0
+		for n < len(ms) && ms[n].File == ms[0].File {
+			m := &ms[n]
+			flags := uint64(unix.MAP_SHARED | unix.MAP_FIXED)
+			if m.Precommit {
+				flags |= unix.MAP_POPULATE
+			}
+			calls = append(calls, call{unix.SYS_MMAP, [6]uint64{uint64(m.Addr), m.Range.Length(), uint64(m.Access.Prot()), flags, uint64(num), m.Range.Start}})
+			n++
+		}
+		return as.mapFiles(ms[n:], calls)
+	})
 }
 
 // Unmap implements platform.AddressSpace.Unmap.

@@ -99,6 +99,9 @@ func (s *suite) groups() []group {
 	if s.p.HaveGlobalMemoryBarrier() {
 		gs = append(gs, group{"MemoryBarrier", barrierSubjects})
 	}
+	if s.batches {
+		gs = append(gs, group{"BatchMapper", batchSubjects})
+	}
 	if !s.cfg.NoStubProcesses {
 		gs = append(gs, group{"Stub", stubSubjects})
 	}
@@ -110,6 +113,8 @@ type suite struct {
 	cfg  Config
 	p    platform.Platform
 	text *textFile
+	// batches says that AddressSpaces are BatchMappers.
+	batches bool
 }
 
 func newSuite(tb testing.TB, cfg Config) *suite {
@@ -163,6 +168,7 @@ func (s *suite) warmUp(tb testing.TB) {
 	tb.Helper()
 	t := s.newT(tb)
 	t.run(func(t *T) {
+		s.batches = t.mapsBatches()
 		th := t.newSpace().newThread(progCount)
 		for range 3 {
 			th.syscall()

@@ -48,8 +48,10 @@ type wrapper struct {
 	seccomp   func(si platform.SeccompInfo) platform.SeccompInfo
 	barrier   func() error
 
-	// optional adds AddressSpaceIO and the detection of CPU preemption.
+	// optional adds AddressSpaceIO, the detection of CPU preemption and BatchMapper.
 	optional bool
+	// mapFiles adds BatchMapper as well.
+	mapFiles func(as *wrapSpace, ms []platform.FileMapping) error
 
 	// lazy makes Switch fill in no more after a system call than it must, and
 	// restore no more than it must: the rest is in saved until PullFullState.
@@ -83,7 +85,11 @@ func (p *wrapPlatform) NewAddressSpace(id any) (platform.AddressSpace, <-chan st
 	if as == nil || err != nil {
 		return nil, ch, err
 	}
-	return &wrapSpace{AddressSpace: as, w: p.w}, nil, nil
+	space := &wrapSpace{AddressSpace: as, w: p.w}
+	if p.w.optional || p.w.mapFiles != nil {
+		return &wrapBatchSpace{space}, nil, nil
+	}
+	return space, nil, nil
 }
 
 func (p *wrapPlatform) NewContext(ctx context.Context) platform.Context {
@@ -154,6 +160,26 @@ func (as *wrapSpace) MapFile(addr hostarch.Addr, f memmap.File, fr memmap.FileRa
 		}
 	}
 	return err
+}
+
+// wrapBatchSpace is a wrapSpace that is a BatchMapper.
+type wrapBatchSpace struct{ *wrapSpace }
+
+func (as *wrapBatchSpace) MapFiles(ms []platform.FileMapping) error {
+	if as.w.mapFiles != nil {
+		return as.w.mapFiles(as.wrapSpace, ms)
+	}
+	return mapInOrder(as.wrapSpace, ms)
+}
+
+// mapInOrder is MapFiles as it should be.
+func mapInOrder(as *wrapSpace, ms []platform.FileMapping) error {
+	for _, m := range ms {
+		if err := as.MapFile(m.Addr, m.File, m.Range, m.Access, m.Precommit); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (as *wrapSpace) Unmap(addr hostarch.Addr, length uint64) {
@@ -241,6 +267,9 @@ type innerMM struct{ platform.MemoryManager }
 func (mm innerMM) AddressSpace() platform.AddressSpace { return inner(mm.MemoryManager.AddressSpace()) }
 
 func inner(as platform.AddressSpace) platform.AddressSpace {
+	if b, ok := as.(*wrapBatchSpace); ok {
+		as = b.wrapSpace
+	}
 	if w, ok := as.(*wrapSpace); ok {
 		return w.AddressSpace
 	}
@@ -458,6 +487,21 @@ func mutants() []mutant {
 			}},
 			fails: []string{"Memory/MapFileError"},
 		}, {
+			name: "BatchBackwards",
+			wrap: wrapper{mapFiles: func(as *wrapSpace, ms []platform.FileMapping) error {
+				for _, m := range slices.Backward(ms) {
+					if err := as.MapFile(m.Addr, m.File, m.Range, m.Access, m.Precommit); err != nil {
+						return err
+					}
+				}
+				return nil
+			}},
+			fails: []string{"BatchMapper/MapFiles"},
+		}, {
+			name:  "BatchDoesNothing",
+			wrap:  wrapper{mapFiles: func(*wrapSpace, []platform.FileMapping) error { return nil }},
+			fails: []string{"BatchMapper/MapFiles", "BatchMapper/StopsOtherContext", "BatchMapper/Error"},
+		}, {
 			name: "LeaksDescriptors",
 			wrap: wrapper{newSpace: func() {
 				n, err := unix.Open("/dev/zero", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -557,7 +601,7 @@ func TestMutant(t *testing.T) {
 	if name == "" {
 		return
 	}
-	w := wrapper{}
+	w := wrapper{mapFiles: mapInOrder}
 	if i := slices.IndexFunc(mutants(), func(m mutant) bool { return m.name == name }); i >= 0 {
 		w = mutants()[i].wrap
 	} else if name != soundName {
