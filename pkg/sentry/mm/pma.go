@@ -70,8 +70,12 @@ const (
 	fileBlock = 16 << 20
 )
 
-// block returns the aligned block of the given size around addr, cut to ar.
+// block returns the aligned block of the given size around addr, cut to ar, or ar if
+// that is no larger.
 func block(addr hostarch.Addr, size uint64, ar hostarch.AddrRange) hostarch.AddrRange {
+	if ar.Length() <= size {
+		return ar
+	}
 	start := addr &^ hostarch.Addr(size-1)
 	return hostarch.AddrRange{Start: max(start, ar.Start), End: min(start+hostarch.Addr(size), ar.End)}
 }
