@@ -38,15 +38,16 @@ type addressSpace struct {
 
 func newAddressSpace() (*addressSpace, error) {
 	noStopSignals()
-	zygote, err := stub.Shared()
+	as := &addressSpace{threads: make(map[int]*thread)}
+	err := stub.WithShared(nil, func(z *stub.Zygote) error {
+		pid, tid, err := z.Fork()
+		as.Process, as.spare = stub.NewProcess(z, pid, nil), tid
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	pid, tid, err := zygote.Fork()
-	if err != nil {
-		return nil, err
-	}
-	return &addressSpace{Process: stub.NewProcess(zygote, pid, nil), spare: tid, threads: make(map[int]*thread)}, nil
+	return as, nil
 }
 
 // thread returns the thread that belongs to self, the calling OS thread, to which

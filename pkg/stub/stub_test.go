@@ -263,14 +263,14 @@ func TestManyFiles(t *testing.T) {
 	}
 }
 
-// A dead zygote is an error, and Shared starts another one.
+// A dead zygote is an error, and SharedWith starts another one.
 func TestZygoteKilled(t *testing.T) {
-	z, err := Shared()
+	z, err := SharedWith(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := Shared(); err != nil || again != z {
-		t.Fatalf("Shared returned %p, %v, then %p", z, err, again)
+	if again, err := SharedWith(nil); err != nil || again != z {
+		t.Fatalf("SharedWith returned %p, %v, then %p", z, err, again)
 	}
 	pid, _ := fork(t, z)
 	Kill(z.pid)
@@ -297,13 +297,45 @@ func TestZygoteKilled(t *testing.T) {
 		t.Errorf("its stub is gone: %v", err)
 	}
 	z.Release(pid)
-	next, err := Shared()
+	next, err := SharedWith(nil)
 	if err != nil || next == z {
-		t.Fatalf("Shared after the death of the zygote: %p, %v", next, err)
+		t.Fatalf("SharedWith after the death of the zygote: %p, %v", next, err)
 	}
 	pid, _ = fork(t, next)
 	next.Release(pid)
 	next.Close()
+}
+
+// Whoever needs a stub gets one, even when the zygote has been killed a moment ago,
+// which does not show yet. Another error is none of the zygote's.
+func TestWithShared(t *testing.T) {
+	var last *Zygote
+	for range 20 {
+		err := WithShared(nil, func(z *Zygote) error {
+			pid, _, err := z.Fork()
+			if err == nil {
+				z.Release(pid)
+			}
+			last = z
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		Kill(last.pid)
+	}
+	n := 0
+	err := WithShared(nil, func(z *Zygote) error {
+		n, last = n+1, z
+		return unix.EIO
+	})
+	if err != unix.EIO || n != 1 {
+		// The first try may have met the dead one.
+		if n != 2 {
+			t.Errorf("what fails for another reason is tried %d times: %v", n, err)
+		}
+	}
+	last.Close()
 }
 
 func TestCloseLeavesNothing(t *testing.T) {

@@ -37,12 +37,9 @@ var shared struct {
 	zygotes map[string]*Zygote
 }
 
-// Shared returns this process's zygote. It starts one if there is none, or if it
-// is gone.
-func Shared() (*Zygote, error) { return SharedWith(nil) }
-
-// SharedWith is Shared for a backend that has text of its own in its stubs: the
-// zygote is that of all callers with the same text.
+// SharedWith returns this process's zygote with a backend's own text in its stubs,
+// or none: it is that of all callers with the same text. It starts one if there is
+// none, or if it is gone.
 func SharedWith(text []byte) (*Zygote, error) {
 	shared.Lock()
 	defer shared.Unlock()
@@ -64,6 +61,21 @@ func SharedWith(text []byte) (*Zygote, error) {
 	return z, nil
 }
 
+// WithShared calls f with the zygote that SharedWith returns for text. If f fails
+// because that has died, which only shows when it is used, f is called once more
+// with another.
+func WithShared(text []byte, f func(*Zygote) error) error {
+	for again := true; ; again = false {
+		z, err := SharedWith(text)
+		if err != nil {
+			return err
+		}
+		if err = f(z); err == nil || !again || z.Alive() {
+			return err
+		}
+	}
+}
+
 // A zygote that is stopped, and does not reply for so long, is as good as dead.
 const (
 	replyTimeout = 10 * time.Second
@@ -76,7 +88,7 @@ const (
 // have put the new process's stack there.
 const startAttempts = 3
 
-// Start starts a zygote of its own. Most callers want Shared.
+// Start starts a zygote of its own. Most callers want WithShared.
 func Start() (*Zygote, error) { return startWith(nil) }
 
 func startWith(text []byte) (*Zygote, error) {

@@ -70,6 +70,9 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 	} else {
 		if child.mm, err = t.mm.Fork(t); err != nil {
 			k.noProcesses.Do(func() { k.cfg.Log.Printf("the host has no more processes for the application: %v", err) })
+			if errnoOf(err) != unix.ENOMEM {
+				err = unix.EAGAIN // fork(2) knows no other reason
+			}
 			return 0, err
 		}
 		child.altStack = t.altStack

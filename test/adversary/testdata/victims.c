@@ -13,6 +13,11 @@ static void *spin(void *arg) {
 	return arg;
 }
 
+static void *once(void *done) {
+	++*(int *)done;
+	return 0;
+}
+
 static void victim(int kind) {
 	pthread_t t;
 	switch (kind) {
@@ -56,6 +61,26 @@ static void victim(int kind) {
 	}
 }
 
+// goesOn does what needs no new process.
+static void goesOn(void) {
+	static volatile int done;
+	for (int i = 0; i < 4; i++) {
+		pthread_t t;
+		if ((errno = pthread_create(&t, 0, once, (void *)&done)) != 0)
+			die("pthread_create without a zygote");
+		pthread_join(t, 0);
+		char *p = mmap(0, 64 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (p == MAP_FAILED)
+			die("mmap without a zygote");
+		memset(p, i, 64 * page);
+		if (mprotect(p, page, PROT_READ) != 0 || munmap(p, 64 * page) != 0)
+			die("memory without a zygote");
+		raise(SIGCONT);
+	}
+	if (done != 4)
+		die("%d threads without a zygote", done);
+}
+
 int main(int argc, char **argv) {
 	if (argc != 2)
 		return 2;
@@ -94,11 +119,12 @@ int main(int argc, char **argv) {
 		if (pid == 0)
 			_exit(9);
 		int status;
-		if (works != (pid > 0))
+		if (works != (pid > 0) || (pid < 0 && errno != EAGAIN))
 			die("fork returns %d without a zygote", pid);
 		if (pid > 0 && (waitpid(pid, &status, 0) != pid || status != 9 << 8))
 			die("a child without a zygote: status %#x", status);
 	}
+	goesOn();
 	barrier("end");
 	return survived;
 }
