@@ -283,7 +283,8 @@ func (as *addressSpace) mapPart(addr hostarch.Addr, f memmap.File, fr memmap.Fil
 	off := fr.Start % regionSize
 	if precommit || at.Write && r.ram && fr.Length() >= minPopulate && fr.Length() <= maxPopulate {
 		advice := unix.MADV_POPULATE_READ
-		if at.Write {
+		if at.Write && !r.ram {
+			// Of memory a read maps pages writable, and 16 of them at once that are there.
 			advice = unix.MADV_POPULATE_WRITE
 		}
 		// It is no more than advice, and Linux before 5.14 does not know it.

@@ -176,21 +176,32 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 	return info, at, err
 }
 
-// planSpins decides how long to spin, if at all.
+// planSpins decides how long to spin, if at all. One side that spins alone gains
+// nothing: a try of one is a try of both.
 func (c *vcpuContext) planSpins() {
 	c.spins, c.looks = 0, 0
 	if !c.bound || c.m.runners.max == 0 {
 		return
 	}
-	if c.spins = c.spinner.Next(c.m.spins); c.spins > 0 {
-		c.looks = c.answers.Next(c.m.spins)
+	try := c.answers.GaveUp()
+	looks := c.answers.Next(c.m.spins)
+	if looks == 0 {
+		return
+	}
+	spins := c.spinner.Next(c.m.spins)
+	if spins == 0 && try {
+		spins = c.m.spins
+	}
+	if spins > 0 {
+		c.spins, c.looks = spins, looks
 	}
 }
 
 // canAnswer reports whether the thread waits in the shim, and needs no more than the
-// result of its system call to go on.
+// result of its system call to go on. It may even if it is not to wait there the next
+// time: whether waiting is worth it shows when there is an answer.
 func (c *vcpuContext) canAnswer(as *addressSpace, ac *arch.Context64, cpu int32) bool {
-	if c.parked == nil || c.parked != as || c.ac != ac || c.looks == 0 {
+	if c.parked == nil || c.parked != as || c.ac != ac {
 		return false
 	}
 	v := c.v.Load()

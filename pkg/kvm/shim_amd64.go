@@ -21,7 +21,9 @@ import (
 // write its slots: those of its own AddressSpace, no others. What is in them is as
 // trustworthy as its registers.
 
-// slot is where a vCPU posts system calls made in one AddressSpace.
+// slot is where a vCPU posts system calls made in one AddressSpace. Its first cache
+// line changes hands with every call; the second, with the arguments, only when one of
+// them is another than in the call before.
 type slot struct {
 	word  atomic.Uint32
 	spins atomic.Uint32 // how often to look for the answer
@@ -50,6 +52,11 @@ const (
 // vCPU.
 const (
 	postedRAX = iota
+	postedRSP
+	_ // to the end of the cache line
+	_
+	_
+	_
 	postedRDI
 	postedRSI
 	postedRDX
@@ -58,12 +65,15 @@ const (
 	postedR9
 	postedRCX // what RIP was
 	postedR11 // what RFLAGS was
-	postedRSP
 	numPosted
 )
 
-// postedNumbers are the CPU's numbers of these registers.
-var postedNumbers = [numPosted]byte{0, 7, 6, 2, 10, 8, 9, 1, 11, 4}
+// postedChanges are the registers that are posted if they are not what they were the
+// last time: all but RAX, in which RCX is by then.
+var postedChanges = []struct{ at, reg byte }{
+	{postedRSP, 4}, {postedRDI, 7}, {postedRSI, 6}, {postedRDX, 2}, {postedR10, 10},
+	{postedR8, 8}, {postedR9, 9}, {postedRCX, regAX}, {postedR11, 11},
+}
 
 // shimSize is the room for a shim.
 const shimSize = 512
@@ -105,6 +115,16 @@ const (
 	regCX   = 1
 )
 
+// moveChanged emits a move of a register into the slot unless it is there already: a
+// write would take the cache line from those who read it. RCX is lost, flags are not.
+func (a *assembler) moveChanged(reg byte, offset int) {
+	a.move64(opLoad, regCX, offset)
+	a.emit(0x48, 0xf7, 0xd1)                           // not rcx
+	a.emit(0x48|reg>>3, 0x8d, 0x4c, regCX<<3|reg&7, 1) // lea rcx, [reg+rcx+1]
+	a.emit(opJrcxz, 8)                                 // over the move
+	a.move64(opStore, reg, offset)
+}
+
 // wordLessECX emits LEA ECX, [RCX-n]: unlike SUB it leaves the flags alone.
 func (a *assembler) wordLessECX(n byte) { a.emit(0x8d, 0x49, -n) }
 
@@ -118,8 +138,10 @@ type shimLabels struct{ posted, leave, end uint64 }
 func makeShim(slotAddr uint32, ring0 bool) ([]byte, shimLabels) {
 	a := &assembler{labels: map[string]int{}, jumps: map[int]string{}, slot: slotAddr}
 	const wordAt, spinsAt, retAt, regsAt = 0, 4, 8, 16
-	for i, reg := range postedNumbers {
-		a.move64(opStore, reg, regsAt+8*i)
+	a.move64(opStore, regAX, regsAt+8*postedRAX)
+	a.emit(0x48, 0x89, 0xc8) // mov rax, rcx
+	for _, p := range postedChanges {
+		a.moveChanged(p.reg, regsAt+8*int(p.at))
 	}
 	a.emit(0xb8, sysmsg.Sentry, 0, 0, 0) // mov eax, Sentry
 	a.emit(0x87)                         // xchg [word], eax
@@ -160,6 +182,8 @@ func makeShim(slotAddr uint32, ring0 bool) ([]byte, shimLabels) {
 
 	a.label("answered")
 	a.move64(opLoad, regAX, retAt)
+	// The cache line comes here meanwhile, for the next call.
+	a.move64(opStore, regAX, regsAt+8*postedRAX)
 	a.move64(opLoad, regCX, regsAt+8*postedRCX)
 	if ring0 {
 		a.emit(0x48, 0x0f, 0x07) // sysretq

@@ -38,7 +38,7 @@ func TestMakeShim(t *testing.T) {
 			at += inst.Len
 			// The flags are the application's until it gives up.
 			switch inst.Op {
-			case x86asm.MOV, x86asm.XCHG, x86asm.LEA, x86asm.JRCXZ, x86asm.JMP, x86asm.PAUSE, x86asm.CMPXCHG, x86asm.HLT, x86asm.SYSRET:
+			case x86asm.MOV, x86asm.NOT, x86asm.XCHG, x86asm.LEA, x86asm.JRCXZ, x86asm.JMP, x86asm.PAUSE, x86asm.CMPXCHG, x86asm.HLT, x86asm.SYSRET:
 			default:
 				t.Errorf("%v may change flags", inst)
 			}
@@ -321,6 +321,57 @@ func TestNoSpinsOnOneCPU(t *testing.T) {
 	g.onThread(func() {
 		if err := g.run(); err != nil || g.c.(*vcpuContext).spins != 0 {
 			t.Errorf("%v, %d spins", err, g.c.(*vcpuContext).spins)
+		}
+	})
+}
+
+// Threads that found waiting in the shim not worth it try it again now and then, both
+// sides at once, and stay with it if it is.
+func TestSpinsAgain(t *testing.T) {
+	p := withShims(t, 1)
+	if p.m.runners.max == 0 {
+		return // nobody ever waits
+	}
+	const tries, tryAfter = 10, 31
+	giveUp := func(s *sysmsg.Spinner) {
+		for !s.GaveUp() {
+			s.Report(sysmsg.Slept)
+		}
+	}
+	for _, who := range []func(c *vcpuContext){
+		func(c *vcpuContext) { giveUp(&c.spinner) },
+		func(c *vcpuContext) { giveUp(&c.answers) },
+		func(c *vcpuContext) { giveUp(&c.spinner); giveUp(&c.answers) },
+	} {
+		c := newContext(p.m)
+		c.BindThread()
+		who(c)
+		got := 0
+		for range tries * tryAfter {
+			c.planSpins()
+			if (c.spins > 0) != (c.looks > 0) {
+				t.Fatalf("%d looks at the slot by one side, %d by the other", c.spins, c.looks)
+			}
+			if c.spins > 0 {
+				got++
+			}
+		}
+		if got != tries {
+			t.Errorf("%d tries in %d Switches, want %d", got, tries*tryAfter, tries)
+		}
+	}
+	g := newGuestOf(t, p, codeCount)
+	c := g.c.(*vcpuContext)
+	g.onThread(func() {
+		giveUp(&c.spinner)
+		giveUp(&c.answers)
+		for deadline := time.Now().Add(20 * time.Second); c.spinner.GaveUp() || c.answers.GaveUp(); {
+			if err := g.run(); err != nil {
+				t.Fatal(err)
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("it never waits again")
+			}
 		}
 	})
 }

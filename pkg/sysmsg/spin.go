@@ -44,8 +44,9 @@ type Spinner struct {
 const (
 	// maxHalvings is when spinning is given up.
 	maxHalvings = 4
-	// retryAfter is after how many waits it is tried again.
-	retryAfter = 32
+	// retryAfter is after how many waits it is tried again. Programs repeat themselves:
+	// with a prime every one of the waits of a loop gets its turn.
+	retryAfter = 31
 )
 
 // Next returns for how many loads to spin, max at most.
@@ -59,6 +60,9 @@ func (s *Spinner) Next(max uint32) uint32 {
 	s.skipped = 0
 	return max
 }
+
+// GaveUp reports whether spinning is not worth it, but for a try now and then.
+func (s *Spinner) GaveUp() bool { return s.halvings == maxHalvings }
 
 // Report tells what came of it.
 func (s *Spinner) Report(o Outcome) {
