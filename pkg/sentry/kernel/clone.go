@@ -68,6 +68,8 @@ func (t *Task) Clone(args *linux.CloneArgs) (int32, error) {
 			child.altStack = t.altStack
 		}
 	} else {
+		t.mm.Expect(hostarch.Addr(ac.IP()), hostarch.Execute)
+		t.mm.Expect(hostarch.Addr(ac.Stack())-8, hostarch.Write)
 		if child.mm, err = t.mm.Fork(t); err != nil {
 			k.noProcesses.Do(func() { k.cfg.Log.Printf("the host has no more processes for the application: %v", err) })
 			if errnoOf(err) != unix.ENOMEM {

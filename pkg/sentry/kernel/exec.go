@@ -75,6 +75,9 @@ func (t *Task) load(args *ExecArgs) (*loaded, error) {
 		m.DecUsers(t)
 		return nil, err
 	}
+	// What it is going to touch first, and what the loader has mapped.
+	m.Expect(image.StackPointer, hostarch.Write)
+	m.Prefault(t, image.Entry, hostarch.Execute)
 	return &loaded{m, image, restorer}, nil
 }
 

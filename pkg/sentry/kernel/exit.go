@@ -112,7 +112,8 @@ func (t *Task) leaveMemory() *mm.MemoryManager {
 	t.endRobustList()
 	if addr := t.clearTID; addr != 0 {
 		t.clearTID = 0
-		if t.CopyOut(addr, make([]byte, 4)) == nil {
+		// Like Linux: nobody looks at memory that is about to go.
+		if t.mm.Shared() && t.CopyOut(addr, make([]byte, 4)) == nil {
 			t.FutexWake(addr, false, 1, linux.FUTEX_BITSET_MATCH_ANY)
 		}
 	}

@@ -33,6 +33,8 @@ type fakePlatform struct {
 	cooperative bool
 	// forget makes AddressSpaces not remember, for benchmarks.
 	forget bool
+	// batch makes AddressSpaces BatchMappers.
+	batch bool
 }
 
 func (p *fakePlatform) CooperativelySchedulesAddressSpace() bool { return p.cooperative }
@@ -54,7 +56,41 @@ func (p *fakePlatform) NewAddressSpace(any) (platform.AddressSpace, <-chan struc
 		p.all = make(map[*fakeAS]bool)
 	}
 	p.all[as] = true
+	if p.batch {
+		return batchAS{as}, nil, nil
+	}
 	return as, nil, nil
+}
+
+// batchAS is a fakeAS that is a BatchMapper.
+type batchAS struct{ *fakeAS }
+
+// MapFiles counts as one MapFile.
+func (as batchAS) MapFiles(ms []platform.FileMapping) error {
+	as.mu.Lock()
+	maps := as.maps + 1
+	as.mu.Unlock()
+	defer func() {
+		as.mu.Lock()
+		as.maps = maps
+		as.mu.Unlock()
+	}()
+	for _, m := range ms {
+		if err := as.MapFile(m.Addr, m.File, m.Range, m.Access, m.Precommit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fake returns the AddressSpace of mm.
+func fake(mm *MemoryManager) *fakeAS {
+	switch as := mm.AddressSpace().(type) {
+	case batchAS:
+		return as.fakeAS
+	default:
+		return as.(*fakeAS)
+	}
 }
 
 type fakePage struct {
@@ -148,7 +184,7 @@ func (as *fakeAS) counts() (maps, unmaps int) {
 // faults. It returns the byte that it read, or had written.
 func touch(mm *MemoryManager, addr hostarch.Addr, at hostarch.AccessType, value byte) (byte, error) {
 	for range 4 {
-		as := mm.AddressSpace().(*fakeAS)
+		as := fake(mm)
 		as.mu.Lock()
 		p, ok := as.pages[addr.RoundDown()]
 		if ok && p.at.SupersetOf(at) {
@@ -331,7 +367,7 @@ func (e *env) newFile(pages uint64) *testFile {
 // check verifies what must always hold of mm.
 func check(t *testing.T, mm *MemoryManager) {
 	t.Helper()
-	as := mm.AddressSpace().(*fakeAS)
+	as := fake(mm)
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	if as.bad != nil {

@@ -93,6 +93,9 @@ type MemoryManager struct {
 	// cooperative is the platform's CooperativelySchedulesAddressSpace.
 	cooperative bool
 
+	// hot are the pages that are used most.
+	hot *hotPages
+
 	// as is the AddressSpace, nil when there is none. It is changed under
 	// activeMu.
 	as atomic.Pointer[platform.AddressSpace]
@@ -112,6 +115,9 @@ type MemoryManager struct {
 	activeMu sync.RWMutex
 	pmas     set[pma]
 	active   int64 // if cooperative: calls of Activate without Deactivate
+	// expected are pages that are mapped with the next one that faults. Who holds
+	// mappingMu for writing may change it, too.
+	expected []expectation
 	text     text
 	resident atomic.Uint64
 	peak     atomic.Uint64
@@ -126,6 +132,7 @@ func New(p platform.Platform, mf *pgalloc.MemoryFile, opts Options) (*MemoryMana
 	mm := newMM(p, mf)
 	mm.limits = opts.Limits
 	mm.layout = newLayout(p, opts)
+	mm.hot = new(hotPages)
 	if err := mm.prepare(); err != nil {
 		return nil, err
 	}
@@ -149,53 +156,11 @@ func (mm *MemoryManager) prepare() error {
 	return mm.Activate()
 }
 
-// Fork returns a copy of mm with one user (fork(2)). Private pages are shared
-// until one of both writes them.
-func (mm *MemoryManager) Fork(ctx context.Context) (*MemoryManager, error) {
-	child := newMM(mm.p, mm.mf)
-	if err := child.prepare(); err != nil {
-		return nil, err
-	}
-	mm.mappingMu.Lock()
-	child.layout = mm.layout
-	child.limits = mm.limits
-	child.heap = mm.heap
-	child.SetMetadata(mm.Metadata())
-	err := mm.forkVMAs(child)
-	if err == nil {
-		mm.forkPMAs(child)
-	}
-	mm.mappingMu.Unlock()
-	if err != nil {
-		child.DecUsers(ctx)
-		return nil, err
-	}
-	return child, nil
-}
-
-// forkVMAs copies the vmas.
-//
-// Preconditions: mm.mappingMu is locked for writing; nobody uses child yet.
-func (mm *MemoryManager) forkVMAs(child *MemoryManager) error {
-	for p := (pos{}); ; p = mm.vmas.next(p) {
-		seg := mm.vmas.at(p)
-		if seg == nil {
-			return nil
-		}
-		if seg.v.dontFork {
-			continue
-		}
-		if m := seg.v.mappable; m != nil {
-			if err := m.CopyMapping(child, seg.AddrRange, seg.AddrRange, seg.v.off, seg.v.canShareWrites()); err != nil {
-				return err
-			}
-		}
-		child.addVMA(&segment[vma]{seg.AddrRange, seg.v.clone()})
-	}
-}
-
 // IncUsers adds a user.
 func (mm *MemoryManager) IncUsers() { mm.users.Add(1) }
+
+// Shared reports whether there is more than one user.
+func (mm *MemoryManager) Shared() bool { return mm.users.Load() > 1 }
 
 // DecUsers drops one; the last unmaps everything and releases the AddressSpace.
 func (mm *MemoryManager) DecUsers(context.Context) {

@@ -379,7 +379,7 @@ func (m *modelTest) all() {
 
 func runModel(t *testing.T, seed uint64, steps int, unit uint64, max int) {
 	e := newEnv(t)
-	e.p.unit, e.p.max = unit, max
+	e.p.unit, e.p.max, e.p.batch = unit, max, seed%2 == 0
 	m := &modelTest{T: t, r: rand.New(rand.NewPCG(seed, 7)), e: e, file: e.newFile(filePages), disk: make([]byte, filePages)}
 	for i := range m.disk {
 		m.disk[i] = byte(i + 1)

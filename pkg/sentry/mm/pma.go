@@ -216,20 +216,22 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 				return err
 			}
 		}
-		around := seg.Intersect(v.AddrRange)
-		if unit := mm.p.MapUnit(); unit != 0 {
-			around = block(page, unit, around)
-		}
-		mm.pmas.isolate(around)
-		seg = mm.pmas.lookup(page)
+		mm.hot.note(access{page, at.Write})
 		allowed := want(seg, v.v.perms)
-		if changed == unchanged || seg.v.mapped != allowed { // a copy may be mapped already
-			err = mm.mapLocked(seg, allowed, changed == committed)
+		around := mm.around(v, seg, page)
+		// A copy may be mapped already. What is, and was not touched, may have got lost.
+		again := changed == unchanged && seg.v.mapped == allowed
+		if again || seg.v.mapped != allowed {
+			ms := append([]mapping{{v, around, changed == committed}}, mm.takeExpectedLocked(ctx)...)
+			if mm.mapAllLocked(ms) != nil || again {
+				mm.pmas.isolate(around)
+				err = mm.mapLocked(mm.pmas.lookup(page), allowed, changed == committed)
+				mm.pmas.merge(around)
+			}
 		}
 		if err == nil && !allowed.SupersetOf(at) {
 			err = &FaultError{Addr: addr, Mapped: true} // more than the file allows
 		}
-		mm.pmas.merge(around)
 		return err
 	})
 }
@@ -238,9 +240,11 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 // something already: an access is expected.
 func (mm *MemoryManager) Prefault(ctx context.Context, addr hostarch.Addr, at hostarch.AccessType) {
 	mm.activeMu.RLock()
-	known := mm.pmas.lookup(addr.RoundDown()) != nil
+	seg := mm.pmas.lookup(addr.RoundDown())
+	known := seg != nil
+	done := known && seg.v.mapped.SupersetOf(at)
 	mm.activeMu.RUnlock()
-	if known || !at.Write {
+	if !done && (known || !at.Write) {
 		mm.HandleUserFault(ctx, addr, at, addr) // an error is for the access to find
 	}
 }
@@ -444,16 +448,8 @@ func (mm *MemoryManager) copyLocked(v *segment[vma], seg *segment[pma], ar hosta
 	if prev := mm.pmas.at(mm.pmas.prev(mm.pmas.find(ar.Start))); prev != nil && prev.v.private && prev.End == ar.Start {
 		hint = prev.v.off + prev.Length()
 	}
-	fr, err := mm.mf.AllocateDirty(ar.Length(), hint)
+	fr, err := mm.copyOf(seg, ar, hint)
 	if err != nil {
-		return nil, err
-	}
-	src, err := seg.v.file.MapInternal(fileRange(seg, ar), hostarch.Read)
-	if err == nil {
-		err = mm.fillFrom(fr, src)
-	}
-	if err != nil {
-		mm.mf.DecRef(fr)
 		return nil, err
 	}
 
@@ -497,10 +493,6 @@ func (mm *MemoryManager) fillFrom(fr memmap.FileRange, src [][]byte) error {
 	return nil
 }
 
-// maxRemaps is how many pieces of the AddressSpace are mapped anew rather than
-// unmapped when their permissions change.
-const maxRemaps = 8
-
 // remapLocked changes what is mapped of the pmas in ar to what target gives for
 // each. More than is mapped now may be left to a fault, less never is.
 //
@@ -524,12 +516,17 @@ func (mm *MemoryManager) remapLocked(ar hostarch.AddrRange, target func(*segment
 		return true
 	})
 	switch {
-	case len(change) <= maxRemaps:
+	case len(change) <= mm.maxRemaps():
+		var r remapping
 		for _, seg := range change {
-			if seg.v.mapped.Any() { // not so once an error emptied the AddressSpace
-				mm.mapLocked(seg, target(seg), false) // an error leaves it unmapped
+			if at := target(seg); at.Any() {
+				r.add(seg, at, false)
+			} else {
+				mm.unmapAS(seg.AddrRange)
+				seg.v.mapped = hostarch.NoAccess
 			}
 		}
+		mm.remapAllLocked(&r) // an error leaves it unmapped
 	case !span.Empty():
 		mm.unmapAS(span)
 		mm.pmas.overlapping(span, func(seg *segment[pma]) bool {
@@ -554,59 +551,6 @@ func (mm *MemoryManager) protectLocked(ar hostarch.AddrRange, perms hostarch.Acc
 		mm.remapLocked(ar, func(seg *segment[pma]) hostarch.AccessType { return want(seg, perms) })
 	}
 	mm.pmas.merge(ar)
-}
-
-// forkPMAs shares the private pages of mm with child.
-//
-// Preconditions: mm.mappingMu is locked for writing; child has copies of the
-// vmas.
-func (mm *MemoryManager) forkPMAs(child *MemoryManager) {
-	mm.activeMu.Lock()
-	defer mm.activeMu.Unlock()
-	child.activeMu.Lock()
-	defer child.activeMu.Unlock()
-	if as := mm.AddressSpace(); as != nil {
-		as.PreFork()
-		defer as.PostFork()
-	}
-	var lower hostarch.AddrRange // where the parent must not write any more
-	for p := (pos{}); ; p = mm.pmas.next(p) {
-		seg := mm.pmas.at(p)
-		if seg == nil {
-			break
-		}
-		if !seg.v.private {
-			continue // the child asks the Mappable
-		}
-		// A pma may reach into vmas that the child does not get.
-		child.vmas.overlapping(seg.AddrRange, func(v *segment[vma]) bool {
-			if v.v.wipeOnFork || !v.v.private {
-				return true
-			}
-			ar := v.Intersect(seg.AddrRange)
-			fr := fileRange(seg, ar)
-			mm.mf.IncRef(fr)
-			c := &segment[pma]{ar, seg.v}
-			c.v.off = fr.Start
-			c.v.cow = true
-			c.v.mapped = hostarch.NoAccess
-			child.addPMA(c)
-			seg.v.cow = true
-			return true
-		})
-		if seg.v.cow && seg.v.mapped.Write {
-			if lower.Empty() {
-				lower.Start = seg.Start
-			}
-			lower.End = seg.End
-		}
-	}
-	mm.forkText(child)
-	mm.remapLocked(lower, func(seg *segment[pma]) hostarch.AccessType {
-		at := seg.v.mapped
-		at.Write = at.Write && !seg.v.cow
-		return at
-	})
 }
 
 // Populating is bounded, in bytes: it is a hint, and a hint must not take the

@@ -239,7 +239,7 @@ func TestPatchTextAtOnce(t *testing.T) {
 			}
 		}
 	}()
-	as := mm.AddressSpace().(*fakeAS)
+	as := fake(mm)
 	b := make([]byte, len(oldCode))
 	for seen := 0; ; seen++ {
 		select {

@@ -277,6 +277,9 @@ func (mm *MemoryManager) mmapLocked(opts memmap.MMapOpts, length uint64) (hostar
 	}
 	mm.addVMA(&segment[vma]{ar, v})
 	mm.vmas.merge(ar)
+	if v.mappable != nil && v.private {
+		mm.expectLocked(addr, false)
+	}
 	return addr, removed, nil
 }
 

@@ -1,0 +1,179 @@
+package mm
+
+import (
+	"context"
+	"slices"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
+	"github.com/ringfence/ringfence/pkg/sentry/pgalloc"
+)
+
+// maxForkCopy bounds the memory that is copied in a fork, in bytes: a fault costs
+// more than to copy a few pages that are surely written, and it spares the parent
+// one as well.
+const maxForkCopy = 256 << 10
+
+// Fork returns a copy of mm with one user (fork(2)). Private pages are shared
+// until one of both writes them, those aside that are likely to be written at once.
+func (mm *MemoryManager) Fork(ctx context.Context) (*MemoryManager, error) {
+	child := newMM(mm.p, mm.mf)
+	if err := child.prepare(); err != nil {
+		return nil, err
+	}
+	mm.mappingMu.Lock()
+	child.layout = mm.layout
+	child.limits = mm.limits
+	child.heap = mm.heap
+	child.hot = mm.hot
+	child.SetMetadata(mm.Metadata())
+	err := mm.forkVMAs(child)
+	if err == nil {
+		mm.forkPMAs(child)
+	}
+	mm.mappingMu.Unlock()
+	if err != nil {
+		child.DecUsers(ctx)
+		return nil, err
+	}
+	return child, nil
+}
+
+// forkVMAs copies the vmas.
+//
+// Preconditions: mm.mappingMu is locked for writing; nobody uses child yet.
+func (mm *MemoryManager) forkVMAs(child *MemoryManager) error {
+	for p := (pos{}); ; p = mm.vmas.next(p) {
+		seg := mm.vmas.at(p)
+		if seg == nil {
+			return nil
+		}
+		if seg.v.dontFork {
+			continue
+		}
+		if m := seg.v.mappable; m != nil {
+			if err := m.CopyMapping(child, seg.AddrRange, seg.AddrRange, seg.v.off, seg.v.canShareWrites()); err != nil {
+				return err
+			}
+		}
+		child.addVMA(&segment[vma]{seg.AddrRange, seg.v.clone()})
+	}
+}
+
+// forkPMAs gives child the private pages of mm.
+//
+// Preconditions: mm.mappingMu is locked for writing; child has copies of the
+// vmas.
+func (mm *MemoryManager) forkPMAs(child *MemoryManager) {
+	mm.activeMu.Lock()
+	defer mm.activeMu.Unlock()
+	child.activeMu.Lock()
+	defer child.activeMu.Unlock()
+	if as := mm.AddressSpace(); as != nil {
+		as.PreFork()
+		defer as.PostFork()
+	}
+	copied := mm.forkCopies(child)
+	var lower hostarch.AddrRange // where the parent must not write any more
+	for p := (pos{}); ; p = mm.pmas.next(p) {
+		seg := mm.pmas.at(p)
+		if seg == nil {
+			break
+		}
+		if !seg.v.private || child.pmas.lookup(seg.Start) != nil {
+			continue // the child asks the Mappable, or has a copy
+		}
+		// A pma may reach into vmas that the child does not get.
+		child.vmas.overlapping(seg.AddrRange, func(v *segment[vma]) bool {
+			if v.v.wipeOnFork || !v.v.private {
+				return true
+			}
+			ar := v.Intersect(seg.AddrRange)
+			fr := fileRange(seg, ar)
+			mm.mf.IncRef(fr)
+			c := &segment[pma]{ar, seg.v}
+			c.v.off = fr.Start
+			c.v.cow = true
+			c.v.mapped = hostarch.NoAccess
+			child.addPMA(c)
+			seg.v.cow = true
+			return true
+		})
+		if seg.v.cow && seg.v.mapped.Write {
+			if lower.Empty() {
+				lower.Start = seg.Start
+			}
+			lower.End = seg.End
+		}
+	}
+	mm.forkText(child)
+	mm.remapLocked(lower, func(seg *segment[pma]) hostarch.AccessType {
+		at := seg.v.mapped
+		at.Write = at.Write && !seg.v.cow
+		return at
+	})
+	for _, ar := range copied {
+		mm.pmas.merge(ar)
+		child.pmas.merge(ar)
+	}
+}
+
+// forkCopies tells child what it is expected to use, and gives it copies of what it
+// is expected to write: pages that nobody writes meanwhile, so that a copy is what
+// they were at one time. It returns where; these are boundaries of pmas in both.
+func (mm *MemoryManager) forkCopies(child *MemoryManager) []hostarch.AddrRange {
+	alone := !mm.Shared()
+	room := uint64(maxForkCopy)
+	var blocks []hostarch.AddrRange
+	for _, a := range mm.hot.latest() {
+		seg, v := mm.pmas.lookup(a.page), child.vmas.lookup(a.page)
+		if seg == nil || v == nil || v.v.wipeOnFork {
+			continue
+		}
+		ar := block(a.page, minCopy, seg.Intersect(v.AddrRange))
+		known := slices.Contains(blocks, ar)
+		written := a.write || seg.v.private && seg.v.mapped.Write
+		if !known && written && v.v.private && v.v.perms.Write && ar.Length() <= room &&
+			(alone || seg.v.cow) && // nobody writes there now
+			(seg.v.private || !seg.v.max.Write) { // changes of the file are not to be seen
+			room -= ar.Length()
+			blocks = append(blocks, ar)
+			known = true
+		}
+		child.expectLocked(a.page, known)
+	}
+	slices.SortFunc(blocks, func(a, b hostarch.AddrRange) int {
+		if a.Start < b.Start {
+			return -1
+		}
+		return 1
+	})
+	hint := uint64(pgalloc.NoHint)
+	for i, ar := range blocks {
+		mm.pmas.isolate(ar)
+		fr, err := mm.copyOf(mm.pmas.lookup(ar.Start), ar, hint)
+		if err != nil {
+			return blocks[:i+1] // it is shared, then
+		}
+		hint = fr.End
+		child.addPMA(&segment[pma]{ar, pma{file: mm.mf, off: fr.Start, max: hostarch.AnyAccess, private: true}})
+	}
+	return blocks
+}
+
+// copyOf returns a copy of the part ar of seg, with a reference.
+func (mm *MemoryManager) copyOf(seg *segment[pma], ar hostarch.AddrRange, hint uint64) (memmap.FileRange, error) {
+	fr, err := mm.mf.AllocateDirty(ar.Length(), hint)
+	if err != nil {
+		return memmap.FileRange{}, err
+	}
+	src, err := seg.v.file.MapInternal(fileRange(seg, ar), hostarch.Read)
+	if err == nil {
+		err = mm.fillFrom(fr, src)
+	}
+	if err != nil {
+		mm.mf.DecRef(fr)
+		return memmap.FileRange{}, err
+	}
+	return fr, nil
+}
