@@ -63,7 +63,7 @@ const (
 	maxCopy = 256 << 10
 
 	// maxCommit is how much memory at most is made present around one fault.
-	maxCommit = 512 << 10
+	maxCommit = 1 << 20
 
 	// fileBlock is how much of a file is asked for; it says itself how much it
 	// wants to give.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,10 +36,11 @@ const (
 	maxFreedRanges = 256
 
 	// maxKept bounds the freed memory that is kept from the host, in bytes, because
-	// zeroing it is cheaper than giving it back and getting other.
-	maxKept = 1 << 20
-	// maxKeptRange is the largest range that is: the host zeroes large ones as fast.
-	maxKeptRange = 128 << 10
+	// zeroing it takes a tenth of the time of giving it back and getting other.
+	maxKept = 8 << 20
+
+	// trimAfter is how long freed memory is held that nobody asks for.
+	trimAfter = time.Second
 )
 
 // chunk is one part of the file.
@@ -76,6 +78,13 @@ type MemoryFile struct {
 	kept      []memmap.FileRange
 	keptBytes uint64
 	destroyed bool
+	// trimmer runs if there is freed memory; wanted says that some of it was used
+	// again since it was started.
+	trimmer *time.Timer
+	wanted  bool
+
+	// trimMu is held by trim. It is taken before mu.
+	trimMu sync.Mutex
 
 	// mapMu makes chunk mappings once. It is taken after mu, or alone.
 	mapMu sync.Mutex
@@ -196,7 +205,7 @@ func (mf *MemoryFile) takeKept(length uint64) (memmap.FileRange, bool) {
 	mf.mu.Lock()
 	defer mf.mu.Unlock()
 	n := length / hostarch.PageSize
-	if length > maxKeptRange || mf.destroyed || n == 0 || length%hostarch.PageSize != 0 || n > mf.limit || mf.used > mf.limit-n {
+	if mf.destroyed || n == 0 || length%hostarch.PageSize != 0 || n > mf.limit || mf.used > mf.limit-n {
 		return memmap.FileRange{}, false
 	}
 	for i := len(mf.kept) - 1; i >= 0; i-- {
@@ -209,6 +218,7 @@ func (mf *MemoryFile) takeKept(length uint64) (memmap.FileRange, bool) {
 			mf.kept = slices.Delete(mf.kept, i, i+1)
 		}
 		mf.keptBytes -= length
+		mf.wanted = true
 		mf.useLocked(fr)
 		return fr, true
 	}
@@ -218,17 +228,17 @@ func (mf *MemoryFile) takeKept(length uint64) (memmap.FileRange, bool) {
 // keepLocked keeps a range that was freed, if it is to be.
 func (mf *MemoryFile) keepLocked(fr memmap.FileRange) bool {
 	p, n := fr.Start/hostarch.PageSize, fr.Length()/hostarch.PageSize
-	if fr.Length() > maxKeptRange || next(mf.committed, p, p+n, false) != p+n {
+	if fr.Length() > maxKept || next(mf.committed, p, p+n, false) != p+n {
 		return false
 	}
-	if mf.keptBytes+fr.Length() > maxKept || len(mf.kept) >= maxFreedRanges {
-		// What is kept is of no use: it stays, in pieces too small, or there is too
-		// much of it.
-		for _, k := range mf.kept {
-			mf.queueLocked(k)
-		}
-		mf.kept, mf.keptBytes = mf.kept[:0], 0
+	// What was kept for longest has to go.
+	drop := 0
+	for mf.keptBytes+fr.Length() > maxKept || len(mf.kept)-drop >= maxFreedRanges {
+		mf.keptBytes -= mf.kept[drop].Length()
+		mf.queueLocked(mf.kept[drop])
+		drop++
 	}
+	mf.kept = slices.Delete(mf.kept, 0, drop)
 	if i := len(mf.kept) - 1; i >= 0 && mf.kept[i].End == fr.Start {
 		mf.kept[i].End = fr.End
 	} else {
@@ -400,6 +410,36 @@ func (mf *MemoryFile) freeLocked(fr memmap.FileRange) {
 	if !mf.keepLocked(fr) {
 		mf.queueLocked(fr)
 	}
+	if mf.trimmer == nil {
+		mf.wanted = false
+		mf.trimmer = time.AfterFunc(trimAfter, mf.trim)
+	}
+}
+
+// trim gives freed memory back to the host if none of it is in demand.
+func (mf *MemoryFile) trim() {
+	mf.trimMu.Lock()
+	defer mf.trimMu.Unlock()
+	mf.mu.Lock()
+	if mf.destroyed {
+		mf.mu.Unlock()
+		return
+	}
+	if mf.wanted {
+		mf.wanted = false
+		mf.trimmer.Reset(trimAfter)
+		mf.mu.Unlock()
+		return
+	}
+	mf.trimmer = nil
+	for _, fr := range mf.kept {
+		mf.queueLocked(fr)
+	}
+	mf.kept, mf.keptBytes = nil, 0
+	freed := mf.freed
+	mf.freed, mf.freedBytes = nil, 0
+	mf.mu.Unlock()
+	mf.clean(freed)
 }
 
 // queueLocked queues pages to be given back to the host.
@@ -540,6 +580,8 @@ func (mf *MemoryFile) UsedBytes() uint64 {
 //
 // Preconditions: nobody uses memory of the file any more, nor calls a method.
 func (mf *MemoryFile) Destroy() {
+	mf.trimMu.Lock()
+	defer mf.trimMu.Unlock()
 	mf.mu.Lock()
 	defer mf.mu.Unlock()
 	mf.mapMu.Lock()
@@ -548,6 +590,9 @@ func (mf *MemoryFile) Destroy() {
 		return
 	}
 	mf.destroyed = true
+	if mf.trimmer != nil {
+		mf.trimmer.Stop()
+	}
 	for _, c := range *mf.chunks.Load() {
 		if m := c.mapping.Load(); m != nil {
 			unix.Munmap(*m) // cannot fail on what Mmap returned

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -252,6 +253,64 @@ func TestHostFails(t *testing.T) {
 	}
 	mf.fd = file
 	unix.Close(null)
+}
+
+// held returns how many bytes the host holds for mf.
+func held(t *testing.T, mf *MemoryFile) int64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(mf.fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
+// Memory that is freed and allocated again stays with us and is zeroed; there is a
+// limit to it, and it is given back if nobody asks for it.
+func TestKept(t *testing.T) {
+	mf := newFile(t)
+	const size = 1 << 20
+	use := func() memmap.FileRange {
+		fr, err := mf.AllocateCommitted(size, NoHint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, w := range words(t, mf, fr) {
+			if *w != 0 {
+				t.Fatalf("page %d is not zero", i)
+			}
+			*w = 1
+		}
+		return fr
+	}
+	first := use()
+	mf.DecRef(first)
+	for range 20 {
+		fr := use()
+		if fr != first {
+			t.Fatalf("%v was freed, %v is allocated", first, fr)
+		}
+		mf.DecRef(fr)
+	}
+	if n := held(t, mf); n != size {
+		t.Errorf("the host holds %#x bytes, want %#x", n, size)
+	}
+	var all []memmap.FileRange
+	for range 4 * maxKept / size {
+		all = append(all, use())
+	}
+	for _, fr := range all {
+		mf.DecRef(fr)
+	}
+	if n := held(t, mf); n > maxKept+maxFreedBytes {
+		t.Errorf("the host holds %#x bytes that are free", n)
+	}
+	for start := time.Now(); held(t, mf) != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > time.Minute {
+			t.Fatalf("the host still holds %#x bytes that are free", held(t, mf))
+		}
+	}
+	mf.DecRef(use())
 }
 
 func TestDestroy(t *testing.T) {
