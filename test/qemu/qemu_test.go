@@ -25,9 +25,8 @@ import (
 
 // inexact are subtests of the conformance suite that qemu's amd64 CPU cannot pass,
 // whatever runs the code: it raises no #AC, no #XF and no #SS for addresses that are
-// none, and takes an instruction that reads and writes for one that reads when it
-// faults.
-const inexact = "/Fault/(NonCanonical|SIMDException|AlignmentCheck)$|/Memory/UnmapStopsOtherContext$"
+// none.
+const inexact = "/Fault/(NonCanonical|SIMDException|AlignmentCheck)$"
 
 // bootTimeout is for everything that is not a program's run.
 const bootTimeout = 5 * time.Minute

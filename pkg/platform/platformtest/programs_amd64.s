@@ -59,7 +59,8 @@ loop:
 
 PROGRAM(·progWriteSpin, writespin<>)
 loop:
-	INCQ (SI)
+	INCQ AX
+	MOVQ AX, (SI) // nothing that reads as well: of that qemu's CPU says it is a read
 	INCQ (DI)
 	JMP  loop
 	END
