@@ -20,6 +20,9 @@ type TextPatcher interface {
 	// Anything else wraps the host's errno.
 	PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error
 
+	// UnpatchText undoes the PatchText at addr, if there is one.
+	UnpatchText(ctx context.Context, addr hostarch.Addr) error
+
 	// RestoreText undoes every PatchText.
 	RestoreText(ctx context.Context) error
 
@@ -74,7 +77,9 @@ type TextPatching interface {
 type TextPatches struct {
 	// Patched are system call instructions that were patched.
 	Patched uint64
-	// Refused are those that were not, by reason.
+	// Jumps are threads that jumped, or came back, to the middle of a patch.
+	Jumps uint64
+	// Refused are those that were not, or not any more, by reason.
 	Refused map[TextRefusal]uint64
 	// Stopped are processes in which all patches were undone, by reason.
 	Stopped map[TextRefusal]uint64

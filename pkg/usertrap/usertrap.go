@@ -23,7 +23,10 @@
 // in a system call, and in signal frames: the trampoline lies so that the byte
 // there, the second one of the distance, is an instruction that does not exist. A
 // thread that goes on there gets SIGILL, and the platform lets it go on in the
-// trampoline (Continue).
+// trampoline (Continue). A patch by which that happens too often is undone.
+//
+// All that a patch relies on lies in the page where it is, so that it is undone
+// before any of it changes.
 //
 // A trampoline loads the address behind the system call instruction into RCX, as
 // the instruction does, and that where the thread goes on into R11, which the
@@ -41,6 +44,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +70,8 @@ const (
 	NoRoom platform.TextRefusal = "no free space near the code"
 	// Full: there are too many already.
 	Full platform.TextRefusal = "too many patches"
+	// Jumped: too many threads go on behind it, each of which costs a signal.
+	Jumped platform.TextRefusal = "jumps behind the system call"
 	// Failed: the memory manager or the host failed.
 	Failed platform.TextRefusal = "failure of memory"
 )
@@ -88,7 +94,7 @@ const (
 
 // Stats counts what the tables of a platform do. The zero value is ready for use.
 type Stats struct {
-	patched          atomic.Uint64
+	patched, jumps   atomic.Uint64
 	mu               sync.Mutex
 	refused, stopped map[platform.TextRefusal]uint64
 }
@@ -97,7 +103,7 @@ type Stats struct {
 func (s *Stats) Get() platform.TextPatches {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return platform.TextPatches{Patched: s.patched.Load(), Refused: maps.Clone(s.refused), Stopped: maps.Clone(s.stopped)}
+	return platform.TextPatches{Patched: s.patched.Load(), Jumps: s.jumps.Load(), Refused: maps.Clone(s.refused), Stopped: maps.Clone(s.stopped)}
 }
 
 func (s *Stats) count(m *map[platform.TextRefusal]uint64, why platform.TextRefusal) {
@@ -181,11 +187,36 @@ type Table struct {
 	sites   []*site
 	byAddr  map[uint64]*site
 	refused map[uint64]struct{}
+	// jumps counts, by the address of the patch, threads that went on behind the
+	// system call instruction.
+	jumps map[uint64]*jumps
+}
+
+// jumps are those of a second, at one patch.
+type jumps struct {
+	since time.Time
+	n     uint32
+	// undone says that there were too many: it is not patched again.
+	undone bool
+}
+
+// maxJumps is how many threads may go on behind a patched system call instruction
+// in a second. Each costs a few µs, so that these are less than a hundredth of the
+// time.
+const maxJumps = 1000
+
+// tooMany counts one more.
+func (j *jumps) tooMany() bool {
+	if now := time.Now(); now.Sub(j.since) > time.Second {
+		j.since, j.n = now, 0
+	}
+	j.n++
+	return j.n > maxJumps
 }
 
 // NewTable returns a table for trampolines that jump to call. It counts in stats.
 func NewTable(call uint64, stats *Stats) *Table {
-	t := &Table{call: call, stats: stats, byAddr: make(map[uint64]*site), refused: make(map[uint64]struct{})}
+	t := &Table{call: call, stats: stats, byAddr: make(map[uint64]*site), refused: make(map[uint64]struct{}), jumps: make(map[uint64]*jumps)}
 	t.off.Store(!supported)
 	return t
 }
@@ -206,6 +237,9 @@ func (t *Table) Fork() platform.TextState {
 	n.sites = slices.Clone(t.sites) // they never change
 	n.byAddr = maps.Clone(t.byAddr)
 	n.refused = maps.Clone(t.refused)
+	for addr, j := range t.jumps {
+		n.jumps[addr] = &jumps{undone: j.undone}
+	}
 	return n
 }
 
@@ -274,8 +308,8 @@ func (t *Table) Settle(ip uint64) (uint64, bool) {
 	return t.sites[i].settle(ip)
 }
 
-// Continue returns where in a trampoline a thread goes on that got SIGILL at ip
-// because a patch is there.
+// Continue returns where a thread goes on that got SIGILL at ip because a patch is
+// there, or was when it got it: in a trampoline, or at ip.
 func (t *Table) Continue(ctx context.Context, mm platform.MemoryManager, ip uint64) (uint64, bool) {
 	if t == nil {
 		return 0, false
@@ -287,10 +321,45 @@ func (t *Table) Continue(ctx context.Context, mm platform.MemoryManager, ip uint
 		return 0, false
 	}
 	var b [patchSize]byte
-	if n, err := mm.CopyIn(ctx, hostarch.Addr(s.addr), b[:], usermem.IOOpts{}); n != len(b) || err != nil || b != s.new {
+	if n, err := mm.CopyIn(ctx, hostarch.Addr(s.addr), b[:], usermem.IOOpts{}); n != len(b) || err != nil {
 		return 0, false
 	}
-	return s.trampoline + trampolineCmp, true
+	switch b {
+	case s.new:
+		t.jumped(ctx, mm, s)
+		return s.trampoline + trampolineCmp, true
+	case s.old:
+		return ip, true // undone meanwhile
+	}
+	return 0, false
+}
+
+// jumped counts a thread that went on behind the system call instruction of s, and
+// undoes the patch if there are too many.
+func (t *Table) jumped(ctx context.Context, mm platform.MemoryManager, s *site) {
+	t.stats.jumps.Add(1)
+	t.mu.Lock()
+	j := t.jumps[s.addr]
+	if j == nil {
+		j = new(jumps)
+		t.jumps[s.addr] = j
+	}
+	undo := j.tooMany() && !j.undone
+	t.mu.Unlock()
+	text, ok := mm.(platform.TextPatcher)
+	if !undo || !ok {
+		return
+	}
+	t.patchMu.Lock()
+	defer t.patchMu.Unlock()
+	if text.UnpatchText(ctx, hostarch.Addr(s.addr)) != nil {
+		return // it works as it is
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j.undone = true
+	t.refused[s.addr+syscallSize] = struct{}{}
+	t.stats.count(&t.stats.refused, Jumped)
 }
 
 // Patch tries to patch the system call instruction before ip, with which the
@@ -341,6 +410,9 @@ func (t *Table) patch(ctx context.Context, mm platform.MemoryManager, text platf
 	if p == movSyscall {
 		s.addr -= patchSize
 	}
+	if !onePage(p, ip) {
+		return platform.TextTwoPages
+	}
 	at := pos - int(ip-s.addr)
 	copy(s.old[:], code[at:])
 	if p == syscallCmp {
@@ -348,6 +420,10 @@ func (t *Table) patch(ctx context.Context, mm platform.MemoryManager, text platf
 	}
 
 	t.mu.Lock()
+	if j := t.jumps[s.addr]; j != nil && j.undone {
+		t.mu.Unlock()
+		return Jumped
+	}
 	was := t.byAddr[s.addr]
 	full := len(t.sites) >= maxSites
 	t.mu.Unlock()

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/arch/x86/x86asm"
+
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 const supported = true
@@ -109,6 +111,17 @@ func certain(code []byte, mov int) bool {
 		}
 	}
 	return true
+}
+
+// onePage reports whether all that a patch relies on is in one page: what it
+// replaces, the rest of the pattern, and what certain has looked at. ip is behind
+// the system call instruction.
+func onePage(p pattern, ip uint64) bool {
+	start, end := ip-syscallSize, ip+cmpSize
+	if p == movSyscall {
+		start, end = start-maxInstruction, ip
+	}
+	return hostarch.Addr(start).RoundDown() == hostarch.Addr(end-1).RoundDown()
 }
 
 // mayBeUnknown reports whether b may begin with an instruction of the given size

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"golang.org/x/arch/x86/x86asm"
 	"golang.org/x/sys/unix"
@@ -225,11 +226,18 @@ func (m *memory) PatchText(ctx context.Context, addr hostarch.Addr, old, new []b
 	return nil
 }
 
-func (m *memory) RestoreText(ctx context.Context) error {
-	for addr, old := range m.patched {
+func (m *memory) UnpatchText(ctx context.Context, addr hostarch.Addr) error {
+	if old := m.patched[addr]; old != nil {
 		m.CopyOut(ctx, addr, old, usermem.IOOpts{})
+		delete(m.patched, addr)
 	}
-	clear(m.patched)
+	return nil
+}
+
+func (m *memory) RestoreText(ctx context.Context) error {
+	for addr := range m.patched {
+		m.UnpatchText(ctx, addr)
+	}
 	return nil
 }
 
@@ -315,7 +323,8 @@ func (c *machine) run(t *testing.T, call uint64) bool {
 
 const (
 	testCall = 0x7fff_ffff_e000
-	testText = 0x5555_5555_0000
+	testPage = 0x5555_5555_0000
+	testText = testPage + 0x40
 )
 
 // patchedAt returns memory in which code is at text and was patched; the system call
@@ -345,7 +354,7 @@ func TestTrampolines(t *testing.T) {
 		{"mov", []byte{0xb8, 39, 0, 0, 0, 0x0f, 0x05}, 5},
 		{"cmp", []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}, 0},
 	} {
-		for _, text := range []uint64{testText, 0x401000, 0x40f123, 0x7fff_0000_0000, 0x12345} {
+		for _, text := range []uint64{testText, 0x401020, 0x40f123, 0x7fff_0000_0ff0, 0x12345} {
 			t.Run(test.name, func(t *testing.T) {
 				ip := text + test.syscall + 2
 				m, table, stats := patchedAt(t, text, test.code, ip, 39)
@@ -401,8 +410,14 @@ func TestTrampolines(t *testing.T) {
 				if !bytes.Equal(b, test.code) {
 					t.Errorf("after Stop there is % x", b)
 				}
+				// Whoever got SIGILL before goes on with what is there now, unless that is
+				// something else.
+				if to, ok := table.Continue(ctx, m, ip); ok != (test.name == "cmp") || ok && to != ip {
+					t.Errorf("Continue of what is not patched any more: %#x, %v", to, ok)
+				}
+				m.CopyOut(ctx, hostarch.Addr(ip), []byte{0x06}, usermem.IOOpts{})
 				if _, ok := table.Continue(ctx, m, ip); ok {
-					t.Error("Continue of what is not patched any more")
+					t.Error("Continue where the application has put other code")
 				}
 				table.Patch(ctx, m, ip, 39, true)
 				if stats.Get().Patched != 1 || table.On() {
@@ -434,7 +449,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMemory()
-			m.pages[testText] = bytes.Repeat([]byte{0x90}, 4096)
+			m.pages[testPage] = bytes.Repeat([]byte{0x90}, 4096)
 			m.CopyOut(ctx, testText, code, usermem.IOOpts{})
 			test.prepare(m)
 			var stats Stats
@@ -447,6 +462,100 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		})
+	}
+}
+
+// What a patch relies on is in one page: the rest of the pattern, and in front of a
+// mov what could be the beginning of a longer instruction.
+func TestTwoPages(t *testing.T) {
+	ctx := context.Background()
+	for _, test := range []struct {
+		name          string
+		code          []byte
+		syscall       uint64
+		before, after uint64 // how far from the start and the end of a page it can be
+	}{
+		{"mov", []byte{0xb8, 39, 0, 0, 0, 0x0f, 0x05}, 5, maxInstruction - patchSize, 7},
+		{"cmp", []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}, 0, 0, 8},
+	} {
+		for off := uint64(0); off < 4096; off++ {
+			if off == 32 {
+				off = 4096 - 32
+			}
+			m := newMemory()
+			for page := hostarch.Addr(testPage - 4096); page <= testPage+4096; page += 4096 {
+				m.pages[page] = bytes.Repeat([]byte{0x90}, 4096)
+			}
+			addr := testPage + off
+			m.CopyOut(ctx, hostarch.Addr(addr), test.code, usermem.IOOpts{})
+			var stats Stats
+			table := NewTable(testCall, &stats)
+			table.Patch(ctx, m, addr+test.syscall+2, 39, true)
+			want := off >= test.before && off+test.after <= 4096
+			if s := stats.Get(); (s.Patched == 1) != want || !want && s.Refused[platform.TextTwoPages] != 1 {
+				t.Errorf("%s at %#x of a page: %+v", test.name, off, s)
+			}
+		}
+	}
+}
+
+// A patch to whose middle threads jump all the time is undone, in one process, and
+// not made again.
+func TestJumps(t *testing.T) {
+	ctx := context.Background()
+	code := []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}
+	m, table, stats := patchedAt(t, testText, bytes.Repeat(code, 2), testText+2, 39)
+	table.Patch(ctx, m, testText+10, 39, true)
+	child := table.Fork().(*Table)
+	jump := func() uint64 {
+		to, ok := table.Continue(ctx, m, testText+2)
+		if !ok {
+			t.Fatal("a jump to the middle of a patch is not known")
+		}
+		return to
+	}
+	for range maxJumps / 2 {
+		if jump() == testText+2 {
+			t.Fatal("undone too early")
+		}
+	}
+	if s := stats.Get(); s.Jumps != maxJumps/2 || len(s.Refused) != 0 {
+		t.Errorf("%+v", s)
+	}
+	// Seldom is never too often.
+	for range maxJumps {
+		table.jumps[testText].since = time.Time{}
+		jump()
+	}
+	n := 0
+	for ; jump() != testText+2; n++ {
+		if n == 1000*maxJumps {
+			t.Fatal("it is never undone")
+		}
+	}
+	b := make([]byte, len(code))
+	if m.CopyIn(ctx, testText, b, usermem.IOOpts{}); !bytes.Equal(b, code) {
+		t.Errorf("now there is % x", b)
+	}
+	if m.CopyIn(ctx, testText+8, b, usermem.IOOpts{}); bytes.Equal(b, code) {
+		t.Error("the other patch was undone as well")
+	}
+	table.Patch(ctx, m, testText+2, 39, true)
+	if s := stats.Get(); s.Patched != 2 || s.Refused[Jumped] != 1 {
+		t.Errorf("%+v", s)
+	}
+	if m.CopyIn(ctx, testText, b, usermem.IOOpts{}); !bytes.Equal(b, code) {
+		t.Error("it was patched again")
+	}
+	// Of what was undone threads are still in the trampoline.
+	if to, ok := table.Settle(table.byAddr[testText].trampoline); !ok || to != testText {
+		t.Errorf("Settle: %#x, %v", to, ok)
+	}
+	if len(child.jumps) != 0 {
+		t.Error("the child counts its parent's jumps")
+	}
+	if again := table.Fork().(*Table); !again.jumps[testText].undone {
+		t.Error("a child forgets what was undone")
 	}
 }
 

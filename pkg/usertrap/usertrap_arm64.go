@@ -21,6 +21,8 @@ const (
 
 func decide([]byte, int, uint64, bool) (pattern, error) { return 0, Unknown }
 
+func onePage(pattern, uint64) bool { return false }
+
 func reaches(*site, uint64) bool { return false }
 
 func jump(_, _ uint64) []byte { return nil }

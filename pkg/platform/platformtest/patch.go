@@ -64,6 +64,17 @@ func (mm *memoryManager) replaceLocked(addr hostarch.Addr, old, new []byte) erro
 	return unix.EFAULT
 }
 
+// UnpatchText implements platform.TextPatcher.UnpatchText.
+func (mm *memoryManager) UnpatchText(_ context.Context, addr hostarch.Addr) error {
+	mm.mu.Lock()
+	defer mm.mu.Unlock()
+	if p, ok := mm.patches[addr]; ok {
+		mm.replaceLocked(addr, p.new, p.old) // it may not be there any more
+		delete(mm.patches, addr)
+	}
+	return nil
+}
+
 // RestoreText implements platform.TextPatcher.RestoreText.
 func (mm *memoryManager) RestoreText(context.Context) error {
 	mm.mu.Lock()

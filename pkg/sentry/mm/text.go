@@ -137,6 +137,13 @@ func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma],
 	return err == nil, err
 }
 
+// UnpatchText implements platform.TextPatcher.UnpatchText.
+func (mm *MemoryManager) UnpatchText(ctx context.Context, addr hostarch.Addr) error {
+	mm.mappingMu.RLock()
+	defer mm.mappingMu.RUnlock()
+	return mm.restoreText(ctx, hostarch.AddrRange{Start: addr, End: addr + 1}, false)
+}
+
 // RestoreText implements platform.TextPatcher.RestoreText.
 func (mm *MemoryManager) RestoreText(ctx context.Context) error {
 	mm.mappingMu.RLock()

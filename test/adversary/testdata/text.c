@@ -5,6 +5,7 @@
 #include "adversary.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <setjmp.h>
 #include <sys/ucontext.h>
 
 #ifdef __x86_64__
@@ -15,16 +16,21 @@ typedef long function(long, long, long);
 
 static function *asFunction(void *p) { return (function *)p; }
 
-// place returns executable memory with code in it. how is one of several kinds of
-// mapping.
+// start returns the page that p is in.
+static unsigned char *start(unsigned char *p) { return (unsigned char *)((u64)p & -(u64)page); }
+
+// place returns executable memory with code in it, not quite at the start of a page:
+// what lies before may count. how is one of several kinds of mapping.
 enum { anonymous, file, writable, sharedFile, kinds };
+enum { lead = 32 };
 
 static unsigned char *place(int how, const void *code, size_t size) {
-	unsigned char *p;
+	unsigned char *p, nops[lead];
+	memset(nops, 0x90, lead);
 	if (how == file || how == sharedFile) {
 		char name[] = "/tmp/text-XXXXXX";
 		int fd = mkstemp(name);
-		if (fd < 0 || ftruncate(fd, page) != 0 || pwrite(fd, code, size, 0) != (ssize_t)size)
+		if (fd < 0 || ftruncate(fd, page) != 0 || pwrite(fd, nops, lead, 0) != lead || pwrite(fd, code, size, lead) != (ssize_t)size)
 			die("a file for code");
 		unlink(name);
 		p = mmap(0, page, PROT_READ | PROT_EXEC, how == file ? MAP_PRIVATE : MAP_SHARED, fd, 0);
@@ -33,13 +39,14 @@ static unsigned char *place(int how, const void *code, size_t size) {
 		p = mmap(0, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (p == MAP_FAILED)
 			die("mmap for code");
-		memcpy(p, code, size);
+		memcpy(p, nops, lead);
+		memcpy(p + lead, code, size);
 		if (mprotect(p, page, PROT_READ | PROT_EXEC | (how == writable ? PROT_WRITE : 0)) != 0)
 			die("mprotect of code");
 	}
 	if (p == MAP_FAILED)
 		die("mmap for code");
-	return p;
+	return p + lead;
 }
 
 // What the calls that are used here must return.
@@ -192,24 +199,24 @@ static void selfModifying(struct rng *r) {
 		long result = expected(nr);
 		switch (round % 4) {
 		case 0: // in place
-			if (mprotect(p, page, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
+			if (mprotect(start(p), page, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
 				die("mprotect");
 			p[1] = nr;
 			break;
 		case 1: // writable for a moment
-			if (mprotect(p, page, PROT_READ | PROT_WRITE) != 0)
+			if (mprotect(start(p), page, PROT_READ | PROT_WRITE) != 0)
 				die("mprotect");
 			stub(p, nr);
-			if (mprotect(p, page, PROT_READ | PROT_EXEC) != 0)
+			if (mprotect(start(p), page, PROT_READ | PROT_EXEC) != 0)
 				die("mprotect");
 			break;
 		case 2: // a new mapping at the address
-			if (mmap(p, page, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != p)
+			if (mmap(start(p), page, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != start(p))
 				die("mmap");
 			stub(p, nr);
 			break;
 		case 3: // at another place of the page, then written over by the kernel
-			if (mprotect(p, page, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
+			if (mprotect(start(p), page, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
 				die("mprotect");
 			int fd[2];
 			stub(code, nr);
@@ -217,7 +224,7 @@ static void selfModifying(struct rng *r) {
 				die("read to code");
 			close(fd[0]);
 			close(fd[1]);
-			if (below(r, 2) && mprotect(p, page, PROT_READ | PROT_EXEC) != 0)
+			if (below(r, 2) && mprotect(start(p), page, PROT_READ | PROT_EXEC) != 0)
 				die("mprotect");
 			break;
 		}
@@ -249,7 +256,7 @@ static void selfModifying(struct rng *r) {
 	// was not changed must be as in the file.
 	unsigned char *q = place(file, code, 8);
 	stub(code, SYS_getppid);
-	if (madvise(q, page, MADV_DONTNEED) != 0)
+	if (madvise(start(q), page, MADV_DONTNEED) != 0)
 		die("madvise of code");
 }
 
@@ -269,13 +276,14 @@ static void moved(struct rng *r) {
 		unsigned char *p = place(how, code, 8);
 		heat(p, nr);
 		if (how == file) {
-			if (madvise(p, page, MADV_DONTNEED) != 0)
+			if (madvise(start(p), page, MADV_DONTNEED) != 0)
 				die("madvise of code");
 			heat(p, nr);
 		}
-		unsigned char *q = mremap(p, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, p + 512 * page);
+		unsigned char *q = mremap(start(p), page, page, MREMAP_MAYMOVE | MREMAP_FIXED, start(p) + 512 * page);
 		if (q == MAP_FAILED)
 			die("mremap of code");
+		q += lead;
 		heat(q, nr);
 		for (int vforked = 0; vforked < 2; vforked++) {
 			pid_t pid = vforked ? vfork() : fork();
@@ -285,7 +293,7 @@ static void moved(struct rng *r) {
 				else
 					heat(q, nr);
 				if (!vforked && how != sharedFile) { // a copy of its own
-					if (mprotect(q, page, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
+					if (mprotect(start(q), page, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
 						die("mprotect of code");
 					stub(q, SYS_getuid);
 					heat(q, SYS_getuid);
@@ -297,7 +305,7 @@ static void moved(struct rng *r) {
 				die("status %#x of a child with hot code", status);
 			heat(q, nr);
 		}
-		if (munmap(q, page) != 0)
+		if (munmap(start(q), page) != 0)
 			die("munmap of code");
 	}
 }
@@ -371,11 +379,11 @@ static void racing(struct rng *r) {
 	sigaction(SIGALRM, &sa, 0);
 	struct itimerval it = {{0, 1000}, {0, 1000}};
 	setitimer(ITIMER_REAL, &it, 0);
-	unsigned char code[page];
+	unsigned char code[page - lead];
 	for (int round = 0; round < 20; round++) {
 		struct race c = {.nr = numbers[below(r, 6)]};
 		memset(code, 0xcc, sizeof code);
-		int at = below(r, page - 8); // also across what a CPU reads at once
+		int at = below(r, sizeof code - 8); // also across what a CPU reads at once
 		stub(code + at, c.nr);
 		c.p = place(round % kinds, code, sizeof code) + at;
 		from = c.p;
@@ -386,7 +394,7 @@ static void racing(struct rng *r) {
 			pthread_create(&t[i], 0, racer, &c);
 		for (int i = 0; i < 4; i++)
 			pthread_join(t[i], 0);
-		munmap((void *)((u64)c.p & -(u64)page), page);
+		munmap(start(c.p), page);
 	}
 	setitimer(ITIMER_REAL, &(struct itimerval){0}, 0);
 }
@@ -418,6 +426,54 @@ static void usesGS(struct rng *r) {
 			if (mine[i] != 0x1111111111111111 * (i % 16))
 				die("word %d of memory that GS leads to has changed to %#lx", i, mine[i]);
 	}
+}
+
+// A program that sets GS by itself, although it is not told that it can: where a
+// patched call relies on GS that call may do anything to this program, but to no
+// other, and a signal gets it out of it. Afterwards all is as it should be.
+static sigjmp_buf out;
+
+static void onTrouble(int sig) {
+	(void)sig;
+	siglongjmp(out, 1);
+}
+
+static void setsGS(struct rng *r) {
+	unsigned char code[16];
+	stub(code, SYS_getppid);
+	static u64 mine[2 * page / 8];
+	u64 to[] = {(u64)mine + page, (u64)mine + page - 64, 0x10000, 1ul << 46, 1ul << 47, -1ul << 47, -8ul, next(r)};
+	for (int i = 0; i < (int)(sizeof to / sizeof to[0]); i++)
+		for (int handled = 0; handled < 2; handled++) {
+			pid_t pid = fork();
+			if (pid == 0) {
+				int signals[] = {SIGALRM, SIGSEGV, SIGBUS, SIGILL};
+				for (int j = 0; j < 4; j++)
+					signal(signals[j], handled ? onTrouble : SIG_DFL);
+				unsigned char *volatile p = place(anonymous, code, 8);
+				heat(p, SYS_getppid);
+				int patched = p[0] == 0xe9;
+				setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {0, 100000}}, 0);
+				if (sigsetjmp(out, 1) == 0) {
+					__asm__ volatile("wrgsbase %0" : : "r"(to[i]));
+					for (int j = 0; j < 2 * hot; j++)
+						if (asFunction(p)(0, 0, 0) != getppid() && !patched)
+							die("a call of a program that has set GS");
+				}
+				setitimer(ITIMER_REAL, &(struct itimerval){0}, 0);
+				heat(p, SYS_getppid);
+				for (int j = 0; j < (int)(sizeof mine / 8) && !patched; j++)
+					if (mine[j] != 0)
+						die("memory that GS leads to has changed");
+				_exit(0);
+			}
+			int status;
+			if (pid < 0 || waitpid(pid, &status, 0) != pid)
+				die("waitpid");
+			// ptrace(2) gives no thread a GS that is not its own memory: it may not go on.
+			if (status != 0 && (!WIFSIGNALED(status) || (handled && to[i] >> 47 == 0)))
+				die("status %#x of a program that has set GS to %#lx", status, to[i]);
+		}
 }
 
 // A program that runs itself step by step sees each of its instructions.
@@ -539,8 +595,8 @@ static void stacks(struct rng *r) {
 	}
 }
 
-static void (*const all[])(struct rng *) = {looksLikeMov, middle, registers, selfModifying, moved, trampolines, racing, usesGS, singleSteps, kinds32, filters, stacks};
-static const char *const names[] = {"looksLikeMov", "middle", "registers", "selfModifying", "moved", "trampolines", "racing", "usesGS", "singleSteps", "kinds32", "filters", "stacks"};
+static void (*const all[])(struct rng *) = {looksLikeMov, middle, registers, selfModifying, moved, trampolines, racing, usesGS, setsGS, singleSteps, kinds32, filters, stacks};
+static const char *const names[] = {"looksLikeMov", "middle", "registers", "selfModifying", "moved", "trampolines", "racing", "usesGS", "setsGS", "singleSteps", "kinds32", "filters", "stacks"};
 
 int main(int argc, char **argv) {
 	if (argc < 3)
