@@ -56,23 +56,25 @@ func (h *hotPages) latest() []access {
 func (mm *MemoryManager) Expect(addr hostarch.Addr, at hostarch.AccessType) {
 	mm.hot.note(access{addr.RoundDown(), at.Write})
 	mm.activeMu.Lock()
-	mm.expectLocked(addr.RoundDown(), false)
+	mm.expectLocked(expectation{page: addr.RoundDown()})
 	mm.activeMu.Unlock()
 }
 
-// expectation is a page that is to be mapped with the next one; present says that it,
-// and what is around it, takes memory already.
+// expectation is a page that is to be mapped with the next one.
 type expectation struct {
-	page    hostarch.Addr
+	page hostarch.Addr
+	// present says that it, and what is around it, takes memory already.
 	present bool
+	// fresh says that it is in a new mapping, all of which is going to be used.
+	fresh bool
 }
 
 // expectLocked makes the next fault map a page as well.
 //
 // Preconditions: mm.mappingMu is locked for writing, or mm.activeMu is.
-func (mm *MemoryManager) expectLocked(page hostarch.Addr, present bool) {
+func (mm *MemoryManager) expectLocked(e expectation) {
 	if len(mm.expected) < maxHot {
-		mm.expected = append(mm.expected, expectation{page, present})
+		mm.expected = append(mm.expected, e)
 	}
 }
 
@@ -94,19 +96,49 @@ func (mm *MemoryManager) takeExpectedLocked(ctx context.Context) []mapping {
 			continue
 		}
 		seg := mm.pmas.lookup(e.page)
-		if seg == nil {
-			if v.v.mappable == nil {
-				continue // a page of zeros
-			}
+		if e.fresh || seg == nil && v.v.mappable != nil {
+			var did change
 			var err error
-			if seg, _, err = mm.fillLocked(ctx, v, e.page, hostarch.Read); err != nil {
+			if seg, did, err = mm.useLocked(ctx, v, e.page); err != nil {
 				continue
 			}
+			e.present = did == committed
 		}
-		ms = append(ms, mapping{v, mm.around(v, seg, e.page), e.present})
+		if seg != nil { // else a page of zeros
+			ms = append(ms, mapping{v, mm.around(v, seg, e.page), e.present})
+		}
 	}
 	mm.expected = nil
 	return ms
+}
+
+// useLocked is pageLocked for a page that is used in the way its mapping most likely
+// is: small private ones are written, unless changes of the file could be missed.
+func (mm *MemoryManager) useLocked(ctx context.Context, v *segment[vma], page hostarch.Addr) (*segment[pma], change, error) {
+	written := v.v.private && v.v.perms.Write && v.Length() <= minBlock
+	if v.v.mappable == nil && written {
+		return mm.pageLocked(ctx, v, page, hostarch.Write)
+	}
+	seg, did, err := mm.pageLocked(ctx, v, page, hostarch.Read)
+	if err == nil && written && !seg.v.max.Write && !v.v.perms.Execute {
+		return mm.pageLocked(ctx, v, page, hostarch.Write)
+	}
+	return seg, did, err
+}
+
+// useNew maps a small mapping that was just made: it is used at once.
+func (mm *MemoryManager) useNew(ctx context.Context, addr hostarch.Addr) {
+	// An error is for the access to find.
+	mm.withVMA(addr, hostarch.NoAccess, true, func(v *segment[vma]) error {
+		mm.activeMu.Lock()
+		defer mm.activeMu.Unlock()
+		seg, did, err := mm.useLocked(ctx, v, addr)
+		if err != nil {
+			return err
+		}
+		ms := []mapping{{v, mm.around(v, seg, addr), did == committed}}
+		return mm.mapAllLocked(append(ms, mm.takeExpectedLocked(ctx)...))
+	})
 }
 
 // around returns how much of seg, in v, is mapped with a page.
@@ -151,7 +183,7 @@ type remapping struct {
 // add has seg mapped with at, which must be something.
 func (r *remapping) add(seg *segment[pma], at hostarch.AccessType, precommit bool) {
 	req := platform.FileMapping{Addr: seg.Start, File: seg.v.file, Range: fileRange(seg, seg.AddrRange), Access: at, Precommit: precommit}
-	seg.v.mapped = at
+	seg.v.mapped, seg.v.revoked = at, false
 	r.segs = append(r.segs, seg)
 	if n := len(r.reqs); n > 0 {
 		// One mapping of the host if it can be.

@@ -94,7 +94,7 @@ func (mm *MemoryManager) forkPMAs(child *MemoryManager) {
 			c := &segment[pma]{ar, seg.v}
 			c.v.off = fr.Start
 			c.v.cow = true
-			c.v.mapped = hostarch.NoAccess
+			c.v.mapped, c.v.revoked = hostarch.NoAccess, false
 			child.addPMA(c)
 			seg.v.cow = true
 			return true
@@ -140,7 +140,7 @@ func (mm *MemoryManager) forkCopies(child *MemoryManager) []hostarch.AddrRange {
 			blocks = append(blocks, ar)
 			known = true
 		}
-		child.expectLocked(a.page, known)
+		child.expectLocked(expectation{page: a.page, present: known})
 	}
 	slices.SortFunc(blocks, func(a, b hostarch.AddrRange) int {
 		if a.Start < b.Start {

@@ -90,6 +90,8 @@ type MemoryManager struct {
 	mf     *pgalloc.MemoryFile
 	layout layout
 	users  atomic.Int64
+	// entered says that the application has run.
+	entered atomic.Bool
 	// cooperative is the platform's CooperativelySchedulesAddressSpace.
 	cooperative bool
 

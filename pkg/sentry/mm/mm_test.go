@@ -493,6 +493,105 @@ func TestExpectedFiles(t *testing.T) {
 	check(t, mm)
 }
 
+// A program finds what its loader has mapped with one request, the part that it
+// writes included.
+func TestExpectedProgram(t *testing.T) {
+	e := newEnv(t)
+	e.p.batch = true
+	mm := e.newMM()
+	f := e.newFile(8)
+	f.perms = hostarch.ReadExec
+	for i := range 8 {
+		f.bytes()[i*page] = byte(i + 1)
+	}
+	code, data := of(anon(4), f, true), of(anon(4), f, true)
+	code.Perms = hostarch.ReadExec
+	data.Offset = 4 * page
+	c, d, bss := mmap(t, mm, code), mmap(t, mm, data), mmap(t, mm, anon(3))
+	opts := anon(32)
+	opts.GrowsDown = true
+	sp := mmap(t, mm, opts) + 31*page
+	if _, err := mm.CopyOut(ctx, sp, []byte{1}, usermem.IOOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	as := fake(mm)
+	as.counts()
+	mm.Expect(sp, hostarch.Write)
+	mm.Prefault(ctx, c, hostarch.Execute)
+	if v := read(t, mm, d+2*page); v != 7 {
+		t.Errorf("data holds %d", v)
+	}
+	for i := range hostarch.Addr(3) {
+		write(t, mm, d+i*page, 1)
+		write(t, mm, bss+i*page, 1)
+		write(t, mm, sp-i*page, 1)
+	}
+	if maps, unmaps := as.counts(); maps > 1 || unmaps != 0 {
+		t.Errorf("%d MapFile and %d Unmap", maps, unmaps)
+	}
+	// From then on what is small is mapped when it is made.
+	a := mmap(t, mm, data)
+	as.counts()
+	write(t, mm, a+page, 1)
+	if maps, _ := as.counts(); maps != 0 {
+		t.Errorf("a small mapping of a file took %d MapFile when it was written", maps)
+	}
+	if f.bytes()[5*page] != 6 {
+		t.Error("a private write reached the file")
+	}
+	check(t, mm)
+}
+
+// Memory whose access is taken away and given back is there without a fault, with no
+// more than it had.
+func TestRevoked(t *testing.T) {
+	e := newEnv(t)
+	mm := e.newMM()
+	a := mmap(t, mm, anon(40))
+	for i := range hostarch.Addr(8) {
+		write(t, mm, a+i*page, byte(i))
+	}
+	as := fake(mm)
+	for range 2 {
+		expect(t, "mprotect", mm.MProtect(ctx, a, 40*page, hostarch.NoAccess, false), nil)
+		check(t, mm)
+		if len(as.pages) != 0 {
+			t.Errorf("%d pages can be accessed", len(as.pages))
+		}
+		expect(t, "mprotect", mm.MProtect(ctx, a+page, 39*page, hostarch.Read, false), nil)
+		check(t, mm)
+		as.counts()
+		for i := range hostarch.Addr(7) {
+			if v := read(t, mm, a+(i+1)*page); v != byte(i+1) {
+				t.Errorf("page %d holds %d", i+1, v)
+			}
+		}
+		if maps, _ := as.counts(); maps != 0 {
+			t.Errorf("reading took %d MapFile", maps)
+		}
+		if _, err := touch(mm, a+page, hostarch.Write, 1); err == nil {
+			t.Error("read-only memory can be written")
+		}
+		expect(t, "mprotect", mm.MProtect(ctx, a, 40*page, hostarch.ReadWrite, false), nil)
+		check(t, mm)
+	}
+	// A child has nothing mapped that could be revoked.
+	expect(t, "mprotect", mm.MProtect(ctx, a, 40*page, hostarch.NoAccess, false), nil)
+	child, err := mm.Fork(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "mprotect", child.MProtect(ctx, a, 40*page, hostarch.ReadWrite, false), nil)
+	check(t, child)
+	write(t, child, a, 99)
+	child.DecUsers(ctx)
+	expect(t, "mprotect", mm.MProtect(ctx, a, 40*page, hostarch.Read, false), nil)
+	if v := read(t, mm, a); v != 0 {
+		t.Errorf("parent sees %d", v)
+	}
+	check(t, mm)
+}
+
 // A grandchild keeps what it was given.
 func TestForkChain(t *testing.T) {
 	e := newEnv(t)

@@ -35,6 +35,9 @@ type pma struct {
 
 	// mapped is what the AddressSpace has the pages mapped with.
 	mapped hostarch.AccessType
+
+	// revoked says that the pages were mapped until mprotect(2) took all access away.
+	revoked bool
 }
 
 func (p *pma) advance(n uint64) { p.off += n }
@@ -188,7 +191,7 @@ func (mm *MemoryManager) mapLocked(seg *segment[pma], at hostarch.AccessType, pr
 		seg.v.mapped = hostarch.NoAccess
 		return fmt.Errorf("map %v of the application: %w", seg.AddrRange, err)
 	}
-	seg.v.mapped = at
+	seg.v.mapped, seg.v.revoked = at, false
 	return nil
 }
 
@@ -216,6 +219,7 @@ func (mm *MemoryManager) HandleUserFault(ctx context.Context, addr hostarch.Addr
 				return err
 			}
 		}
+		mm.entered.Store(true)
 		mm.hot.note(access{page, at.Write})
 		allowed := want(seg, v.v.perms)
 		around := mm.around(v, seg, page)
@@ -384,8 +388,10 @@ func (mm *MemoryManager) fillAnonLocked(page hostarch.Addr, room hostarch.AddrRa
 		size = min(size, maxCommit)
 	}
 	ar := block(page, size, room)
-	if small {
-		ar = room
+	if v.v.growsDown && room.Length() > size {
+		// What is used next lies below.
+		start := max(page-min(page, hostarch.Addr(size/4*3)), room.Start)
+		ar = hostarch.AddrRange{Start: start, End: min(start+hostarch.Addr(size), room.End)}
 	}
 	switch {
 	case prev != nil && prev.v.private && prev.End == ar.Start:
@@ -434,6 +440,9 @@ func (mm *MemoryManager) breakCOWLocked(v *segment[vma], seg *segment[pma], page
 	size := uint64(minCopy)
 	if prev := mm.pmas.at(mm.pmas.prev(mm.pmas.find(page))); prev != nil && prev.End == page && prev.v.private && !prev.v.cow {
 		size = growBlock(prev, size, maxCopy)
+	}
+	if !seg.v.private && v.Length() <= minBlock {
+		size = minBlock // the data of a program or library
 	}
 	copied, err := mm.copyLocked(v, seg, block(page, size, near))
 	if err != nil {
@@ -543,12 +552,23 @@ func (mm *MemoryManager) protectLocked(ar hostarch.AddrRange, perms hostarch.Acc
 		var mapped hostarch.AddrRange
 		mm.pmas.overlapping(ar, func(seg *segment[pma]) bool {
 			mapped = extend(mapped, seg)
+			seg.v.revoked = seg.v.revoked || seg.v.mapped.Any()
 			seg.v.mapped = hostarch.NoAccess
 			return true
 		})
 		mm.unmapAS(mapped)
 	} else {
 		mm.remapLocked(ar, func(seg *segment[pma]) hostarch.AccessType { return want(seg, perms) })
+		// What gets access back is about to be used again.
+		var r remapping
+		mm.pmas.overlapping(ar, func(seg *segment[pma]) bool {
+			if at := want(seg, perms); seg.v.revoked && at.Any() && len(r.segs) < mm.maxRemaps() {
+				r.add(seg, at, false)
+			}
+			seg.v.revoked = false
+			return true
+		})
+		mm.remapAllLocked(&r) // an error leaves it unmapped
 	}
 	mm.pmas.merge(ar)
 }

@@ -209,11 +209,19 @@ func (mm *MemoryManager) MMap(ctx context.Context, opts memmap.MMapOpts) (hostar
 	addr, removed, err := mm.mmapLocked(opts, length)
 	mm.mappingMu.Unlock()
 	releaseVMAs(removed)
-	small := opts.Mappable == nil && opts.Private && opts.Perms.Write && !opts.GrowsDown && length <= minBlock
-	if err == nil && (opts.Precommit || small) { // small mappings are used at once
+	switch {
+	case err != nil:
+	case opts.Precommit, isSmall(&opts) && mm.entered.Load() && opts.Mappable == nil:
 		mm.populateNew(ctx, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)})
+	case isSmall(&opts) && mm.entered.Load():
+		mm.useNew(ctx, addr)
 	}
 	return addr, err
+}
+
+// isSmall reports whether a new mapping is so small that it is used as a whole.
+func isSmall(opts *memmap.MMapOpts) bool {
+	return opts.Private && !opts.GrowsDown && opts.Length <= minBlock && (opts.Perms.Write || opts.Mappable != nil && opts.Perms.Any())
 }
 
 func (mm *MemoryManager) mmapLocked(opts memmap.MMapOpts, length uint64) (hostarch.Addr, []*segment[vma], error) {
@@ -277,8 +285,11 @@ func (mm *MemoryManager) mmapLocked(opts memmap.MMapOpts, length uint64) (hostar
 	}
 	mm.addVMA(&segment[vma]{ar, v})
 	mm.vmas.merge(ar)
-	if v.mappable != nil && v.private {
-		mm.expectLocked(addr, false)
+	switch small := isSmall(&opts); {
+	case small && mm.entered.Load():
+		// MMap maps it at once.
+	case small || v.mappable != nil && v.private:
+		mm.expectLocked(expectation{page: addr, fresh: small})
 	}
 	return addr, removed, nil
 }
