@@ -38,11 +38,12 @@ type addressSpace struct {
 	// reqMu is held for a request to the system call thread.
 	reqMu sync.Mutex
 	seq   uint32
-	// caller is the system call thread's id, cpu the CPU that it may run on, or
-	// anyCPU, and cpus those that it could when it was born.
-	caller int
-	cpu    int
-	cpus   unix.CPUSet
+	// caller is the system call thread. It runs on the CPU of whoever makes a request,
+	// who is about to sleep for it: to wake a thread on another one, which may be idle,
+	// takes several times as long.
+	caller affinity.Follower
+	// requests counts them.
+	requests atomic.Uint32
 
 	// growMu is held while a thread is made. chunks is how many chunks of slots the
 	// stub has mapped.
@@ -53,9 +54,6 @@ type addressSpace struct {
 	// there may be some.
 	stats *usertrap.Stats
 	table atomic.Pointer[usertrap.Table]
-
-	// group are the pairs of the AddressSpace's threads.
-	group affinity.Group
 
 	// gone says that the AddressSpace was released or given up.
 	gone atomic.Bool
@@ -88,11 +86,11 @@ func newAddressSpace() (*addressSpace, error) {
 	}
 	num, dropFile, err := zygote.Hold(mem)
 	if err != nil {
-		mem.dropRef()
+		mem.close()
 		return nil, err
 	}
 	extra := zygote.Layout.Extra
-	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile, cpu: anyCPU}
+	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile}
 	as.at.ro = zygote.Layout.Start - roSize
 	as.at.hint = as.at.ro - pageSize
 	as.at.slots = as.at.hint&^(slotSize-1) - maxSlots*slotSize
@@ -101,11 +99,13 @@ func newAddressSpace() (*addressSpace, error) {
 	as.at.call, as.at.callArgs, as.at.makeCall, as.at.callEnd = extra+t.call, extra+t.callArgs, extra+t.makeCall, extra+t.callEnd
 	err = as.initRegion(num)
 	if err == nil {
-		as.pid, as.caller, err = zygote.ForkAt(as.at.entry, uint32(num))
+		var tid int
+		as.pid, tid, err = zygote.ForkAt(as.at.entry, uint32(num))
+		as.caller = affinity.NewFollower(tid)
 	}
 	if err != nil {
 		dropFile()
-		mem.dropRef()
+		mem.close()
 		return nil, err
 	}
 	as.proc = stub.NewProcess(zygote, as.pid, as.killed)
@@ -242,10 +242,11 @@ func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, err
 	before := as.seq
 	as.seq = as.seq%maxSeq + 1
 	if calls[len(calls)-1].nr != unix.SYS_CLONE {
-		as.follow()
+		as.caller.Follow()
 	} else {
-		as.unfollow() // The new thread inherits it.
+		as.caller.Free() // The new thread inherits it.
 	}
+	as.requests.Add(1)
 	request := word32(m.region, requestSeq)
 	request.Store(as.seq)
 	sysmsg.FutexWake(request)
@@ -258,34 +259,6 @@ func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, err
 		return 0, as.fail(fmt.Errorf("stub process %d: result %#x of %d system calls: %w", as.pid, r, len(calls), unix.EPROTO))
 	}
 	return 0, &callError{calls[len(calls)-left], unix.Errno(-r & (1<<resultLeftShift - 1))}
-}
-
-// anyCPU is no CPU.
-const anyCPU = -1
-
-// follow makes the system call thread run on the CPU of the calling thread, which
-// is about to sleep for it: to wake a thread on another one, which may be idle,
-// takes several times as long. None of this has to succeed.
-func (as *addressSpace) follow() {
-	cpu, err := affinity.CurrentCPU()
-	if err != nil || cpu == as.cpu {
-		return
-	}
-	if as.cpus == (unix.CPUSet{}) && unix.SchedGetaffinity(as.caller, &as.cpus) != nil {
-		return
-	}
-	var one unix.CPUSet
-	one.Set(cpu)
-	if unix.SchedSetaffinity(as.caller, &one) == nil {
-		as.cpu = cpu
-	}
-}
-
-// unfollow lets the system call thread run where it could when it was born.
-func (as *addressSpace) unfollow() {
-	if as.cpu != anyCPU && unix.SchedSetaffinity(as.caller, &as.cpus) == nil {
-		as.cpu = anyCPU
-	}
 }
 
 // await waits for the result of the last request, for some time if timeout is not
@@ -351,7 +324,6 @@ func (as *addressSpace) thread() (*thread, error) {
 		t := as.idle[n-1]
 		as.idle = as.idle[:n-1]
 		as.mu.Unlock()
-		as.mem.addRef()
 		return t, nil
 	}
 	as.mu.Unlock()
@@ -366,7 +338,6 @@ func (as *addressSpace) thread() (*thread, error) {
 	as.mu.Lock()
 	as.threads = append(as.threads, t)
 	as.mu.Unlock()
-	as.mem.addRef()
 	return t, nil
 }
 
@@ -375,7 +346,6 @@ func (as *addressSpace) putIdle(t *thread) {
 	as.mu.Lock()
 	as.idle = append(as.idle, t)
 	as.mu.Unlock()
-	as.mem.dropRef()
 }
 
 // checkRange returns an error unless applications may map [addr, addr+length).

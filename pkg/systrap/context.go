@@ -20,12 +20,13 @@ import (
 type threadContext struct {
 	forwarder interrupt.Forwarder
 
-	// osThread is the OS thread that the Context is bound to, or 0.
-	osThread int
-
 	// thread is the one that the Context has, or nil. It is set while forwarder is
 	// disabled.
 	thread *thread
+	// lost says why a part of the state that was in a thread is not to be had.
+	lost error
+
+	pace pace
 
 	// sent says that an interrupt was sent to the thread.
 	sent atomic.Bool
@@ -147,25 +148,32 @@ func (c *threadContext) bind(as *addressSpace) error {
 		return nil
 	}
 	c.unbind()
+	if c.lost != nil {
+		return c.lost
+	}
 	t, err := as.thread()
 	if err != nil {
 		return err
 	}
 	c.thread, c.changed = t, true
-	c.pair()
 	return nil
 }
 
-// unbind takes the thread from the Context. The state is all in ac afterwards.
+// unbind takes the thread from the Context. The state is all in ac afterwards,
+// unless it is lost.
 func (c *threadContext) unbind() {
 	if c.thread == nil {
 		return
 	}
-	c.pull() // an error shows where the state is used
-	c.unpair()
+	c.lost = c.pull()
 	c.thread.as.putIdle(c.thread)
-	c.thread = nil
+	c.thread, c.inFrame = nil, false
 }
+
+// PrepareSleep implements platform.Context.PrepareSleep: the thread is for other
+// Contexts of the AddressSpace. One of them may run next, and the thread, which still
+// looks at its slot, is faster than one that must be woken.
+func (c *threadContext) PrepareSleep() { c.unbind() }
 
 // contextError returns err as a platform.ContextError.
 func contextError(err error) error {
@@ -293,11 +301,11 @@ func (c *threadContext) pull() error {
 	if t == nil || !c.inFrame || c.changed {
 		return nil
 	}
+	if err := t.as.enter(); err != nil {
+		return err
+	}
+	defer t.as.leave()
 	if t.called {
-		if err := t.as.enter(); err != nil {
-			return err
-		}
-		defer t.as.leave()
 		interrupted, err := t.leaveCall(c, &c.ac.Regs)
 		if err != nil {
 			return err
@@ -314,7 +322,11 @@ func (c *threadContext) PullFullState(_ platform.AddressSpace, ac *arch.Context6
 	if c.ac != ac {
 		return nil
 	}
-	if err := c.pull(); err != nil {
+	err := c.lost
+	if err == nil {
+		err = c.pull()
+	}
+	if err != nil {
 		c.inFrame = false
 		return contextError(err)
 	}
@@ -322,7 +334,7 @@ func (c *threadContext) PullFullState(_ platform.AddressSpace, ac *arch.Context6
 }
 
 // FullStateChanged implements platform.Context.FullStateChanged.
-func (c *threadContext) FullStateChanged() { c.changed = true }
+func (c *threadContext) FullStateChanged() { c.changed, c.lost = true, nil }
 
 // Release implements platform.Context.Release. The thread is for other Contexts
 // of the AddressSpace.

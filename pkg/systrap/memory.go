@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -12,16 +11,13 @@ import (
 	"github.com/ringfence/ringfence/pkg/memmap"
 )
 
-// memory is the memory file that an AddressSpace shares with its stub. It
-// implements memmap.File as far as package stub needs it.
+// memory is the memory file that an AddressSpace shares with its stub, to be used
+// between enter and leave. It implements memmap.File as far as package stub needs it.
 type memory struct {
 	fd int
 
 	// region is the read-only region and, behind it, the hint page.
 	region []byte
-
-	// refs are one for the AddressSpace and one for each Context that has a slot.
-	refs atomic.Int32
 
 	mu     sync.Mutex
 	chunks [][]byte
@@ -38,7 +34,6 @@ func newMemory() (*memory, error) {
 		return nil, fmt.Errorf("memfd_create for the slots of a stub: %w%s", err, hint(err))
 	}
 	m := &memory{fd: fd}
-	m.refs.Store(1)
 	if err := unix.Ftruncate(fd, fileSize); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("ftruncate of the slots of a stub to %d bytes: %w: raise RLIMIT_FSIZE (ulimit -f)", fileSize, err)
@@ -66,12 +61,8 @@ func (m *memory) chunk(n int) ([]byte, error) {
 	return b, nil
 }
 
-func (m *memory) addRef() { m.refs.Add(1) }
-
-func (m *memory) dropRef() {
-	if m.refs.Add(-1) > 0 {
-		return
-	}
+// close frees the memory: nobody touches it any more.
+func (m *memory) close() {
 	unix.Munmap(m.region)
 	for _, b := range m.chunks {
 		unix.Munmap(b)

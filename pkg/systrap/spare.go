@@ -150,5 +150,5 @@ func (as *addressSpace) destroy() {
 func (as *addressSpace) reap() {
 	as.dropFile()
 	as.proc.Reap()
-	as.mem.dropRef()
+	as.mem.close()
 }

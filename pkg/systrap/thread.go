@@ -3,10 +3,6 @@ package systrap
 import (
 	"encoding/binary"
 	"fmt"
-	"runtime"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,30 +22,11 @@ type thread struct {
 	// called says that the thread waits in a call that it made without a signal.
 	called bool
 
-	word    sysmsg.Word
-	spinner sysmsg.Spinner
+	// word is the slot's state, brief the same for a Wait that ends after followTime.
+	word, brief sysmsg.Word
 
-	// pair is the thread and the OS thread that its Context is bound to, or nil.
-	pair  *affinity.Pair
-	trial trial
+	follower affinity.Follower
 }
-
-// spinTime is how long the Sentry and a stub look at a slot before they sleep.
-const spinTime = 20 * time.Microsecond
-
-// switches is the number of Switches under way in this process.
-var switches atomic.Int32
-
-// spinLimit returns how often to look at a word before sleeping. With one CPU, or
-// with more threads than CPUs, whoever spins keeps the other side from running.
-func spinLimit() uint32 {
-	if n := runtime.NumCPU(); 2*int(switches.Load()) > n || n < 2 {
-		return 0
-	}
-	return maxSpins()
-}
-
-var maxSpins = sync.OnceValue(func() uint32 { return sysmsg.Spins(spinTime) })
 
 // newThread makes the n-th thread.
 //
@@ -70,7 +47,8 @@ func (as *addressSpace) newThread(n int) (*thread, error) {
 		calls = append(calls, call{unix.SYS_MMAP, [6]uint64{uint64(as.at.slots) + off, chunkSize, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_FIXED, fd, slotsOffset + off}})
 	}
 	t := &thread{as: as, addr: uint64(as.at.slots) + uint64(n)*slotSize, slot: b[index*slotSize:][:slotSize:slotSize]}
-	t.word = sysmsg.NewWord(word32(t.slot, stackSize+headerState), pollPeriod)
+	word := word32(t.slot, stackSize+headerState)
+	t.word, t.brief = sysmsg.NewWord(word, pollPeriod), sysmsg.NewWord(word, followTime)
 	// As after an event, so that the new thread waits for Resume.
 	t.word.Init()
 
@@ -84,6 +62,7 @@ func (as *addressSpace) newThread(n int) (*thread, error) {
 		return nil, err
 	}
 	as.chunks = chunk + 1
+	t.follower = affinity.NewFollower(t.tid)
 	return t, nil
 }
 
@@ -101,22 +80,30 @@ func (t *thread) resume(c *threadContext) error {
 }
 
 func (t *thread) await(c *threadContext) error {
-	spins := t.spins()
+	spins := t.spins(&c.pace)
 	t.setHeader32(headerSpin, spins)
-	woke := t.word.Resume()
-	for unanswered := 0; ; {
+	t.word.Resume()
+	word := t.word
+	if t.follower.Following() {
+		word = t.brief
+	}
+	for unanswered, left := 0, spins; ; left = 0 {
 		if t.as.gone.Load() {
 			return t.as.check()
 		}
-		o, err := t.word.Wait(spins)
+		o, err := word.Wait(left)
 		if err != nil {
 			return t.as.fail(fmt.Errorf("stub process %d: %w: %w", t.as.pid, err, unix.EPROTO))
 		}
 		if o != sysmsg.TimedOut {
-			t.turned(o, woke)
+			c.pace.report(spins, o)
 			return nil
 		}
-		spins = 0
+		if t.follower.Following() {
+			t.follower.Free()
+			word = t.word
+			continue
+		}
 		if err := t.as.check(); err != nil {
 			return err
 		}

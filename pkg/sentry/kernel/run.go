@@ -13,12 +13,13 @@ import (
 	"github.com/ringfence/ringfence/pkg/sentry/mm"
 )
 
-// run is the life of a task. It keeps its OS thread, since a tracer must; the
-// thread goes back to the runtime in the end, since tracees die with it.
+// run is the life of a task. If the platform wants it, it keeps its OS thread, as a
+// tracer must; the thread goes back to the runtime in the end, since tracees die with
+// it.
 func (t *Task) run() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	if b, ok := t.pc.(platform.ThreadBinder); ok {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		b.BindThread()
 	}
 	defer t.k.live.Done()
