@@ -2,14 +2,15 @@ package affinity
 
 import "golang.org/x/sys/unix"
 
-// Follower keeps a thread that sleeps on the CPU of whoever is about to wake it and
-// to sleep in its turn. It is not safe for concurrent use. Nothing that fails here
-// matters.
+// Follower keeps a thread that is about to be woken on the CPU of whoever wakes it, if
+// that one sleeps then, or on another, if it goes on. It is not safe for concurrent
+// use. Nothing that fails here matters.
 type Follower struct {
 	tid int
-	// cpu is the one that the thread may run on, or free; allowed is where it could
-	// before.
-	cpu     int
+	// cpu is the one that the thread may run on, or all but which if away; or free.
+	cpu  int
+	away bool
+	// allowed is where it could run before.
 	allowed unix.CPUSet
 }
 
@@ -17,23 +18,33 @@ type Follower struct {
 func NewFollower(tid int) Follower { return Follower{tid: tid, cpu: free} }
 
 // Follow lets the thread run on the calling thread's CPU only.
-func (f *Follower) Follow() {
+func (f *Follower) Follow() { f.keep(false) }
+
+// Avoid lets the thread run where the calling thread is not. If there is no such CPU,
+// it does nothing.
+func (f *Follower) Avoid() { f.keep(true) }
+
+func (f *Follower) keep(away bool) {
 	cpu, err := CurrentCPU()
-	if err != nil || cpu == f.cpu {
+	if err != nil || cpu == f.cpu && away == f.away {
 		return
 	}
 	if f.allowed == (unix.CPUSet{}) && unix.SchedGetaffinity(f.tid, &f.allowed) != nil {
 		return
 	}
-	var one unix.CPUSet
-	one.Set(cpu)
-	if unix.SchedSetaffinity(f.tid, &one) == nil {
-		f.cpu = cpu
+	var set unix.CPUSet
+	set.Set(cpu)
+	if away {
+		set = f.allowed
+		set.Clear(cpu)
+	}
+	if unix.SchedSetaffinity(f.tid, &set) == nil {
+		f.cpu, f.away = cpu, away
 	}
 }
 
-// Following reports whether the thread is kept on a CPU.
-func (f *Follower) Following() bool { return f.cpu != free }
+// Kept reports whether there are CPUs that the thread is kept on, or from.
+func (f *Follower) Kept() bool { return f.cpu != free }
 
 // Free lets the thread run where it could before.
 func (f *Follower) Free() {

@@ -15,7 +15,7 @@ func TestFollower(t *testing.T) {
 	tid := other(t)
 	f := NewFollower(tid)
 	f.Free()
-	if f.Following() || cpusOf(t, tid) != all {
+	if f.Kept() || cpusOf(t, tid) != all {
 		t.Errorf("at first it can run on %v", cpusOf(t, tid))
 	}
 	for cpu, left := 0, all.Count(); left > 0; cpu++ {
@@ -29,12 +29,21 @@ func TestFollower(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.Follow()
-		if got := cpusOf(t, tid); got != one || !f.Following() {
+		if got := cpusOf(t, tid); got != one || !f.Kept() {
 			t.Errorf("it follows a thread on CPU %d, and can run on %v", cpu, got)
+		}
+		others := all
+		others.Clear(cpu)
+		if others.Count() == 0 {
+			others = one
+		}
+		f.Avoid()
+		if got := cpusOf(t, tid); got != others {
+			t.Errorf("it avoids a thread on CPU %d, and can run on %v", cpu, got)
 		}
 	}
 	f.Free()
-	if got := cpusOf(t, tid); got != all || f.Following() {
+	if got := cpusOf(t, tid); got != all || f.Kept() {
 		t.Errorf("set free it can run on %v", got)
 	}
 }
@@ -43,12 +52,12 @@ func TestFollower(t *testing.T) {
 func TestFollowerGone(t *testing.T) {
 	f := NewFollower(1<<22 - 1)
 	f.Follow()
-	if f.Following() {
+	if f.Kept() {
 		t.Error("it follows")
 	}
 	f.cpu = 0
 	f.Free()
-	if f.Following() {
+	if f.Kept() {
 		t.Error("it follows after it was set free")
 	}
 }

@@ -42,8 +42,7 @@ type addressSpace struct {
 	// who is about to sleep for it: to wake a thread on another one, which may be idle,
 	// takes several times as long.
 	caller affinity.Follower
-	// requests counts them.
-	requests atomic.Uint32
+	pace   *pace
 
 	// growMu is held while a thread is made. chunks is how many chunks of slots the
 	// stub has mapped.
@@ -90,7 +89,7 @@ func newAddressSpace() (*addressSpace, error) {
 		return nil, err
 	}
 	extra := zygote.Layout.Extra
-	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile}
+	as := &addressSpace{zygote: zygote, mem: mem, dropFile: dropFile, pace: newPace()}
 	as.at.ro = zygote.Layout.Start - roSize
 	as.at.hint = as.at.ro - pageSize
 	as.at.slots = as.at.hint&^(slotSize-1) - maxSlots*slotSize
@@ -246,7 +245,7 @@ func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, err
 	} else {
 		as.caller.Free() // The new thread inherits it.
 	}
-	as.requests.Add(1)
+	as.pace.request()
 	request := word32(m.region, requestSeq)
 	request.Store(as.seq)
 	sysmsg.FutexWake(request)

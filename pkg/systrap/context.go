@@ -13,6 +13,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/platform/interrupt"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
 	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
@@ -26,7 +27,7 @@ type threadContext struct {
 	// lost says why a part of the state that was in a thread is not to be had.
 	lost error
 
-	pace pace
+	spinner sysmsg.Spinner
 
 	// sent says that an interrupt was sent to the thread.
 	sent atomic.Bool

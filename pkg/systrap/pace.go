@@ -44,42 +44,38 @@ func spinLimit() uint32 {
 
 var maxSpins = sync.OnceValue(func() uint32 { return sysmsg.Spins(spinTime) })
 
-// pace is how a Context waits for its thread.
-type pace struct {
-	spinner sysmsg.Spinner
-	// requests is the AddressSpace's number of requests at the last turn; score is
-	// positive if turns are more frequent than they are by requestCost.
-	requests uint32
-	score    int
+// pace says what an AddressSpace's Contexts do more: requests to the system call
+// thread, or turns without one. A new one expects requests, since programs map a lot
+// when they start.
+type pace struct{ score atomic.Int32 }
+
+func newPace() *pace {
+	p := new(pace)
+	p.score.Store(-maxPace)
+	return p
 }
 
-// next is called before a turn, with the AddressSpace's number of requests. It returns
-// how often to look at the slot, limit at most.
-func (p *pace) next(requests, limit uint32) uint32 {
-	// Both are bounded, so that nothing overflows.
-	p.score += 1 - requestCost*int(min(requests-p.requests, maxPace))
-	p.score = max(min(p.score, maxPace), -maxPace)
-	p.requests = requests
-	if limit == 0 || p.score <= 0 {
-		return 0
+// request counts a request. That several threads may count at once does no harm.
+func (p *pace) request() { p.score.Store(max(p.score.Load()-requestCost, -maxPace)) }
+
+// turn counts a turn. It reports whether looking at slots is better than to sleep.
+func (p *pace) turn() bool {
+	n := min(p.score.Load()+1, maxPace)
+	p.score.Store(n)
+	return n > 0
+}
+
+// spins returns how often to look at the thread's slot before sleeping, for both
+// sides.
+func (t *thread) spins(s *sysmsg.Spinner) (n uint32) {
+	if limit := spinLimit(); t.as.pace.turn() && limit > 0 {
+		n = s.Next(limit)
 	}
-	return p.spinner.Next(limit)
-}
-
-// report is called after a turn, for which the slot was looked at up to spins times.
-func (p *pace) report(spins uint32, o sysmsg.Outcome) {
-	if spins > 0 {
-		p.spinner.Report(o)
-	}
-}
-
-// spins returns how often to look at the slot before sleeping, for both sides.
-func (t *thread) spins(p *pace) uint32 {
-	n := p.next(t.as.requests.Load(), spinLimit())
-	if n == 0 {
+	switch {
+	case n == 0:
 		t.follower.Follow()
-	} else {
-		t.follower.Free()
+	case !t.met:
+		t.follower.Avoid()
 	}
 	return n
 }

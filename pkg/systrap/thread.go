@@ -26,6 +26,8 @@ type thread struct {
 	word, brief sysmsg.Word
 
 	follower affinity.Follower
+	// met says that the last event was seen by looking.
+	met bool
 }
 
 // newThread makes the n-th thread.
@@ -80,11 +82,11 @@ func (t *thread) resume(c *threadContext) error {
 }
 
 func (t *thread) await(c *threadContext) error {
-	spins := t.spins(&c.pace)
+	spins := t.spins(&c.spinner)
 	t.setHeader32(headerSpin, spins)
 	t.word.Resume()
 	word := t.word
-	if t.follower.Following() {
+	if t.follower.Kept() {
 		word = t.brief
 	}
 	for unanswered, left := 0, spins; ; left = 0 {
@@ -96,10 +98,13 @@ func (t *thread) await(c *threadContext) error {
 			return t.as.fail(fmt.Errorf("stub process %d: %w: %w", t.as.pid, err, unix.EPROTO))
 		}
 		if o != sysmsg.TimedOut {
-			c.pace.report(spins, o)
+			if spins > 0 {
+				c.spinner.Report(o)
+			}
+			t.met = o == sysmsg.Spun
 			return nil
 		}
-		if t.follower.Following() {
+		if t.follower.Kept() {
 			t.follower.Free()
 			word = t.word
 			continue
