@@ -3,6 +3,7 @@ package kvm
 import (
 	"context"
 	"encoding/binary"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -12,8 +13,9 @@ import (
 )
 
 // What goes wrong when a protecting step is left out: every run shows that it does not
-// with the step, and that it does without, where KVM shadows page tables (hazards of
-// the CPU's own TLB are matters of chance).
+// with the step, and that it does without, where KVM shadows page tables. Where the CPU
+// walks them itself that is a matter of chance: its TLB may have forgotten already. But a
+// vCPU that stays in the guest meanwhile has not, and takes no more than some tries.
 func TestHazards(t *testing.T) {
 	flush := func(m *machine) { m.omit.flush = true }
 	settle := func(m *machine) { m.omit.settle = true }
@@ -34,10 +36,18 @@ func TestHazards(t *testing.T) {
 				t.Error("shows although nothing is left out")
 			}
 			p := newTestPlatform(t, 2)
-			h.omit(p.m)
-			shown := h.shown(t, p)
-			p.m.omit.flush, p.m.omit.settle = false, false
-			if !shown && p.probe.shadow {
+			stays := h.name == "OtherVCPU" && runtime.NumCPU() > 1
+			shown := false
+			for tries := 20; tries > 0 && !shown; tries-- {
+				h.omit(p.m)
+				shown = h.shown(t, p)
+				p.m.omit.flush, p.m.omit.settle = false, false
+				if p.probe.shadow || !stays {
+					break
+				}
+			}
+			t.Logf("without the step it shows: %v", shown)
+			if !shown && (p.probe.shadow || stays) {
 				t.Error("does not show without the step that protects from it: is it another one that does?")
 			}
 		})

@@ -45,6 +45,8 @@ type machine struct {
 
 	// omit are protecting steps that tests leave out, to show what they protect from.
 	omit struct{ flush, settle bool }
+	// fail is what tests have requests fail with, or nil.
+	fail func(req uintptr) unix.Errno
 
 	// shims is how many vCPUs have a shim, shim what is where in it.
 	shims int

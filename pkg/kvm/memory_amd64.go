@@ -75,7 +75,10 @@ func (m *machine) freeSlot(n uint32) {
 func (m *machine) setSlot(n uint32, gpa, size, hva uint64) error {
 	mr := memoryRegion{slot: n, gpa: gpa, size: size, hva: hva}
 	for {
-		errno := ioctlStruct(m.vm, kvmSetUserMemoryRegion, &mr)
+		errno := m.failure(kvmSetUserMemoryRegion)
+		if errno == 0 {
+			errno = ioctlStruct(m.vm, kvmSetUserMemoryRegion, &mr)
+		}
 		switch errno {
 		case 0:
 			return nil
@@ -84,6 +87,14 @@ func (m *machine) setSlot(n uint32, gpa, size, hva uint64) error {
 		}
 		return fmt.Errorf("ioctl(KVM_SET_USER_MEMORY_REGION) of %#x bytes at guest-physical %#x: %w", size, gpa, errno)
 	}
+}
+
+// failure returns what a test has a request fail with.
+func (m *machine) failure(req uintptr) unix.Errno {
+	if m.fail == nil {
+		return 0
+	}
+	return m.fail(req)
 }
 
 // flush makes all vCPUs forget what they know of page tables, and returns when
@@ -108,6 +119,9 @@ func (m *machine) flush() error {
 
 // flushCPUs is the flush itself.
 func (m *machine) flushCPUs() error {
+	if m.omit.flush {
+		return nil
+	}
 	if m.walked {
 		m.flushes.Add(1)
 		for _, v := range m.pool.all {
@@ -118,9 +132,6 @@ func (m *machine) flushCPUs() error {
 		for _, v := range m.pool.all {
 			v.waitForRun()
 		}
-		return nil
-	}
-	if m.omit.flush {
 		return nil
 	}
 	next := m.dummyGPA ^ hostarch.PageSize
@@ -134,6 +145,9 @@ func (m *machine) flushCPUs() error {
 // kvmRun runs the guest until KVM_RUN returns. It begins with a flush if there was one
 // since it last did.
 func (v *vcpu) kvmRun() unix.Errno {
+	if errno := v.m.failure(kvmRun); errno != 0 {
+		return errno
+	}
 	if !v.m.walked {
 		_, errno := ioctl(v.fd, kvmRun, 0)
 		return errno

@@ -264,7 +264,11 @@ func (v *vcpu) readXSave(b []byte) error {
 	if v.m.xsaveSize > 0 {
 		req = kvmGetXSave2
 	}
-	if errno := ioctlBytes(v.fd, req, b); errno != 0 {
+	errno := v.m.failure(req)
+	if errno == 0 {
+		errno = ioctlBytes(v.fd, req, b)
+	}
+	if errno != 0 {
 		return fmt.Errorf("ioctl(KVM_GET_XSAVE) of vCPU %d: %w", v.id, errno)
 	}
 	return nil
@@ -272,7 +276,11 @@ func (v *vcpu) readXSave(b []byte) error {
 
 // writeXSave sets the floating point state.
 func (v *vcpu) writeXSave(b []byte) error {
-	if errno := ioctlBytes(v.fd, kvmSetXSave, b); errno != 0 {
+	errno := v.m.failure(kvmSetXSave)
+	if errno == 0 {
+		errno = ioctlBytes(v.fd, kvmSetXSave, b)
+	}
+	if errno != 0 {
 		return fmt.Errorf("ioctl(KVM_SET_XSAVE) of vCPU %d: %w", v.id, errno)
 	}
 	return nil
