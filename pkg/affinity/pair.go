@@ -15,19 +15,13 @@ import (
 const (
 	// hotPeriod is the most time from one turn to the next that counts as quick.
 	hotPeriod = 200 * time.Microsecond
-	// HotTurns is after how many quick turns with a wake-up the two are pinned. One
-	// without a wake-up counts against it, but less.
-	HotTurns   = 8
-	slowWeight = 4
-	hotScore   = HotTurns * slowWeight
+	// HotTurns is after how many quick turns in a row the two are pinned.
+	HotTurns = 8
 	// pinnedTurns is for how many turns the two stay pinned.
 	pinnedTurns = 2000
 	// sweepPeriod is how often the sweeper looks for pairs that are no longer
 	// quick, and the least time after which it sets them free.
 	sweepPeriod = 2 * time.Millisecond
-	// restless is for how many turns after it has slept a caller counts as one that
-	// sleeps often.
-	restless = 32
 )
 
 // Pair is a thread of ours, the caller, and another one, the callee, that does
@@ -35,66 +29,50 @@ const (
 // otherwise; they do nothing if the Pair is nil. Nothing that fails here matters.
 type Pair struct {
 	caller, callee int
-	group          *Group
 
 	// last is when the last turn that counts ended, in nanoseconds since epoch.
 	last atomic.Int64
-	// score says how much there is to gain, turns how many there were since the two
-	// were pinned, and quiet how many since the caller has slept.
-	score, turns, quiet int
+	// quick is how many quick turns there were in a row, HotTurns at most, turns how many
+	// since the two were pinned.
+	quick, turns int
 
 	// mu guards what follows.
 	mu sync.Mutex
 	// pinned says that the caller may run on one CPU only.
 	pinned bool
-	// cpu is the one that the callee may run on, or free, or elsewhere.
+	// cpu is the one that the callee may run on, or free.
 	cpu atomic.Int32
 	// allowed is where both may run when not pinned.
 	allowed unix.CPUSet
 }
 
-// Group is Pairs whose callers wait for each other. Those that sleep often are
-// pinned to the same CPU, since they hardly run at the same time.
-type Group struct{ cpu, pinned int }
-
-const (
-	// free is no CPU, elsewhere all but the caller's.
-	free      = -1
-	elsewhere = -2
-)
+// free is no CPU.
+const free = -1
 
 // Disabled switches pinning off, to measure what it gains.
 var Disabled bool
 
 var epoch = time.Now()
 
-// New returns the pair of two OS threads, by their ids. group may be nil.
-func New(caller, callee int, group *Group) *Pair {
-	p := &Pair{caller: caller, callee: callee, group: group, quiet: restless}
+// New returns the pair of two OS threads, by their ids.
+func New(caller, callee int) *Pair {
+	p := &Pair{caller: caller, callee: callee}
 	p.cpu.Store(free)
 	return p
 }
 
-// Slow says that a turn has ended for which one had to wake the other.
-func (p *Pair) Slow() {
+// Turn says that a turn has ended, for which each had to wake the other.
+func (p *Pair) Turn() {
 	if p == nil {
 		return
 	}
 	now := int64(time.Since(epoch))
 	if now-p.last.Swap(now) < int64(hotPeriod) {
-		p.score = min(p.score+slowWeight, hotScore)
+		p.quick = min(p.quick+1, HotTurns)
 	} else {
-		p.score = 0
+		p.quick = 0
 	}
 	p.turns++
-	p.quiet++
-}
-
-// Fast says that a turn has ended without that, since both have their CPUs.
-func (p *Pair) Fast() {
-	if p != nil && p.score > 0 {
-		p.score--
-	}
 }
 
 // Sleep says that the caller is about to wait for something else.
@@ -102,15 +80,8 @@ func (p *Pair) Sleep() {
 	if p == nil {
 		return
 	}
-	if p.group == nil {
-		p.score = 0
-		p.ReleaseCaller()
-		return
-	}
-	if p.quiet >= restless && p.cpu.Load() != free {
-		p.Release() // and then to the group's
-	}
-	p.quiet = 0
+	p.quick = 0
+	p.ReleaseCaller()
 }
 
 // Pin is called before a turn. It reports whether both are on one CPU.
@@ -118,11 +89,11 @@ func (p *Pair) Pin() bool {
 	switch {
 	case p == nil:
 		return false
-	case p.score < hotScore || Disabled:
+	case p.quick < HotTurns || Disabled:
 		p.Release()
 		return false
 	case p.turns >= pinnedTurns:
-		p.score, p.turns = 0, 0
+		p.quick, p.turns = 0, 0
 		p.Release()
 		return false
 	}
@@ -135,7 +106,7 @@ func (p *Pair) Pin() bool {
 	var allowed, one unix.CPUSet
 	cpu, err := CurrentCPU()
 	if err != nil || unix.SchedGetaffinity(0, &allowed) != nil || allowed.Count() < 2 {
-		p.score = 0
+		p.quick = 0
 		return false
 	}
 	cpu = pinned.choose(p, cpu, &allowed)
@@ -152,26 +123,6 @@ func (p *Pair) Pin() bool {
 	p.turns = 0
 	pinned.add(p)
 	return done
-}
-
-// Part makes the callee leave the CPU that both are pinned to, until Release: by
-// itself the scheduler may leave it there.
-func (p *Pair) Part() {
-	if p == nil {
-		return
-	}
-	cpu, err := CurrentCPU()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.releaseCaller()
-	if err != nil || p.cpu.Load() == free {
-		return
-	}
-	others := p.allowed
-	others.Clear(cpu)
-	if unix.SchedSetaffinity(p.callee, &others) == nil {
-		p.cpu.Store(elsewhere)
-	}
 }
 
 // ReleaseCaller sets the caller free, and leaves the callee where it is until the
@@ -219,7 +170,7 @@ func (p *Pair) Forget() {
 var pinned sweeper
 
 type sweeper struct {
-	// mu is taken before a pair's. It guards the Groups, too.
+	// mu is taken before a pair's.
 	mu    sync.Mutex
 	pairs map[*Pair]bool
 }
@@ -231,32 +182,14 @@ func (s *sweeper) add(p *Pair) {
 		s.pairs = make(map[*Pair]bool)
 		go s.run()
 	}
-	if !s.pairs[p] && p.group != nil {
-		p.group.pinned++
-	}
 	s.pairs[p] = true
 }
 
-// remove is called with mu held.
-func (s *sweeper) remove(p *Pair) {
-	if s.pairs[p] && p.group != nil {
-		p.group.pinned--
-	}
-	delete(s.pairs, p)
-}
-
-// choose returns the CPU for self, one of those allowed: that of its group, if its
-// caller sleeps often; otherwise the one that the fewest other pairs are pinned to,
-// cpu if that is one.
+// choose returns the CPU for self, one of those allowed: the one that the fewest other
+// pairs are pinned to, cpu if that is one.
 func (s *sweeper) choose(self *Pair, cpu int, allowed *unix.CPUSet) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if g := self.group; g != nil && self.quiet < restless {
-		if g.pinned == 0 || !allowed.IsSet(g.cpu) {
-			g.cpu = cpu
-		}
-		return g.cpu
-	}
 	if len(s.pairs) == 0 || len(s.pairs) == 1 && s.pairs[self] {
 		return cpu
 	}
@@ -281,7 +214,7 @@ func (s *sweeper) choose(self *Pair, cpu int, allowed *unix.CPUSet) int {
 func (s *sweeper) forget(p *Pair) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.remove(p)
+	delete(s.pairs, p)
 }
 
 func (s *sweeper) run() {
@@ -298,7 +231,7 @@ func (s *sweeper) sweep(since int64) bool {
 	for p := range s.pairs {
 		if p.last.Load() < since {
 			p.Release()
-			s.remove(p)
+			delete(s.pairs, p)
 		}
 	}
 	if len(s.pairs) == 0 {

@@ -85,7 +85,7 @@ func (c *threadContext) Switch(_ context.Context, mm platform.MemoryManager, ac 
 	c.thread = t
 	t.pair.Pin()
 	info, at, err := t.run(c, ac)
-	t.pair.Slow()
+	t.pair.Turn()
 	if c.osThread == 0 {
 		// Whoever runs on the OS thread next must be free.
 		t.pair.ReleaseCaller()

@@ -45,7 +45,7 @@ func (as *addressSpace) attach(tid int, remember func(t *thread)) (*thread, erro
 		}
 		return nil, fmt.Errorf("%w: allow ptrace(2) in the seccomp filter or security module, set sysctl kernel.yama.ptrace_scope to 0 or 1, and let no debugger follow our children (strace -f)", err)
 	}
-	t := &thread{as: as, tid: tid, pair: affinity.New(unix.Gettid(), tid, nil)}
+	t := &thread{as: as, tid: tid, pair: affinity.New(unix.Gettid(), tid)}
 	remember(t)
 	if err := ptraceCall(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
 		return nil, t.fail("PTRACE_INTERRUPT", err)
