@@ -22,6 +22,7 @@ import (
 
 	"github.com/ringfence/ringfence/cmd/ringfence/internal/guest"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/sentry"
 )
 
 const benchUsage = `Usage: ringfence bench [OPTIONS]
@@ -204,6 +205,8 @@ type benchResult struct {
 	CPUs       int              `json:"cpus"`
 	Rounds     int              `json:"rounds"`
 	Operations []benchOperation `json:"operations"`
+	// About has what platforms say of the host: for kvm, what leaving the guest costs.
+	About map[string]string `json:"about,omitempty"`
 	// Failed has why a platform could not be measured, or not to the end.
 	Failed map[string]string `json:"failed,omitempty"`
 }
@@ -307,6 +310,12 @@ func bench(names []string, ops []benchOp, rounds int, batch time.Duration) (*ben
 	if err != nil {
 		return nil, err
 	}
+	about := make(map[string]string)
+	for _, d := range sentry.Diagnose() {
+		if d.About != "" && slices.Contains(names, d.Name) {
+			about[d.Name] = d.About
+		}
+	}
 	targets := []*benchTarget{{name: "native", argv: []string{program}}}
 	for _, name := range names {
 		argv := []string{self, "run", "--root=" + root}
@@ -341,7 +350,7 @@ func bench(names []string, ops []benchOp, rounds int, batch time.Duration) (*ben
 		}
 	}
 
-	r := &benchResult{Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Rounds: rounds, Failed: make(map[string]string)}
+	r := &benchResult{Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Rounds: rounds, About: about, Failed: make(map[string]string)}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
 		r.Kernel = unix.ByteSliceToString(uts.Release[:])
@@ -386,5 +395,13 @@ func (r *benchResult) print(w io.Writer, names []string) error {
 		}
 		fmt.Fprintln(tw)
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if what, ok := r.About[name]; ok {
+			fmt.Fprintf(w, "\n%s: %s\n", name, what)
+		}
+	}
+	return nil
 }

@@ -16,6 +16,9 @@ func TestBench(t *testing.T) {
 		if len(r.Operations) != len(benchOps) || len(r.Failed) != 0 {
 			t.Errorf("%d operations of %d, failed %v", len(r.Operations), len(benchOps), r.Failed)
 		}
+		if got := r.About[name]; strings.Contains(got, "leaves the guest") != (name == "kvm") {
+			t.Errorf("about the platform: %q", got)
+		}
 		for _, op := range r.Operations {
 			if f := op.Platforms[name]; op.NativeNS <= 0 || f.NS <= 0 || f.Ratio <= 0 {
 				t.Errorf("%s: native %v ns, %s %v", op.Name, op.NativeNS, name, f)

@@ -47,6 +47,9 @@ func TestDoctor(t *testing.T) {
 				t.Errorf("%q is not in %q", want, stdout)
 			}
 		}
+		if name == "kvm" && !strings.Contains(stdout, " us a system call that leaves the guest, ") {
+			t.Errorf("no cost of leaving the guest in %q", stdout)
+		}
 	})
 	if ws, _, stderr := runCommand(t, "none", "doctor", "x"); ws.ExitStatus() != exitError || !strings.Contains(stderr, "--help") {
 		t.Errorf("with an argument: status %#x, stderr %q", ws, stderr)

@@ -156,9 +156,9 @@ func (p probe) String() string {
 	}
 	shim := "no shim"
 	if p.shim > 0 {
-		shim = fmt.Sprintf("%.1f us with the shim", float64(p.shim)/1e3)
+		shim = fmt.Sprintf("%.1f us one through the shim", float64(p.shim)/1e3)
 	}
-	return fmt.Sprintf("%s, %s, %.1f us a system call, %s, %d vCPUs", gate, paging, float64(p.roundTrip)/1e3, shim, p.vcpus)
+	return fmt.Sprintf("%s, %s, %.1f us a system call that leaves the guest, %s, %d vCPUs", gate, paging, float64(p.roundTrip)/1e3, shim, p.vcpus)
 }
 
 // probeRounds is how often a system call is timed.
