@@ -19,15 +19,32 @@ type access struct {
 	write bool
 }
 
-// maxHot bounds the pages that are remembered, and those that are mapped at a time
-// because they are expected.
-const maxHot = 64
+const (
+	// maxHot bounds the pages that are remembered, and those that are mapped at a time
+	// because they are expected.
+	maxHot = 256
+
+	// minExpected is how many of them are expected to be used by a child at least.
+	minExpected = 16
+	// forgetForks is the number of forks after which one page less is.
+	forgetForks = 8
+
+	// maxRemapBatch and maxRemapSingle are how many pieces of the AddressSpace are mapped anew rather than
+	// unmapped when their permissions change, in one request or one by one.
+	maxRemapBatch, maxRemapSingle = 64, 8
+)
 
 // hotPages are the pages of the last faults, the latest one last. A process shares
 // them with those that it forks, which run the same code, until they call execve.
+//
+// Who is forked is expected to use the last ones: so many that what the others use
+// leads to no more faults, and no more. What is mapped without being used is not
+// known; so now and then one page less is.
 type hotPages struct {
-	mu    sync.Mutex
-	pages []access
+	mu       sync.Mutex
+	pages    []access
+	expected int
+	forks    int
 }
 
 // note adds a page.
@@ -35,6 +52,9 @@ func (h *hotPages) note(a access) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if i := slices.IndexFunc(h.pages, func(b access) bool { return a.page == b.page }); i >= 0 {
+		if len(h.pages)-i > h.expected {
+			h.expected++ // it was forgotten too soon
+		}
 		a.write = a.write || h.pages[i].write
 		h.pages = slices.Delete(h.pages, i, i+1)
 	} else if len(h.pages) == maxHot {
@@ -43,11 +63,15 @@ func (h *hotPages) note(a access) {
 	h.pages = append(h.pages, a)
 }
 
-// latest returns the pages, the latest one first.
-func (h *hotPages) latest() []access {
+// fork returns what a child is expected to use, the latest first.
+func (h *hotPages) fork() []access {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	pages := slices.Clone(h.pages)
+	if h.forks++; h.forks%forgetForks == 0 {
+		h.expected--
+	}
+	h.expected = max(h.expected, minExpected)
+	pages := slices.Clone(h.pages[max(0, len(h.pages)-h.expected):])
 	slices.Reverse(pages)
 	return pages
 }
@@ -231,11 +255,10 @@ func (mm *MemoryManager) remapAllLocked(r *remapping) error {
 	return err
 }
 
-// maxRemaps is how many pieces of the AddressSpace are mapped anew rather than
-// unmapped when their permissions change.
+// maxRemaps returns how many pieces are mapped anew at a time.
 func (mm *MemoryManager) maxRemaps() int {
 	if _, ok := mm.AddressSpace().(platform.BatchMapper); ok {
-		return maxHot
+		return maxRemapBatch
 	}
-	return 8
+	return maxRemapSingle
 }

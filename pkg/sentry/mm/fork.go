@@ -1,6 +1,7 @@
 package mm
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -12,7 +13,7 @@ import (
 // maxForkCopy bounds the memory that is copied in a fork, in bytes: a fault costs
 // more than to copy a few pages that are surely written, and it spares the parent
 // one as well.
-const maxForkCopy = 256 << 10
+const maxForkCopy = 2 << 20
 
 // Fork returns a copy of mm with one user (fork(2)). Private pages are shared
 // until one of both writes them, those aside that are likely to be written at once.
@@ -123,57 +124,51 @@ func (mm *MemoryManager) forkPMAs(child *MemoryManager) {
 // they were at one time. It returns where; these are boundaries of pmas in both.
 func (mm *MemoryManager) forkCopies(child *MemoryManager) []hostarch.AddrRange {
 	alone := !mm.Shared()
-	room := uint64(maxForkCopy)
+	length := uint64(0)
+	known := make(map[hostarch.AddrRange]bool)
 	var blocks []hostarch.AddrRange
-	for _, a := range mm.hot.latest() {
+	for _, a := range mm.hot.fork() {
 		seg, v := mm.pmas.lookup(a.page), child.vmas.lookup(a.page)
 		if seg == nil || v == nil || v.v.wipeOnFork {
 			continue
 		}
 		ar := block(a.page, minCopy, seg.Intersect(v.AddrRange))
-		known := slices.Contains(blocks, ar)
 		written := a.write || seg.v.private && seg.v.mapped.Write
-		if !known && written && v.v.private && v.v.perms.Write && ar.Length() <= room &&
+		if !known[ar] && written && v.v.private && v.v.perms.Write && length+ar.Length() <= maxForkCopy &&
 			(alone || seg.v.cow) && // nobody writes there now
 			(seg.v.private || !seg.v.max.Write) { // changes of the file are not to be seen
-			room -= ar.Length()
+			length += ar.Length()
 			blocks = append(blocks, ar)
-			known = true
+			known[ar] = true
 		}
-		child.expectLocked(expectation{page: a.page, present: known})
+		child.expectLocked(expectation{page: a.page, present: known[ar]})
 	}
-	slices.SortFunc(blocks, func(a, b hostarch.AddrRange) int {
-		if a.Start < b.Start {
-			return -1
-		}
-		return 1
-	})
-	hint := uint64(pgalloc.NoHint)
-	for i, ar := range blocks {
+	if len(blocks) == 0 {
+		return nil
+	}
+	slices.SortFunc(blocks, func(a, b hostarch.AddrRange) int { return cmp.Compare(a.Start, b.Start) })
+	room, err := mm.mf.AllocateDirty(length, pgalloc.NoHint)
+	if err != nil {
+		return nil // it is shared, then
+	}
+	for _, ar := range blocks {
 		mm.pmas.isolate(ar)
-		fr, err := mm.copyOf(mm.pmas.lookup(ar.Start), ar, hint)
-		if err != nil {
-			return blocks[:i+1] // it is shared, then
+		fr := memmap.FileRange{Start: room.Start, End: room.Start + ar.Length()}
+		room.Start = fr.End
+		if mm.copyTo(fr, mm.pmas.lookup(ar.Start), ar) != nil {
+			mm.mf.DecRef(fr)
+			continue
 		}
-		hint = fr.End
 		child.addPMA(&segment[pma]{ar, pma{file: mm.mf, off: fr.Start, max: hostarch.AnyAccess, private: true}})
 	}
 	return blocks
 }
 
-// copyOf returns a copy of the part ar of seg, with a reference.
-func (mm *MemoryManager) copyOf(seg *segment[pma], ar hostarch.AddrRange, hint uint64) (memmap.FileRange, error) {
-	fr, err := mm.mf.AllocateDirty(ar.Length(), hint)
-	if err != nil {
-		return memmap.FileRange{}, err
-	}
+// copyTo copies the part ar of seg to fr.
+func (mm *MemoryManager) copyTo(fr memmap.FileRange, seg *segment[pma], ar hostarch.AddrRange) error {
 	src, err := seg.v.file.MapInternal(fileRange(seg, ar), hostarch.Read)
-	if err == nil {
-		err = mm.fillFrom(fr, src)
-	}
 	if err != nil {
-		mm.mf.DecRef(fr)
-		return memmap.FileRange{}, err
+		return err
 	}
-	return fr, nil
+	return mm.fillFrom(fr, src)
 }

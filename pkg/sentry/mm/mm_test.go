@@ -412,27 +412,57 @@ func TestForkLoop(t *testing.T) {
 	}
 	child.DecUsers(ctx)
 	mm.DecUsers(ctx)
-	for i := range hostarch.Addr(200) {
-		if i%4 == 0 {
-			mm.Expect(heap+i*page, hostarch.Write)
-		}
+	check(t, mm)
+}
+
+// Children that use many pages soon find them all, unless there is more than is ever
+// copied; what they do not use any more is forgotten.
+func TestForkManyPages(t *testing.T) {
+	e := newEnv(t)
+	e.p.batch = true
+	mm := e.newMM()
+	heap := mmap(t, mm, at(anon(4096), 0x20000000))
+	for i := range hostarch.Addr(4096) {
 		write(t, mm, heap+i*page, byte(i))
 	}
-	used = e.mf.UsedBytes()
-	if child, err = mm.Fork(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if n := e.mf.UsedBytes() - used; n > maxForkCopy || n < maxForkCopy-minCopy {
-		t.Errorf("fork of a process that has written much takes %#x bytes", n)
-	}
-	for i := range hostarch.Addr(200) {
-		if v := read(t, child, heap+i*page); v != byte(i) {
-			t.Fatalf("page %d of the child holds %d", i, v)
+	const step = minCopy / page
+	// forks forks n times; each child writes the first page of so many blocks. It
+	// returns the requests of the last one, and the memory that the fork took.
+	forks := func(n, blocks int) (requests int, copied uint64) {
+		for range n {
+			used := e.mf.UsedBytes()
+			child, err := mm.Fork(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if copied = e.mf.UsedBytes() - used; copied > maxForkCopy {
+				t.Fatalf("fork takes %#x bytes", copied)
+			}
+			child.Prefault(ctx, heap, hostarch.Write)
+			for i := range hostarch.Addr(blocks) {
+				a := heap + i*step*page
+				if v := read(t, child, a+page); v != byte(i*step+1) {
+					t.Fatalf("page %d of the child holds %d", i*step+1, v)
+				}
+				write(t, child, a, 99)
+			}
+			check(t, mm)
+			check(t, child)
+			requests, _ = fake(child).counts()
+			child.DecUsers(ctx)
 		}
+		return requests, copied
 	}
-	check(t, mm)
-	check(t, child)
-	child.DecUsers(ctx)
+	if n, _ := forks(6, 100); n > 3 {
+		t.Errorf("a child that uses 100 blocks took %d requests", n)
+	}
+	_, before := forks(1, 1)
+	if _, after := forks(60*forgetForks, 1); after > before-20*minCopy {
+		t.Errorf("a child that uses one block gets %#x bytes, before it was %#x", after, before)
+	}
+	if n, copied := forks(20, 200); copied < maxForkCopy-minCopy {
+		t.Errorf("a child that uses 200 blocks got %#x bytes and took %d requests", copied, n)
+	}
 }
 
 // A page of a file that others may change stays that of the file in the child until

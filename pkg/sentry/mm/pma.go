@@ -457,8 +457,12 @@ func (mm *MemoryManager) copyLocked(v *segment[vma], seg *segment[pma], ar hosta
 	if prev := mm.pmas.at(mm.pmas.prev(mm.pmas.find(ar.Start))); prev != nil && prev.v.private && prev.End == ar.Start {
 		hint = prev.v.off + prev.Length()
 	}
-	fr, err := mm.copyOf(seg, ar, hint)
+	fr, err := mm.mf.AllocateDirty(ar.Length(), hint)
 	if err != nil {
+		return nil, err
+	}
+	if err := mm.copyTo(fr, seg, ar); err != nil {
+		mm.mf.DecRef(fr)
 		return nil, err
 	}
 
