@@ -1,7 +1,8 @@
-// text SEED ROUNDS: programs whose code a sandbox might like to change: system calls
+// text SEED ROUNDS [NAME]: programs whose code a sandbox might like to change: system calls
 // in places where bytes mean two things, jumps to where nobody jumps, code that is
 // written while it runs, that is shared, copied, moved, forked; and other ways into
-// the kernel than system calls. The results are those of the hardware.
+// the kernel than system calls. The results are those of the hardware. 0 rounds are one
+// with fewer calls, for when each of them is slow.
 #include "adversary.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -10,7 +11,9 @@
 
 #ifdef __x86_64__
 
-enum { hot = 150 }; // calls after which code may have been changed
+enum { hot = 100 }; // calls after which code may have been changed
+
+static int many = 10; // times hot, where much may happen
 
 typedef long function(long, long, long);
 
@@ -94,7 +97,7 @@ static void looksLikeMov(struct rng *r) {
 	int null = open("/dev/null", O_RDWR);
 	for (int how = 0; how < kinds; how++) {
 		function *f = asFunction(place(how, code, sizeof code));
-		for (int i = 0; i < 20 * hot; i++)
+		for (int i = 0; i < 2 * many * hot; i++)
 			want("ioctl in the pattern of a C library", f(null, 0x5413, 0), -ENOTTY);
 	}
 	// movabs $0x..., %rdx whose immediate ends with b8 imm32.
@@ -108,7 +111,7 @@ static void looksLikeMov(struct rng *r) {
 	for (int how = 0; how < kinds; how++) {
 		function *f = asFunction(place(how, movabs, sizeof movabs));
 		long pid = getpid();
-		for (int i = 0; i < 20 * hot; i++)
+		for (int i = 0; i < 2 * many * hot; i++)
 			want("getpid behind movabs", f(0, 0, 0), pid);
 	}
 }
@@ -123,7 +126,7 @@ static void middle(struct rng *r) {
 		memcpy(code + n, (unsigned char[]){0x89, 0xf8, 0xeb, 0x100 - 7}, 4); // mov %edi, %eax; jmp to the syscall
 		unsigned char *p = place(how, code, sizeof code);
 		long pid = getpid();
-		for (int i = 0; i < 10 * hot; i++) {
+		for (int i = 0; i < many * hot; i++) {
 			want("getpid", asFunction(p)(0, 0, 0), pid);
 			if (i % 16 == 0) {
 				int nr = numbers[below(r, 6)];
@@ -139,7 +142,7 @@ static void middle(struct rng *r) {
 		    0x74, 0x02, 0x89, 0xd0, 0xc3,                                                                       // jz; mov %edx, %eax; ret
 		};
 		p = place(how, compare, sizeof compare);
-		for (int i = 0; i < 10 * hot; i++) {
+		for (int i = 0; i < many * hot; i++) {
 			want("getpid before cmp", asFunction(p)(SYS_getpid, 0, 0), pid);
 			want("carry after getpid", asFunction(p)(SYS_getpid, 1, 0), 0);
 			want("carry after an error", asFunction(p)(SYS_close, 1, 0), 1);
@@ -168,7 +171,7 @@ static void registers(struct rng *r) {
 	u64 out[8];
 	for (int how = 0; how < kinds; how++) {
 		unsigned char *p = place(how, code, sizeof code);
-		for (int i = 0; i < 10 * hot; i++) {
+		for (int i = 0; i < many * hot; i++) {
 			u64 a = next(r), b = next(r), c = next(r), d = next(r), e = next(r), flags = below(r, 2) ? 0x8d5 : 0;
 			register u64 r8 __asm__("r8") = c, r9 __asm__("r9") = d, r10 __asm__("r10") = e;
 			long result;
@@ -603,6 +606,10 @@ int main(int argc, char **argv) {
 		return 2;
 	struct rng r = {strtoull(argv[1], 0, 0)};
 	int rounds = atoi(argv[2]), failed = 0;
+	if (rounds == 0) {
+		rounds = 1;
+		many = 2;
+	}
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	barrier("start");
 	for (int i = 0; i < rounds; i++)
