@@ -177,20 +177,23 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 }
 
 // planSpins decides how long to spin, if at all. One side that spins alone gains
-// nothing: a try of one is a try of both.
+// nothing: a try of one is a try of both, and lasts while the thread waits in the shim,
+// since whether that is worth it shows when there is an answer.
 func (c *vcpuContext) planSpins() {
 	c.spins, c.looks = 0, 0
 	if !c.bound || c.m.runners.max == 0 {
 		return
 	}
-	try := c.answers.GaveUp()
-	looks := c.answers.Next(c.m.spins)
-	if looks == 0 {
-		return
+	try := c.parked != nil || c.answers.GaveUp()
+	spins, looks := uint32(0), c.answers.Next(c.m.spins)
+	if looks == 0 && c.parked != nil {
+		looks = c.m.spins
 	}
-	spins := c.spinner.Next(c.m.spins)
-	if spins == 0 && try {
-		spins = c.m.spins
+	if looks > 0 {
+		spins = c.spinner.Next(c.m.spins)
+		if spins == 0 && try {
+			spins = c.m.spins
+		}
 	}
 	if spins > 0 {
 		c.spins, c.looks = spins, looks
@@ -198,8 +201,7 @@ func (c *vcpuContext) planSpins() {
 }
 
 // canAnswer reports whether the thread waits in the shim, and needs no more than the
-// result of its system call to go on. It may even if it is not to wait there the next
-// time: whether waiting is worth it shows when there is an answer.
+// result of its system call to go on.
 func (c *vcpuContext) canAnswer(as *addressSpace, ac *arch.Context64, cpu int32) bool {
 	if c.parked == nil || c.parked != as || c.ac != ac {
 		return false

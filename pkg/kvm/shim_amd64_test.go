@@ -359,6 +359,10 @@ func TestSpinsAgain(t *testing.T) {
 		if got != tries {
 			t.Errorf("%d tries in %d Switches, want %d", got, tries*tryAfter, tries)
 		}
+		c.parked = new(addressSpace)
+		if c.planSpins(); c.spins == 0 || c.looks == 0 {
+			t.Error("a try ends while the thread waits in the shim")
+		}
 	}
 	g := newGuestOf(t, p, codeCount)
 	c := g.c.(*vcpuContext)
