@@ -161,7 +161,7 @@ TEXT ·handler(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	LEAQ ·makeCall(SB), CX
 	CMPQ AX, CX
 	JLS event
-	LEAQ ·callEnd(SB), CX
+	LEAQ ·callTrap(SB), CX
 	CMPQ AX, CX
 	JCC event
 	LEAQ const_headerState(BX), DI // it may have been about to do so
@@ -336,7 +336,12 @@ changed:
 	MOVQ const_headerRAX(GS), AX
 	JMP R11
 trap:
-	UNDEF // for a signal frame
+	JMP ·callTrap(SB)
+
+// A signal, for its frame. INT3 is the cheapest: hypervisors look at UD2 first.
+TEXT ·callTrap(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	BYTE $0xcc
+	BYTE $0xcc // where RIP is then
 
 TEXT ·callEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc
