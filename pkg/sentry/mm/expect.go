@@ -97,7 +97,7 @@ type expectation struct {
 //
 // Preconditions: mm.mappingMu is locked for writing, or mm.activeMu is.
 func (mm *MemoryManager) expectLocked(e expectation) {
-	if len(mm.expected) < maxHot {
+	if len(mm.expected) < maxHot && !slices.Contains(mm.expected, e) {
 		mm.expected = append(mm.expected, e)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/sentry/pgalloc"
 	"github.com/ringfence/ringfence/pkg/usermem"
 )
 
@@ -483,6 +484,63 @@ func TestForkFile(t *testing.T) {
 	if v := read(t, child, a); v != 99 {
 		t.Errorf("child sees %d", v)
 	}
+	check(t, child)
+	child.DecUsers(ctx)
+}
+
+// shortFile gives no more than a page at a time.
+type shortFile struct{ *pgalloc.MemoryFile }
+
+func (f shortFile) MapInternal(fr memmap.FileRange, at hostarch.AccessType) ([][]byte, error) {
+	fr.End = min(fr.End, fr.Start+page)
+	return f.MemoryFile.MapInternal(fr, at)
+}
+
+// shortMappable is a testFile that gives a shortFile.
+type shortMappable struct{ *testFile }
+
+func (m shortMappable) Translate(ctx context.Context, required, optional memmap.MappableRange, at hostarch.AccessType) ([]memmap.Translation, error) {
+	ts, err := m.testFile.Translate(ctx, required, optional, at)
+	for i := range ts {
+		ts[i].File = shortFile{m.mf}
+	}
+	return ts, err
+}
+
+// Memory that was used before never shows through a copy that is not complete.
+func TestIncompleteCopy(t *testing.T) {
+	e := newEnv(t)
+	mm := e.newMM()
+	f := e.newFile(4)
+	f.perms = hostarch.ReadExec
+	dirty, err := e.mf.AllocateDirty(64*page, pgalloc.NoHint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := e.mf.Bytes(dirty)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		b[i] = 0xee
+	}
+	e.mf.DecRef(dirty)
+	opts := anon(4)
+	opts.Mappable, opts.MappingIdentity = shortMappable{f}, f
+	a := mmap(t, mm, opts)
+	write(t, mm, a+2*page, 1)
+	child, err := mm.Fork(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range hostarch.Addr(4) {
+		for _, m := range []*MemoryManager{mm, child} {
+			if v := read(t, m, a+i*page); v != 0 && i != 2 {
+				t.Errorf("page %d holds %#x", i, v)
+			}
+		}
+	}
+	check(t, mm)
 	check(t, child)
 	child.DecUsers(ctx)
 }

@@ -484,7 +484,7 @@ func (mm *MemoryManager) copyLocked(v *segment[vma], seg *segment[pma], ar hosta
 	return seg, nil
 }
 
-// fillFrom copies src to the memory fr.
+// fillFrom copies src to all of the memory fr.
 func (mm *MemoryManager) fillFrom(fr memmap.FileRange, src [][]byte) error {
 	for _, s := range src {
 		for len(s) > 0 {
@@ -502,6 +502,9 @@ func (mm *MemoryManager) fillFrom(fr memmap.FileRange, src [][]byte) error {
 			s = s[n:]
 			fr.Start += uint64(n)
 		}
+	}
+	if fr.Start < fr.End { // what is behind it may be somebody else's
+		return &memmap.BusError{Err: unix.EFAULT}
 	}
 	return nil
 }
