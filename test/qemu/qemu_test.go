@@ -175,12 +175,12 @@ func TestSVM(t *testing.T) {
 		t.Run(fmt.Sprintf("cpus=%d", cpus), func(t *testing.T) {
 			g := guest{Machine: machine.Machine{Arch: "amd64", KVM: true, CPUs: cpus}}
 			// The quickest programs.
-			g.e2e(t, "kvm", "TestPrograms/kvm/(true|false|echo|env|id|uname)$|TestGoProgram|TestKill9", 5*time.Minute)
+			g.e2e(t, "kvm", "TestPrograms/kvm/(true|false|echo|env|id|uname)$|TestGoProgram|TestKill9", 10*time.Minute)
 			// Of the suite with other pools of vCPUs, and with threads that are bound, one here
 			// and one there.
 			other := map[int]string{1: "OneVCPU", 2: "Bound"}[cpus]
-			g.test(t, "pkg/kvm", 20*time.Minute, nil, "-test.run=^TestConformance("+other+")?$|^Test([^C]|C[^o])", "-test.skip="+inexact)
-			g.test(t, "pkg/pagetables", 5*time.Minute, nil)
+			g.test(t, "pkg/kvm", time.Hour, nil, "-test.run=^TestConformance("+other+")?$|^Test([^C]|C[^o])", "-test.skip="+inexact)
+			g.test(t, "pkg/pagetables", 15*time.Minute, nil)
 			g.run(t)
 		})
 	}
