@@ -25,6 +25,8 @@ import (
 type Object struct {
 	dev, ino uint64
 	release  func()
+	// discard says that the contents go with the last reference.
+	discard bool
 
 	mu   sync.Mutex
 	refs int64 // users, mappings and pages
@@ -39,6 +41,10 @@ type Object struct {
 func New(dev, ino uint64, release func()) *Object {
 	return &Object{dev: dev, ino: ino, refs: 1, release: release}
 }
+
+// Discard makes the contents go with the last reference. A platform may keep a
+// descriptor of the file for longer.
+func (o *Object) Discard() { o.discard = true }
 
 // AddFD lets the Object map the file through fd, of which it makes a duplicate.
 // writable says that fd is open for reading and writing. name is for
@@ -100,6 +106,9 @@ func (o *Object) add(n int64) {
 	for _, f := range close {
 		if f != nil {
 			f.unmap()
+			if o.discard {
+				unix.Ftruncate(f.fd, 0) // what it cannot free is freed with the descriptors
+			}
 			unix.Close(f.fd)
 		}
 	}

@@ -75,6 +75,7 @@ func (c *contents) promoteLocked() error {
 	c.fd, c.small = fd, nil
 	// The memory lives on in mappings when the inode is gone.
 	c.object = filemap.New(c.n.fs.dev, c.n.ino, nil)
+	c.object.Discard()
 	return nil
 }
 

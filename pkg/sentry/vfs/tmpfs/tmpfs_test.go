@@ -158,8 +158,18 @@ func TestMapping(t *testing.T) {
 	if string(blocks[0][:6]) != "MAPped" {
 		t.Error("mapping is gone with the file")
 	}
+	// Somebody else may have a descriptor: the memory goes all the same.
+	held, err := unix.Dup(ts[0].File.FD())
+	must(t, err)
+	defer unix.Close(held)
+	before++
 	ts[0].File.DecRef(fr)
 	opts.MappingIdentity.DecRef()
+	var st unix.Stat_t
+	must(t, unix.Fstat(held, &st))
+	if st.Size != 0 || st.Blocks != 0 {
+		t.Errorf("a file that is gone has %d bytes, %d blocks", st.Size, st.Blocks)
+	}
 	if after := descriptors(t); after != before || fs.inodes.Load() != 1 {
 		t.Errorf("%d descriptors before, %d after; %d inodes", before, after, fs.inodes.Load())
 	}
