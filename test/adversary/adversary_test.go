@@ -53,7 +53,7 @@ func attack(t *testing.T, p string, opts []string, argv ...string) {
 	s.Await("end", nil)
 	// The runtime keeps threads that were blocked in the host, a stub those that its
 	// program had at a time; a platform may have a stub ready for the next program.
-	slack := sandbox.Usage{Stubs: 1, StubThreads: 300, FDs: 4, MemFDs: 1, Threads: 300, RSS: 192, Memory: 48}
+	slack := sandbox.Usage{Children: 1, Stubs: 1, StubThreads: 300, StubFDs: 512, FDs: 4, MemFDs: 1, Threads: 300, RSS: 192, Memory: 48}
 	if over := s.Returns(before, slack); over != "" {
 		t.Errorf("the sandbox does not give back what a program took: %s", over)
 	}

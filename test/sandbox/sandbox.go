@@ -255,8 +255,11 @@ func (s *Sandbox) Kill() []string {
 
 // Usage is what a Sentry takes of the host.
 type Usage struct {
-	Stubs, StubThreads, FDs, MemFDs, VMs, Threads int
-	RSS, Memory                                   int64 // MiB, of the Sentry itself and of its memory files
+	// Children are all its processes, those that were not reaped among them; Stubs
+	// those that live, and StubFDs the descriptors that they share.
+	Children, Stubs, StubThreads, StubFDs int
+	FDs, MemFDs, VMs, Threads             int
+	RSS, Memory                           int64 // MiB, of the Sentry itself and of its memory files
 }
 
 // Usage returns what the Sentry takes now.
@@ -265,10 +268,13 @@ func (s *Sandbox) Usage() Usage {
 	pid := s.cmd.Process.Pid
 	dir := fmt.Sprintf("/proc/%d/", pid)
 	var u Usage
+	u.Children = len(children(s.t, pid))
 	for _, stub := range Stubs(s.t, pid) {
 		u.Stubs++
 		tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", stub))
 		u.StubThreads += len(tasks)
+		fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", stub))
+		u.StubFDs = max(u.StubFDs, len(fds))
 	}
 	fds, err := os.ReadDir(dir + "fd")
 	if err != nil {
@@ -321,11 +327,76 @@ func (s *Sandbox) Returns(before, slack Usage) string {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return fmt.Sprintf("before %+v, now %+v", before, u)
+	return fmt.Sprintf("before %+v, now %+v; memory files:\n%s", before, u, memFiles(s.t, s.Pid()))
+}
+
+// memFile is a memory file as somebody has it.
+type memFile struct {
+	name string
+	size int64 // of the memory in use
+	// holders says who has descriptors and mappings of it.
+	holders []string
+}
+
+// memFiles says of every memory file who holds it: the Sentry pid, which of its
+// processes, and by what.
+func memFiles(t *testing.T, pid int) string {
+	files := map[uint64]*memFile{}
+	for _, p := range append([]int{pid}, children(t, pid)...) {
+		dir := fmt.Sprintf("/proc/%d/", p)
+		comm, f := Stat(dir + "stat")
+		if len(f) == 0 {
+			continue
+		}
+		who := fmt.Sprintf("%d (%s, %s, started %s)", p, comm, f[0], f[StartTime])
+		fds, mapped := map[uint64][]string{}, map[uint64]int{}
+		add := func(inode uint64, name string) *memFile {
+			if files[inode] == nil {
+				files[inode] = &memFile{name: name}
+			}
+			return files[inode]
+		}
+		entries, _ := os.ReadDir(dir + "fd")
+		for _, e := range entries {
+			target, err := os.Readlink(dir + "fd/" + e.Name())
+			var st unix.Stat_t
+			if err == nil && strings.HasPrefix(target, "/memfd:") && unix.Stat(dir+"fd/"+e.Name(), &st) == nil {
+				add(st.Ino, target).size = st.Blocks * 512
+				fds[st.Ino] = append(fds[st.Ino], e.Name())
+			}
+		}
+		maps, _ := os.ReadFile(dir + "maps")
+		for line := range strings.Lines(string(maps)) {
+			if f := strings.Fields(line); len(f) > 5 && strings.HasPrefix(f[5], "/memfd:") {
+				inode, _ := strconv.ParseUint(f[4], 10, 64)
+				add(inode, f[5])
+				mapped[inode]++
+			}
+		}
+		for inode, file := range files {
+			if len(fds[inode]) > 0 || mapped[inode] > 0 {
+				file.holders = append(file.holders, fmt.Sprintf("%s: descriptors %v, %d mappings", who, fds[inode], mapped[inode]))
+			}
+		}
+	}
+	var b strings.Builder
+	for _, inode := range slices.Sorted(maps.Keys(files)) {
+		f := files[inode]
+		fmt.Fprintf(&b, "%s, inode %d, %d KiB: %s\n", f.name, inode, f.size>>10, strings.Join(f.holders, "; "))
+	}
+	return b.String()
+}
+
+// Dump ends the Sentry and returns what all its threads and goroutines were doing.
+func (s *Sandbox) Dump() string {
+	s.cancel()
+	s.cmd.Wait()
+	return s.where + "\n" + s.stderr.String()
 }
 
 func (u Usage) over(b, slack Usage) bool {
-	return u.Stubs > b.Stubs+slack.Stubs || u.StubThreads > b.StubThreads+slack.StubThreads ||
+	return u.Children > b.Children+slack.Children || u.Stubs > b.Stubs+slack.Stubs ||
+		u.StubThreads > b.StubThreads+slack.StubThreads || u.StubFDs > b.StubFDs+slack.StubFDs ||
 		u.FDs > b.FDs+slack.FDs || u.MemFDs > b.MemFDs+slack.MemFDs || u.VMs > b.VMs+slack.VMs ||
 		u.Threads > b.Threads+slack.Threads || u.RSS > b.RSS+slack.RSS || u.Memory > b.Memory+slack.Memory
 }
