@@ -168,11 +168,15 @@ func (mf *MemoryFile) AllocateDirty(length, hint uint64) (memmap.FileRange, erro
 	return fr, err
 }
 
-// AllocateCommitted is AllocateDirty, but the memory is zero.
+// AllocateCommitted is AllocateDirty, but the memory is zero, and the host holds it.
 func (mf *MemoryFile) AllocateCommitted(length, hint uint64) (memmap.FileRange, error) {
 	fr, dirty, err := mf.allocateDirty(length, hint)
-	if !dirty {
+	if err != nil {
 		return fr, err
+	}
+	if !dirty {
+		mf.commit(fr)
+		return fr, nil
 	}
 	for rest := fr; rest.Start < rest.End; {
 		b, err := mf.Bytes(rest)
@@ -186,6 +190,24 @@ func (mf *MemoryFile) AllocateCommitted(length, hint uint64) (memmap.FileRange, 
 		rest.Start += uint64(len(b))
 	}
 	return fr, nil
+}
+
+// zeros is what commit writes.
+var zeros [64 << 10]byte
+
+// commit makes the host hold fr, which is zero: to write zeros takes it half the time
+// that page faults do. If it refuses, whoever touches a page will see.
+func (mf *MemoryFile) commit(fr memmap.FileRange) {
+	for fr.Start < fr.End {
+		n, err := unix.Pwrite(mf.fd, zeros[:min(fr.Length(), uint64(len(zeros)))], int64(fr.Start))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return
+		}
+		fr.Start += uint64(n)
+	}
 }
 
 func (mf *MemoryFile) allocateDirty(length, hint uint64) (fr memmap.FileRange, dirty bool, err error) {

@@ -271,9 +271,13 @@ func TestKept(t *testing.T) {
 	mf := newFile(t)
 	const size = 1 << 20
 	use := func() memmap.FileRange {
+		before := held(t, mf)
 		fr, err := mf.AllocateCommitted(size, NoHint)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if n := held(t, mf); before == 0 && n != size {
+			t.Errorf("the host holds %#x bytes before they are touched, want %#x", n, size)
 		}
 		for i, w := range words(t, mf, fr) {
 			if *w != 0 {
