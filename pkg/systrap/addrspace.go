@@ -75,10 +75,16 @@ func newAddressSpace() (*addressSpace, error) {
 	if err != nil {
 		return nil, err
 	}
-	zygote, err := stub.SharedWith(t.text)
-	if err != nil {
-		return nil, err
-	}
+	var as *addressSpace
+	err = stub.WithShared(t.text, func(z *stub.Zygote) (err error) {
+		as, err = newAddressSpaceOf(z, t)
+		return err
+	})
+	return as, err
+}
+
+// newAddressSpaceOf returns one whose stub is cloned off zygote, which has the text t.
+func newAddressSpaceOf(zygote *stub.Zygote, t stubText) (*addressSpace, error) {
 	mem, err := newMemory()
 	if err != nil {
 		return nil, err
