@@ -361,9 +361,11 @@ static void doTime(struct rng *r) {
 	ppoll(0, 0, &ts, 0);
 }
 
+static void nameOf(int w, int t, char name[64]) { snprintf(name, 64, "/tmp/soak-%d-%d", w, t); }
+
 static void doFile(struct rng *r, int w, int t) {
 	char name[64], b[256];
-	snprintf(name, sizeof name, "/tmp/soak-%d-%d", w, t);
+	nameOf(w, t, name);
 	int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0)
 		die("open");
@@ -640,6 +642,13 @@ int main(int argc, char **argv) {
 	run(&r, first);
 	barrier("start");
 	run(&r, seconds - first);
+	// Who was killed in between has left its file.
+	for (int w = 0; w < workers; w++)
+		for (int t = 0; t < threads; t++) {
+			char name[64];
+			nameOf(w, t, name);
+			unlink(name);
+		}
 	barrier("end");
 	return survived;
 }
