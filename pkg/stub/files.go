@@ -23,6 +23,8 @@ type files struct {
 	mu     sync.Mutex
 	byFile map[memmap.File]*handle
 	clock  uint64
+	// unclosed is the number of a file that is closed with the next request, or 0.
+	unclosed int
 }
 
 // handle is a file in the zygote's table of descriptors.
@@ -88,10 +90,14 @@ func (fs *files) acquire(file memmap.File) (*handle, error) {
 			fs.evict(maxFiles / 2)
 		}
 		rights := unix.UnixRights(fd)
-		num, err := fs.zygote.request(opPutFile, 0, rights)
+		num, err := fs.zygote.request(opPutFile, uint64(fs.unclosed), rights)
+		if err == nil || err == unix.EBADF { // it has got the request
+			fs.unclosed = 0
+		}
 		if err == unix.EBADF && len(fs.byFile) > 0 {
 			// The table is full: the kernel leaves the descriptor out.
 			fs.evict(0)
+			fs.flush()
 			num, err = fs.zygote.request(opPutFile, 0, rights)
 		}
 		if err == unix.EBADF {
@@ -129,8 +135,20 @@ func (fs *files) drop(file memmap.File, h *handle) {
 	}
 }
 
-// close closes h. It can only fail if the zygote is gone, which other calls say.
-func (fs *files) close(h *handle) { fs.zygote.request(opCloseFile, uint64(h.num), nil) }
+// close closes h, or, to save a request, what was to be closed before it. It can only
+// fail if the zygote is gone, which other calls say.
+func (fs *files) close(h *handle) {
+	fs.flush()
+	fs.unclosed = h.num
+}
+
+// flush closes what is still to be closed.
+func (fs *files) flush() {
+	if fs.unclosed != 0 {
+		fs.zygote.request(opCloseFile, uint64(fs.unclosed), nil)
+		fs.unclosed = 0
+	}
+}
 
 // evict drops the files that were not used for longest until keep are left,
 // those in use aside.
@@ -154,4 +172,5 @@ func (z *Zygote) DropFiles() {
 	z.files.mu.Lock()
 	defer z.files.mu.Unlock()
 	z.files.evict(0)
+	z.files.flush()
 }

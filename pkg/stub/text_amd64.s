@@ -192,6 +192,12 @@ receive:
 	JMP exit
 
 putFile:
+	MOVQ (const_infoRequest+8)(R12), DI // a file to close, or 0
+	TESTQ DI, DI
+	JEQ put
+	MOVL $SYS_close, AX
+	SYSCALL
+put:
 	MOVQ $-EBADF, AX
 	CMPQ (const_infoMsg+40)(R12), $20 // cmsghdr and one descriptor
 	JLT reply
@@ -232,14 +238,17 @@ fork:
 	MOVL $const_opBorn, BX
 	ORQ AX, BX
 	// The first thread must never get a signal: it stays for ever, since its end
-	// would be reported only after that of all others. The second one is the first
-	// that can be used.
+	// would be reported only after that of all others. If it is not to go to a
+	// backend's entry, it parks, and the second one is the first that can be used.
 	MOVL $2, DI // SIG_SETMASK
 	LEAQ const_infoFullMask(R12), SI
 	XORL DX, DX
 	MOVL $8, R10
 	MOVL $SYS_rt_sigprocmask, AX
 	SYSCALL
+	MOVL (const_infoRequest+8)(R12), DX
+	TESTL DX, DX
+	JNE usable
 	MOVL $CLONE_THREAD, DI
 	XORL SI, SI
 	XORL DX, DX
@@ -248,12 +257,12 @@ fork:
 	MOVL $SYS_clone, AX
 	SYSCALL
 	TESTQ AX, AX
-	JEQ second
+	JEQ usable
 	JLT failed // with the error, and exit
 	LEAQ ·park(SB), AX
 	JMP AX
 
-second:
+usable:
 	MOVL $SYS_gettid, AX
 	SYSCALL
 	REPLY

@@ -205,6 +205,11 @@ receive:
 	B exit
 
 putFile:
+	MOVD (const_infoRequest+8)(R19), R0 // a file to close, or 0
+	CBZ R0, put
+	MOVD $SYS_close, R8
+	SVC
+put:
 	MOVD $-EBADF, R0
 	MOVD (const_infoMsg+40)(R19), R1
 	CMP $20, R1 // cmsghdr and one descriptor
@@ -238,13 +243,15 @@ fork:
 	MOVD $const_opBorn, R21
 	ORR R0, R21
 	SIGPROCMASK(const_infoFullMask)
+	MOVWU (const_infoRequest+8)(R19), R1
+	CBNZ R1, usable
 	CLONE(CLONE_THREAD)
-	CBZ R0, second
+	CBZ R0, usable
 	CMP $0, R0
 	BLT failed // with the error, and exit
 	GO_PARK(first)
 
-second:
+usable:
 	MOVD $SYS_gettid, R8
 	SVC
 	REPLY

@@ -35,9 +35,11 @@ type addressSpace struct {
 	// dropFile takes mem's file from the stubs.
 	dropFile func()
 
-	// reqMu is held for a request to the system call thread.
-	reqMu sync.Mutex
-	seq   uint32
+	// reqMu is held for a request to the system call thread: calls, with the number seq.
+	// lastSeq is that of the one before.
+	reqMu        sync.Mutex
+	calls        []call
+	seq, lastSeq uint32
 	// caller is the system call thread. It runs on the CPU of whoever makes a request,
 	// who is about to sleep for it: to wake a thread on another one, which may be idle,
 	// takes several times as long.
@@ -102,30 +104,49 @@ func newAddressSpaceOf(zygote *stub.Zygote, t stubText) (*addressSpace, error) {
 	as.at.text, as.at.textEnd = extra, extra+uintptr(len(t.text))
 	as.at.entry, as.at.handler = extra, extra+t.handler
 	as.at.call, as.at.callArgs, as.at.makeCall, as.at.callEnd = extra+t.call, extra+t.callArgs, extra+t.makeCall, extra+t.callEnd
-	err = as.initRegion(num)
-	if err == nil {
-		var tid int
-		as.pid, tid, err = zygote.ForkAt(as.at.entry, uint32(num))
-		as.caller = affinity.NewFollower(tid)
-	}
-	if err != nil {
+	if err := as.begin(num); err != nil {
 		dropFile()
 		mem.close()
 		return nil, err
 	}
-	as.proc = stub.NewProcess(zygote, as.pid, as.killed)
-	if err := as.start(num); err != nil {
+	if err := as.complete(); err != nil {
 		as.destroy()
-		return nil, fmt.Errorf("starting stub process %d: %w", as.pid, err)
+		return nil, fmt.Errorf("starting stub process %d: %w%s", as.pid, err, hint(err))
 	}
 	return as, nil
 }
 
-// Program numbers in the region.
-const (
-	progSyscallThread = iota
-	progApplication
-)
+// begin makes the stub. Its first request is there when it comes to look: it makes
+// itself complete, with a thread.
+func (as *addressSpace) begin(num int) error {
+	if err := as.initRegion(num); err != nil {
+		return err
+	}
+	t, calls, err := as.prepareThread(0)
+	if err != nil {
+		return err
+	}
+	as.threads, as.idle = []*thread{t}, []*thread{t}
+	as.post(append(as.startCalls(num), calls...))
+	pid, tid, err := as.zygote.ForkAt(as.at.entry, uint32(num))
+	if err != nil {
+		return err
+	}
+	as.pid, as.caller = pid, affinity.NewFollower(tid)
+	as.proc = stub.NewProcess(as.zygote, pid, as.killed)
+	return nil
+}
+
+// complete waits until the first request is done.
+func (as *addressSpace) complete() error {
+	as.reqMu.Lock()
+	defer as.reqMu.Unlock()
+	tid, err := as.finish(0)
+	if err == nil {
+		as.added(as.threads[0], tid)
+	}
+	return err
+}
 
 // initRegion writes what the stub needs and cannot change.
 func (as *addressSpace) initRegion(num int) error {
@@ -136,11 +157,11 @@ func (as *addressSpace) initRegion(num int) error {
 	m.put64(constantText+8, uint64(as.at.textEnd-as.at.text))
 	as.putAction(m.region[constantAction:])
 	off := constantFilter
-	for i, rules := range [][]rule{progSyscallThread: syscallThreadRules(), progApplication: applicationRules()} {
-		prog, err := buildFilter(rules, auditArch, uint64(as.at.text), uint64(as.at.textEnd))
-		if err != nil {
-			return err
-		}
+	progs, err := filters.of(uint64(as.at.text), uint64(as.at.textEnd))
+	if err != nil {
+		return err
+	}
+	for i, prog := range progs {
 		fprog := constantProgs + i*16
 		m.put64(fprog, uint64(len(prog)))
 		m.put64(fprog+8, uint64(as.at.ro)+uint64(off))
@@ -158,15 +179,13 @@ func (as *addressSpace) initRegion(num int) error {
 // ro returns the address of something in the read-only region.
 func (as *addressSpace) ro(off int) uint64 { return uint64(as.at.ro) + uint64(off) }
 
-// start completes a new stub.
-func (as *addressSpace) start(num int) error {
+// startCalls are what makes a new stub complete, but for threads.
+func (as *addressSpace) startCalls(num int) []call {
 	calls := []call{{unix.SYS_MMAP, [6]uint64{uint64(as.at.hint), pageSize, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_FIXED, uint64(num), hintOffset}}}
 	for _, sig := range handledSignals {
 		calls = append(calls, call{unix.SYS_RT_SIGACTION, [6]uint64{uint64(sig), as.ro(constantAction), 0, 8}})
 	}
-	calls = append(calls, call{unix.SYS_SECCOMP, [6]uint64{unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, as.ro(constantProgs + 16*progSyscallThread)}})
-	_, err := as.do(calls...)
-	return err
+	return append(calls, call{unix.SYS_SECCOMP, [6]uint64{unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, as.ro(constantProgs + 16*progSyscallThread)}})
 }
 
 // handledSignals are those of system calls, of exceptions, and of Interrupt.
@@ -235,6 +254,21 @@ func (as *addressSpace) do(calls ...call) (int, error) { return as.doWithin(0, c
 func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, error) {
 	as.reqMu.Lock()
 	defer as.reqMu.Unlock()
+	if calls[len(calls)-1].nr != unix.SYS_CLONE {
+		as.caller.Follow()
+	} else {
+		as.caller.Free() // The new thread inherits it.
+	}
+	as.pace.request()
+	as.post(calls)
+	sysmsg.FutexWake(word32(as.mem.region, requestSeq))
+	return as.finish(timeout)
+}
+
+// post makes a request of calls, which the system call thread sees when it looks.
+//
+// Preconditions: as.reqMu is held, or nobody else knows as; the last request is done.
+func (as *addressSpace) post(calls []call) {
 	m := as.mem
 	for i, c := range calls {
 		off := requestCalls + i*callSize
@@ -243,47 +277,44 @@ func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, err
 			m.put64(off+8+8*j, v)
 		}
 	}
+	as.calls = append(as.calls[:0], calls...)
 	word32(m.region, requestCount).Store(uint32(len(calls)))
-	before := as.seq
-	as.seq = as.seq%maxSeq + 1
-	if calls[len(calls)-1].nr != unix.SYS_CLONE {
-		as.caller.Follow()
-	} else {
-		as.caller.Free() // The new thread inherits it.
-	}
-	as.pace.request()
-	request := word32(m.region, requestSeq)
-	request.Store(as.seq)
-	sysmsg.FutexWake(request)
-	r, err := as.await(before, timeout)
+	as.lastSeq, as.seq = as.seq, as.seq%maxSeq+1
+	word32(m.region, requestSeq).Store(as.seq)
+}
+
+// finish waits for the result of the request that was posted, as doWithin.
+//
+// Preconditions: as.reqMu is held.
+func (as *addressSpace) finish(timeout time.Duration) (int, error) {
+	r, err := as.await(timeout)
 	if err != nil || r >= 0 {
 		return int(r), err
 	}
 	left := int(-r >> resultLeftShift)
-	if left < 1 || left > len(calls) {
-		return 0, as.fail(fmt.Errorf("stub process %d: result %#x of %d system calls: %w", as.pid, r, len(calls), unix.EPROTO))
+	if left < 1 || left > len(as.calls) {
+		return 0, as.fail(fmt.Errorf("stub process %d: result %#x of %d system calls: %w", as.pid, r, len(as.calls), unix.EPROTO))
 	}
-	return 0, &callError{calls[len(calls)-left], unix.Errno(-r & (1<<resultLeftShift - 1))}
+	return 0, &callError{as.calls[len(as.calls)-left], unix.Errno(-r & (1<<resultLeftShift - 1))}
 }
 
-// await waits for the result of the last request, for some time if timeout is not
-// 0; before is the number of the one before it.
+// await waits for the result of the last request, for some time if timeout is not 0.
 //
 // Preconditions: as.reqMu is held.
-func (as *addressSpace) await(before uint32, timeout time.Duration) (int32, error) {
+func (as *addressSpace) await(timeout time.Duration) (int32, error) {
 	hint := as.hintWord()
 	for start := time.Now(); ; {
 		v := hint.Load()
 		if v == as.seq {
 			break
 		}
-		if v != before {
+		if v != as.lastSeq {
 			return 0, as.forged()
 		}
 		if as.gone.Load() {
 			return 0, as.check()
 		}
-		if !sysmsg.FutexWait(hint, before, pollPeriod) {
+		if !sysmsg.FutexWait(hint, as.lastSeq, pollPeriod) {
 			if result, done, err := as.result(); done || err != nil {
 				// The thread is slow, or the application has undone what it wrote.
 				hint.Store(as.seq)
@@ -336,10 +367,15 @@ func (as *addressSpace) thread() (*thread, error) {
 	as.growMu.Lock()
 	defer as.growMu.Unlock()
 	// Only the holder of growMu changes threads.
-	t, err := as.newThread(len(as.threads))
+	t, calls, err := as.prepareThread(len(as.threads))
+	tid := 0
+	if err == nil {
+		tid, err = as.do(calls...)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("new thread in stub process %d: %w%s", as.pid, err, hint(err))
 	}
+	as.added(t, tid)
 	as.mu.Lock()
 	as.threads = append(as.threads, t)
 	as.mu.Unlock()

@@ -113,30 +113,24 @@ func (tr *tracer) permitted(tid int, th *stubtest.Thread, regs *unix.PtraceRegs)
 		case unix.SYS_CLONE:
 			return inImage && args[0] == unix.CLONE_PARENT|unix.CLONE_FILES|uint64(unix.SIGCHLD)
 		}
-	case stubtest.Leader:
+	case stubtest.Caller:
+		const birth = 6 // calls in the image's own text
 		switch nr {
 		case unix.SYS_PRCTL:
-			return inImage && args[0] == unix.PR_SET_PDEATHSIG && args[1] == uint64(unix.SIGKILL)
-		case unix.SYS_GETPPID, unix.SYS_GETPID, unix.SYS_RT_SIGPROCMASK, unix.SYS_PAUSE:
-			return inImage
+			if inImage {
+				return th.Calls < birth && args[0] == unix.PR_SET_PDEATHSIG && args[1] == uint64(unix.SIGKILL)
+			}
+		case unix.SYS_GETPPID, unix.SYS_GETPID, unix.SYS_RT_SIGPROCMASK, unix.SYS_GETTID:
+			return inImage && th.Calls < birth
 		case unix.SYS_SENDTO:
-			return inImage && args[0] == 0 && args[2] == 16
-		case unix.SYS_CLONE:
-			return inImage && args[0] == cloneThread
-		}
-	case stubtest.Caller:
-		switch nr {
-		case unix.SYS_GETTID:
-			return inImage && th.Calls < 3
-		case unix.SYS_SENDTO:
-			return inImage && th.Calls < 3 && args[0] == 0 && args[2] == 16
+			return inImage && th.Calls == birth && args[0] == 0 && args[2] == 16
 		case unix.SYS_LSEEK:
 			return inText && args[2] == unix.SEEK_SET
 		case unix.SYS_FUTEX:
 			return inText && (args[1] == futexWait && inRO(args[0]) || args[1] == futexWake && args[0] == r.Hint)
 		case unix.SYS_MMAP:
 			if inText && args[0] == r.RO && args[1] == roSize && args[2] == unix.PROT_READ && args[3] == unix.MAP_SHARED|unix.MAP_FIXED && args[5] == 0 {
-				return th.Calls < 4
+				return th.Calls == birth+1
 			}
 		}
 		// All else is in the request, which only the Sentry can write, in this order

@@ -1,6 +1,8 @@
 package systrap
 
 import (
+	"sync"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/bpf"
@@ -36,6 +38,42 @@ func syscallThreadRules() []rule {
 		rule{nr: unix.SYS_CLONE, first: &flags}, rule{nr: unix.SYS_SIGALTSTACK}, rule{nr: unix.SYS_SECCOMP},
 		rule{nr: unix.SYS_PRCTL, first: &dispatch},
 		rule{nr: unix.SYS_EXIT_GROUP})
+}
+
+// Program numbers in the region.
+const (
+	progSyscallThread = iota
+	progApplication
+	numProgs
+)
+
+// filters are the programs of the stubs that were made last: those of a zygote have
+// the same.
+var filters filterCache
+
+type filterCache struct {
+	mu            sync.Mutex
+	text, textEnd uint64
+	progs         [numProgs]bpf.Program
+}
+
+// of returns the programs for stubs with our text between the two addresses.
+func (c *filterCache) of(text, textEnd uint64) ([numProgs]bpf.Program, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.text == text && c.textEnd == textEnd {
+		return c.progs, nil
+	}
+	for i, rules := range [numProgs][]rule{progSyscallThread: syscallThreadRules(), progApplication: applicationRules()} {
+		prog, err := buildFilter(rules, auditArch, text, textEnd)
+		if err != nil {
+			c.text, c.textEnd = 0, 0
+			return c.progs, err
+		}
+		c.progs[i] = prog
+	}
+	c.text, c.textEnd = text, textEnd
+	return c.progs, nil
 }
 
 // buildFilter returns the program that allows the rules when the call comes from

@@ -18,11 +18,18 @@ var stubs = stubSet{reaping: make(chan struct{}, maxReaping)}
 // more are by whoever releases them.
 const maxReaping = 8
 
+// fewForks is after how many AddressSpaces one is made ahead: until then it is likely
+// that no other will be needed. A shell that runs one program has taken four, that of
+// the probe included.
+const fewForks = 4
+
 type stubSet struct {
 	// reaping has an element for each AddressSpace that is being reaped.
 	reaping chan struct{}
 
 	mu sync.Mutex
+	// taken is the number of AddressSpaces that were handed out, up to fewForks.
+	taken int
 	// live is the number of AddressSpaces that were handed out and not released.
 	live int
 	// making says that spare is being made.
@@ -41,9 +48,9 @@ func (s *stubSet) take() (*addressSpace, error) {
 	as := s.spare
 	s.spare = nil
 	s.live++
-	// The first one needs no other: most likely it is a probe, or a program that
-	// does not fork.
-	if s.live > 1 {
+	if s.taken < fewForks {
+		s.taken++
+	} else if s.live > 1 {
 		s.making = true
 		go s.make()
 	}
@@ -62,17 +69,32 @@ func (s *stubSet) take() (*addressSpace, error) {
 	return as, err
 }
 
-// make makes a spare AddressSpace, with a thread.
-func (s *stubSet) make() {
-	as, err := newAddressSpace()
-	if err == nil {
-		var t *thread
-		if t, err = as.thread(); err == nil {
-			as.putIdle(t)
-		} else {
+// keepTime is for how long a spare is kept that nobody has asked for.
+const keepTime = time.Second
+
+// keep makes as, which was taken and has not run an application, the spare.
+func (s *stubSet) keep(as *addressSpace) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.making || s.spare != nil {
+		go as.Release()
+		return
+	}
+	s.spare = as
+	s.live--
+	time.AfterFunc(keepTime, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.spare == as && s.live == 0 {
+			s.spare = nil
 			as.destroy()
 		}
-	}
+	})
+}
+
+// make makes a spare AddressSpace.
+func (s *stubSet) make() {
+	as, err := newAddressSpace()
 	if err != nil {
 		as = nil // Whoever needs one will see.
 	}

@@ -107,9 +107,13 @@ func (p *systrap) probe() error {
 	if err != nil {
 		return err
 	}
-	defer as.Release()
 	p.maxUserAddr = hostarch.Addr(as.at.slots)
-	return as.probe()
+	if err := as.probe(); err != nil {
+		as.Release()
+		return err
+	}
+	stubs.keep(as)
+	return nil
 }
 
 // SupportsAddressSpaceIO implements platform.Platform.SupportsAddressSpaceIO.

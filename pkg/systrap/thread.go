@@ -30,17 +30,18 @@ type thread struct {
 	met bool
 }
 
-// newThread makes the n-th thread.
+// prepareThread returns the n-th thread, and the system calls that make it: the result
+// of the last one is for added.
 //
-// Preconditions: as.growMu is held; n-1 threads were made before.
-func (as *addressSpace) newThread(n int) (*thread, error) {
+// Preconditions: as.growMu is held, or nobody else knows as; n threads were made before.
+func (as *addressSpace) prepareThread(n int) (*thread, []call, error) {
 	if n >= maxSlots {
-		return nil, fmt.Errorf("%d threads in one address space: %w", n, unix.EAGAIN)
+		return nil, nil, fmt.Errorf("%d threads in one address space: %w", n, unix.EAGAIN)
 	}
 	chunk, index := n/chunkSlots, n%chunkSlots
 	b, err := as.mem.chunk(chunk)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fd := binary.LittleEndian.Uint64(as.mem.region[requestFD:])
 	var calls []call
@@ -60,12 +61,13 @@ func (as *addressSpace) newThread(n int) (*thread, error) {
 	as.mem.put64(stack+16, stackSize) // ss_size
 	// The last two are for the new thread itself.
 	calls = append(calls, call{unix.SYS_CLONE, [6]uint64{cloneThread, t.frameAddr(), 0, 0, as.ro(stack), as.ro(constantProgs + 16*progApplication)}})
-	if t.tid, err = as.do(calls...); err != nil {
-		return nil, err
-	}
-	as.chunks = chunk + 1
-	t.follower = affinity.NewFollower(t.tid)
-	return t, nil
+	return t, calls, nil
+}
+
+// added completes t, which was made with the id tid.
+func (as *addressSpace) added(t *thread, tid int) {
+	t.tid, t.follower = tid, affinity.NewFollower(tid)
+	as.chunks = len(as.mem.chunks)
 }
 
 // patience is how many times in a row pollPeriod may pass after an interrupt was

@@ -17,13 +17,12 @@ type Role int
 const (
 	Unknown Role = iota
 	Zygote       // clones stubs off itself and holds files
-	Leader       // the first thread of a stub, parks
-	Caller       // makes the system calls that the Sentry asks for
+	Caller       // the first thread of a stub, makes the system calls that the Sentry asks for
 	App          // runs application code
 )
 
 func (r Role) String() string {
-	return [...]string{"unknown thread", "zygote", "first thread", "system call thread", "application thread"}[r]
+	return [...]string{"unknown thread", "zygote", "system call thread", "application thread"}[r]
 }
 
 // Thread is one that is watched.
@@ -102,7 +101,7 @@ func (w *Watch) Attach(zygote int, stubs ...int) error {
 			if w.threads[tid] != nil {
 				continue
 			}
-			if err := w.attach(tid, min(Leader+Role(i), App)); err != nil {
+			if err := w.attach(tid, min(Caller+Role(i), App)); err != nil {
 				return err
 			}
 			w.threads[tid].Calls = SetUp
@@ -200,7 +199,7 @@ func (w *Watch) stopped(tid int, th *Thread, ws unix.WaitStatus) (sig int, err e
 			w.threads[child] = c
 		}
 		switch th.Role {
-		case Zygote, Leader, Caller:
+		case Zygote, Caller:
 			c.Role = th.Role + 1
 		default:
 			w.violation("%v makes a thread or process", th.Role)
