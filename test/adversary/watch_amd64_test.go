@@ -77,6 +77,7 @@ func watched(t *testing.T, opts, argv []string) {
 	w := &stubtest.Watch{}
 	go func() {
 		runtime.LockOSThread()
+		attached <- nil
 		pids, ok := <-stubs
 		if !ok {
 			return
@@ -110,6 +111,7 @@ func watched(t *testing.T, opts, argv []string) {
 			done <- err
 		}
 	}()
+	<-attached
 	defer close(stubs)
 	s := start(t, "systrap", opts, argv...)
 	s.Await("start", nil)
