@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,6 +64,8 @@ type addressSpace struct {
 	mu sync.Mutex
 	// threads are all that were made, idle those that no Context has.
 	threads, idle []*thread
+	// waiters are those who want a thread, and would rather have one that exists.
+	waiters []chan *thread
 }
 
 // cloneThread are the flags of a new thread of a stub.
@@ -353,6 +356,14 @@ func (as *addressSpace) forged() error {
 	return as.fail(fmt.Errorf("stub process %d: %w: %w", as.pid, sysmsg.ErrViolation, unix.EPROTO))
 }
 
+// When there are fewThreads for each CPU, a new one is made only if none becomes idle
+// for growDelay: programs that start many threads, most of which sleep at once, get by
+// with few, and where so many run that is no time.
+const (
+	fewThreads = 4
+	growDelay  = 2 * time.Millisecond
+)
+
 // thread returns a thread that no Context has, for one to have.
 func (as *addressSpace) thread() (*thread, error) {
 	as.mu.Lock()
@@ -361,6 +372,23 @@ func (as *addressSpace) thread() (*thread, error) {
 		as.idle = as.idle[:n-1]
 		as.mu.Unlock()
 		return t, nil
+	}
+	if len(as.threads) >= fewThreads*runtime.NumCPU() {
+		given := make(chan *thread, 1)
+		as.waiters = append(as.waiters, given)
+		as.mu.Unlock()
+		select {
+		case t := <-given:
+			return t, nil
+		case <-time.After(growDelay):
+		}
+		as.mu.Lock()
+		i := slices.Index(as.waiters, given)
+		if i < 0 {
+			as.mu.Unlock()
+			return <-given, nil
+		}
+		as.waiters = slices.Delete(as.waiters, i, i+1)
 	}
 	as.mu.Unlock()
 
@@ -385,8 +413,13 @@ func (as *addressSpace) thread() (*thread, error) {
 // putIdle makes t a thread that no Context has.
 func (as *addressSpace) putIdle(t *thread) {
 	as.mu.Lock()
+	defer as.mu.Unlock()
+	if len(as.waiters) > 0 {
+		as.waiters[0] <- t
+		as.waiters = as.waiters[1:]
+		return
+	}
 	as.idle = append(as.idle, t)
-	as.mu.Unlock()
 }
 
 // checkRange returns an error unless applications may map [addr, addr+length).
