@@ -56,7 +56,7 @@ func TestCalls(t *testing.T) {
 // A stub has as many threads as there were Contexts at a time, and one of its own.
 func TestThreadsAreReused(t *testing.T) {
 	m := newManager(t, syscallLoop)
-	const live = 2*chunkSlots + 1 // more than fewThreads for each CPU, on most hosts
+	const live = 2*chunkSlots + 1
 	for range 5 {
 		var cs []*threadContext
 		for range live {
