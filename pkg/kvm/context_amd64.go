@@ -77,6 +77,10 @@ type vcpuContext struct {
 	spins, looks     uint32
 	spinner, answers sysmsg.Spinner
 
+	// yields is how often the thread had to give up its vCPU, one time after the other,
+	// before the Sentry had to see it.
+	yields int
+
 	// spurious is the page fault that was last retried since the access was possible.
 	spurious struct {
 		ip   uint64
@@ -172,6 +176,9 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 	info, at, err := c.run(as, ac, cpu, answer)
 	runtime.UnlockOSThread()
 	c.forwarder.Disable()
+	if err == nil || err == platform.ErrContextSignal {
+		c.yields = 0
+	}
 	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
 	return info, at, err
 }
@@ -336,6 +343,7 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answe
 			if v == nil || v.yield.Load() {
 				if v != nil {
 					c.give(v)
+					c.yields = min(c.yields+1, maxYields)
 				}
 				var same bool
 				if v, same, err = c.take(ac); err != nil {
@@ -350,6 +358,7 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answe
 			if !loaded {
 				v.load(&ac.Regs, as.root)
 			}
+			v.slices.Store(1 << c.yields)
 			v.entered.Store(true)
 			if c.looks > 0 && v.shim != 0 && c.runner == nil {
 				c.runner = c.m.runners.take()

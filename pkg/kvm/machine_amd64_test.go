@@ -470,6 +470,20 @@ func TestAskFor(t *testing.T) {
 	if n := asked(); n != 1 || !pool.all[1].yield.Load() {
 		t.Fatalf("%d asked for, want the one that was taken first", n)
 	}
+	// Who got nowhere in that time has longer.
+	pool.tookLocked(pool.all[1])
+	pool.all[1].slices.Store(4)
+	pool.all[1].entered.Store(true)
+	pool.all[2].entered.Store(false)
+	for range 4 {
+		if n := asked(); n != 0 {
+			t.Fatalf("%d asked for that can run for 4 slices", n)
+		}
+	}
+	if n := asked(); n != 1 {
+		t.Fatalf("%d asked for, want 1", n)
+	}
+	pool.all[1].slices.Store(1)
 	// Who takes it next has as long.
 	pool.tookLocked(pool.all[1])
 	pool.all[1].entered.Store(true)

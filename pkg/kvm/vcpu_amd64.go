@@ -56,9 +56,14 @@ type vcpu struct {
 	// entered says that the Context which has the vCPU has come to run it.
 	entered atomic.Bool
 
+	// slices is how many the Context can run it at least.
+	slices atomic.Uint32
+
 	// since orders vCPUs by when they were taken, seen is what it was when askFor last
-	// found that the Context runs it; the pool's lock protects both.
+	// found that the Context runs it, for a number of slices; the pool's lock protects
+	// them.
 	since, seen uint64
+	ran         uint32
 
 	// owner is the Context that it ran last, whose floating point state it may hold.
 	owner *vcpuContext
@@ -309,8 +314,13 @@ func (p *pool) add(v *vcpu) {
 }
 
 // slice is how long a Context waits for a vCPU before one that others have is asked
-// for, and how long these can run it at least.
-const slice = 2 * time.Millisecond
+// for, and how long these can run it at least. On a host that is busy, or slow, that may
+// not be enough to get anywhere: who had to give up its vCPU has twice as long the next
+// time, up to 1<<maxYields slices.
+const (
+	slice     = 2 * time.Millisecond
+	maxYields = 5
+)
 
 // take returns a vCPU, preferred if it is idle; or nil when wake is signalled first.
 func (p *pool) take(preferred *vcpu, wake <-chan struct{}) *vcpu {
@@ -410,7 +420,9 @@ func (p *pool) ask() {
 		switch {
 		case v.yield.Load() || !v.entered.Load():
 		case v.seen != v.since:
-			v.seen = v.since
+			v.seen, v.ran = v.since, 1
+		case v.ran < v.slices.Load():
+			v.ran++
 		default:
 			ripe = append(ripe, v)
 		}
