@@ -191,7 +191,7 @@ func TestForgedCalls(t *testing.T) {
 	check := witness(t)
 	rnd := rand.New(rand.NewPCG(3, 4))
 	m := patchedManager(t, callChecker)
-	for range 300 {
+	for range effort(300) {
 		c, ac := &threadContext{}, arch.New()
 		for _, r := range scRegisters(&ac.Regs) {
 			*r = rnd.Uint64()
