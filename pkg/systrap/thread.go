@@ -72,8 +72,9 @@ func (as *addressSpace) added(t *thread, tid int) {
 
 // patience is how many times in a row pollPeriod may pass after an interrupt was
 // sent, and nothing come of it, until the thread is taken for one that has blocked
-// the signal.
-var patience = 100
+// the signal. On a host with many more threads than CPUs one that only waits for a CPU
+// was seen to need more than 10 seconds.
+var patience = 300
 
 // resume lets the thread run, and waits until it has an event.
 func (t *thread) resume(c *threadContext) error {
