@@ -35,7 +35,7 @@ nanoseconds per operation, and how many times the native figure that is.
 Options:
   --platform=NAMES   some of %s, with commas between
                      (default: all that work here); NAME%s is that with
-                     --usertrap
+                     code replaced (--usertrap), NAME without
   --run=TEXT         only the operations whose name contains TEXT
   --rounds=N         batches of each operation; the best counts (default 10)
   --batch=DURATION   how long a batch takes at least (default 10ms)
@@ -322,7 +322,7 @@ func bench(names []string, ops []benchOp, rounds int, batch time.Duration) (*ben
 		if plain, ok := strings.CutSuffix(name, usertrapSuffix); ok {
 			argv = append(argv, "--platform="+plain, "--usertrap")
 		} else {
-			argv = append(argv, "--platform="+name)
+			argv = append(argv, "--platform="+name, "--usertrap=false")
 		}
 		targets = append(targets, &benchTarget{name: name, argv: append(argv, "--", "/program")})
 	}

@@ -47,8 +47,8 @@ Options:
   --strict           end it at the first system call that is not supported
   --no-self-filter   let it run without the seccomp filter that confines ringfence
                      itself: for debugging only
-  --usertrap         replace system call instructions that it uses often by
-                     something faster
+  --usertrap=false   do not replace system call instructions that it uses often
+                     by jumps, which makes them faster where the platform can
   --verbose          say which platform was chosen and why, which system calls
                      were not supported, and what of its code was replaced
   --help             print this
@@ -105,7 +105,7 @@ func parseRun(args []string) (*runOptions, error) {
 	fs.BoolVar(&o.trace, "trace", false, "")
 	fs.BoolVar(&o.strict, "strict", false, "")
 	fs.BoolVar(&o.noSelfFilter, "no-self-filter", false, "")
-	fs.BoolVar(&o.usertrap, "usertrap", false, "")
+	fs.BoolVar(&o.usertrap, "usertrap", true, "")
 	fs.BoolVar(&o.verbose, "verbose", false, "")
 	fs.Var(&o.binds, "bind", "")
 	fs.Var(&o.env, "env", "")

@@ -87,7 +87,7 @@ func TestText(t *testing.T) {
 	prog := sandbox.Build(t, "text")
 	t.Logf("seed %d", *seedFlag)
 	sandbox.ForEachPlatform(t, func(t *testing.T, p string) {
-		for _, opts := range [][]string{nil, {"--usertrap"}} { // changed by some, or by none
+		for _, opts := range [][]string{{"--usertrap=false"}, {"--usertrap"}} { // changed by some, or by none
 			attack(t, p, opts, prog, strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag))
 		}
 	})

@@ -62,7 +62,7 @@ func TestWatched(t *testing.T) {
 		"tasks": {"tasks", strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag)},
 	} {
 		prog := sandbox.Build(t, name)
-		for _, opts := range [][]string{nil, {"--usertrap"}} {
+		for _, opts := range [][]string{{"--usertrap=false"}, {"--usertrap"}} {
 			t.Run(strings.Join(append([]string{name}, opts...), ""), func(t *testing.T) {
 				watched(t, opts, append([]string{prog}, argv[1:]...))
 			})
