@@ -311,8 +311,8 @@ func bench(names []string, ops []benchOp, rounds int, batch time.Duration) (*ben
 		return nil, err
 	}
 	about := make(map[string]string)
-	for _, d := range sentry.Diagnose() {
-		if d.About != "" && slices.Contains(names, d.Name) {
+	for _, d := range sentry.Diagnose(names...) {
+		if d.About != "" {
 			about[d.Name] = d.About
 		}
 	}

@@ -84,10 +84,14 @@ type Diagnosis struct {
 	Slow bool
 }
 
-// Diagnose tries all platforms that are linked in, in the order of "auto".
-func Diagnose() []Diagnosis {
+// Diagnose tries those of the platforms that are linked in that are called names, or
+// all if there are no names, in the order of "auto".
+func Diagnose(names ...string) []Diagnosis {
 	var all []Diagnosis
 	for _, n := range candidates() {
+		if len(names) > 0 && !slices.Contains(names, n) {
+			continue
+		}
 		d := Diagnosis{Name: n}
 		p, err := newPlatform(n)
 		if d.Err = err; err == nil {
