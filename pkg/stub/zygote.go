@@ -357,8 +357,9 @@ func (z *Zygote) request(op, arg uint64, rights []byte) (int, error) {
 func (z *Zygote) Fork() (pid, tid int, err error) { return z.fork(0) }
 
 // ForkAt is Fork for a stub with one thread, the process's first, which does not park
-// but goes to entry, in the image. It has param in RDI (X0 on arm64) and the end of the image's first page
-// in R12 (X19); nothing else is known of its registers, and it has no signal stack.
+// but goes to entry, in the image. It has param in RDI (X0 on arm64) and the end of
+// the image's first page in R12 (X19); nothing else is known of its registers, and it
+// has no signal stack.
 func (z *Zygote) ForkAt(entry uintptr, param uint32) (pid, tid int, err error) {
 	return z.fork(uint64(param)<<32 | uint64(entry-z.Layout.Start))
 }

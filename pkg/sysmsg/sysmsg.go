@@ -97,15 +97,13 @@ func NewWord(p *atomic.Uint32, timeout time.Duration) Word { return Word{&shared
 // Init makes a new slot the Sentry's.
 func (w Word) Init() { w.ops.swap(Sentry) }
 
-// Resume gives the slot to the stub. It reports whether it had to wake it.
+// Resume gives the slot to the stub.
 //
 // Preconditions: it is the Sentry's.
-func (w Word) Resume() (woke bool) {
-	woke = w.ops.swap(Stub) != Sentry
-	if woke {
+func (w Word) Resume() {
+	if w.ops.swap(Stub) != Sentry {
 		w.ops.wake()
 	}
-	return woke
 }
 
 // Wait waits until the slot is the Sentry's: it looks at the word up to spins

@@ -3,7 +3,6 @@ package systrap
 import (
 	"encoding/binary"
 	"fmt"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +18,7 @@ type memory struct {
 	// region is the read-only region and, behind it, the hint page.
 	region []byte
 
-	mu     sync.Mutex
+	// chunks are those of slots that are mapped here.
 	chunks [][]byte
 }
 
@@ -47,9 +46,9 @@ func newMemory() (*memory, error) {
 }
 
 // chunk returns the n-th chunk of slots, which is the next one or was there.
+//
+// Preconditions: as those of addressSpace.prepareThread.
 func (m *memory) chunk(n int) ([]byte, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if n < len(m.chunks) {
 		return m.chunks[n], nil
 	}

@@ -3,11 +3,11 @@
 //
 // Every AddressSpace is a stub process (package stub). A Context that runs in it has
 // a thread there until it sleeps in the Sentry, under a filter that turns each system
-// call that the application makes into SIGSYS. The signal stack of a thread is a slot: memory
-// that the Sentry shares, so that the frame that the kernel writes for SIGSYS, or
-// for a fault, is the thread's state, and nobody has to copy it. The handler
-// hands the slot to the Sentry (package sysmsg), waits until it comes back, and
-// returns into the application by rt_sigreturn(2), with what the Sentry made of
+// call that the application makes into SIGSYS. The signal stack of a thread is a
+// slot: memory that the Sentry shares, so that the frame that the kernel writes for
+// SIGSYS, or for a fault, is the thread's state, and nobody has to copy it. The
+// handler hands the slot to the Sentry (package sysmsg), waits until it comes back,
+// and returns into the application by rt_sigreturn(2), with what the Sentry made of
 // the frame. Interrupts are signals, too.
 //
 // One more thread of the stub, under another filter, makes the few system calls
@@ -24,8 +24,8 @@
 // it does to itself and to those that share its memory. Selectors of DS, ES, FS
 // and GS are not part of a Context's state: they stay with the stub's thread.
 //
-// It depends on packages stub, sysmsg and usertrap, and must never know of another backend
-// or of the Sentry.
+// It depends on packages stub, sysmsg, affinity and usertrap, and must never know of
+// another backend or of the Sentry.
 package systrap
 
 import (

@@ -29,8 +29,9 @@ const (
 	// forgetForks is the number of forks after which one page less is.
 	forgetForks = 8
 
-	// maxRemapBatch and maxRemapSingle are how many pieces of the AddressSpace are mapped anew rather than
-	// unmapped when their permissions change, in one request or one by one.
+	// maxRemapBatch and maxRemapSingle are how many pieces of the AddressSpace are
+	// mapped anew rather than unmapped when their permissions change, in one request
+	// or one by one.
 	maxRemapBatch, maxRemapSingle = 64, 8
 )
 
