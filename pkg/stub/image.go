@@ -1,13 +1,13 @@
 package stub
 
 import (
-	"bytes"
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/freestanding"
 )
 
 // The parts of the image, in bytes.
@@ -77,7 +77,7 @@ func text() ([]byte, symbols, error) {
 	if !(s.start < s.newThread && s.newThread < s.park && s.park < s.call && s.call < s.clone && s.clone < s.end && s.end-s.start <= textConstants) {
 		return nil, s, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", s)
 	}
-	t := readText(s.start, s.end)
+	t := freestanding.Text(s.start, s.end)
 	for _, p := range []*uintptr{&s.newThread, &s.park, &s.call, &s.clone, &s.end} {
 		*p -= s.start
 	}
@@ -94,9 +94,9 @@ func sizeOf(extra []byte) uint64 {
 	return imageSize + (uint64(len(extra))+pageSize-1)&^(pageSize-1)
 }
 
-// buildImage returns the ELF image for a process whose addresses end at taskEnd,
-// linked at base.
-func buildImage(base, taskEnd uint64, extra []byte) ([]byte, Layout, error) {
+// buildImage returns the program, at base, for a process whose addresses end at
+// taskEnd.
+func buildImage(base, taskEnd uint64, extra []byte) ([]freestanding.Segment, Layout, error) {
 	t, sym, err := text()
 	if err != nil {
 		return nil, Layout{}, err
@@ -150,33 +150,14 @@ func buildImage(base, taskEnd uint64, extra []byte) ([]byte, Layout, error) {
 		le.PutUint32(b[4:], ins.K)
 	}
 
-	const textOff, pageOff, extraOff = pageSize, pageSize + textSize, pageSize + textSize + infoSize
-	progs := []elf.Prog64{
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: textOff, Vaddr: base, Paddr: base, Filesz: textSize, Memsz: textSize, Align: pageSize},
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: pageOff, Vaddr: info, Paddr: info, Filesz: infoSize, Memsz: infoSize + signalStackSize, Align: pageSize},
-		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
+	segments := []freestanding.Segment{
+		{Addr: base, Data: text, Flags: elf.PF_R | elf.PF_X},
+		{Addr: info, Data: page, Size: infoSize + signalStackSize, Flags: elf.PF_R | elf.PF_W},
 	}
-	if n := sizeOf(extra) - imageSize; n > 0 {
-		progs = append(progs, elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: extraOff, Vaddr: base + imageSize, Paddr: base + imageSize, Filesz: n, Memsz: n, Align: pageSize})
-		extra = append(bytes.Clone(extra), make([]byte, n-uint64(len(extra)))...)
+	if len(extra) > 0 {
+		segments = append(segments, freestanding.Segment{Addr: base + imageSize, Data: extra, Flags: elf.PF_R | elf.PF_X})
 	}
-
-	var out bytes.Buffer
-	hdr := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
-		Entry: base, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)),
-	}
-	copy(hdr.Ident[:], elf.ELFMAG)
-	hdr.Ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
-	hdr.Ident[elf.EI_DATA] = byte(elf.ELFDATA2LSB)
-	hdr.Ident[elf.EI_VERSION] = byte(elf.EV_CURRENT)
-	binary.Write(&out, le, hdr)
-	binary.Write(&out, le, progs)
-	out.Write(make([]byte, textOff-out.Len()))
-	out.Write(text)
-	out.Write(page)
-	out.Write(extra)
-	return out.Bytes(), l, nil
+	return segments, l, nil
 }
 
 // Flags of struct sigaction (asm-generic/signal-defs.h).
@@ -185,30 +166,3 @@ const (
 	saOnStack = 0x08000000
 	saNoDefer = 0x40000000
 )
-
-// mfdExec is MFD_EXEC (linux/memfd.h), since Linux 6.3.
-const mfdExec = 0x10
-
-// imageFile returns a sealed memory file with the image.
-func imageFile(image []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(stubName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
-	if err == unix.EINVAL {
-		fd, err = unix.MemfdCreate(stubName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		if err == unix.EACCES {
-			return nil, fmt.Errorf("memfd_create of an executable memory file: %w: set sysctl vm.memfd_noexec to 0 or 1", err)
-		}
-		return nil, fmt.Errorf("memfd_create of the stub's image: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), stubName)
-	if _, err := f.Write(image); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("writing the stub's image to a memory file: %w", err)
-	}
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("sealing the stub's image: %w", err)
-	}
-	return f, nil
-}

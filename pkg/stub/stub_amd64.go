@@ -1,14 +1,8 @@
 package stub
 
-import (
-	"debug/elf"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 const (
-	machine = elf.EM_X86_64
-
 	// saRestorer is SA_RESTORER, without which amd64 delivers no signal
 	// (arch/x86/kernel/signal_64.c, x64_setup_rt_frame).
 	saRestorer = 0x04000000

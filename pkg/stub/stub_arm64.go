@@ -1,14 +1,8 @@
 package stub
 
-import (
-	"debug/elf"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 const (
-	machine = elf.EM_AARCH64
-
 	// saRestorer is nothing: the kernel has a trampoline of its own.
 	saRestorer = 0
 )

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/freestanding"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
@@ -124,8 +125,8 @@ func startWith(text []byte) (*Zygote, error) {
 var errDiedEarly = errors.New("the stub process died before its first instruction")
 
 // start starts image.
-func start(image []byte, layout Layout) (*Zygote, error) {
-	f, err := imageFile(image)
+func start(image []freestanding.Segment, layout Layout) (*Zygote, error) {
+	f, err := freestanding.Program(stubName, uint64(layout.Start), image)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/cpuid"
+	"github.com/ringfence/ringfence/pkg/freestanding"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/sysmsg"
@@ -44,7 +45,7 @@ var textOf = sync.OnceValues(func() (stubText, error) {
 	if order := []uintptr{s.start, s.handler, s.call, s.callArgs, s.makeCall, s.callEnd, s.end}; !slices.IsSorted(order) {
 		return stubText{}, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", order)
 	}
-	return stubText{readText(s.start, s.end), s.handler - s.start, s.call - s.start, s.callArgs - s.start, s.makeCall - s.start, s.callEnd - s.start}, nil
+	return stubText{freestanding.Text(s.start, s.end), s.handler - s.start, s.call - s.start, s.callArgs - s.start, s.makeCall - s.start, s.callEnd - s.start}, nil
 })
 
 // The signal frame (arch/x86/include/asm/sigframe.h, uapi/asm/sigcontext.h).

@@ -245,6 +245,11 @@ var children = map[string]func() error{
 	"socket": func() error {
 		return monitored(func(*Monitor) error { return must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)) })
 	},
+	// On a host that allows no programs in memory.
+	"directly": func() error {
+		watchProgram = func() (*os.File, error) { return nil, unix.EACCES }
+		return monitored(func(*Monitor) error { return must(unix.Getsid(1)) })
+	},
 	// On a thread that was there before.
 	"thread": func() error {
 		ready, confined := make(chan bool), make(chan bool)
@@ -345,7 +350,7 @@ func TestConfined(t *testing.T) {
 }
 
 func TestViolation(t *testing.T) {
-	for name, call := range map[string]string{"socket": "socket(0x2, 0x1,", "thread": "mount(", "fork": "clone(0x11,", "variable": "getsid(0x1,"} {
+	for name, call := range map[string]string{"socket": "socket(0x2, 0x1,", "thread": "mount(", "fork": "clone(0x11,", "variable": "getsid(0x1,", "directly": "getsid(0x1,"} {
 		t.Run(name, func(t *testing.T) {
 			ws, out := end(t, child(name))
 			if !ws.Signaled() || ws.Signal() != unix.SIGKILL {

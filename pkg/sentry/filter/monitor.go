@@ -27,11 +27,17 @@ type Monitor struct {
 	sock int // the Monitor ends when this is closed
 }
 
-// monitorFD is the descriptor on which the Monitor gets the listener.
-const monitorFD = 3
+const (
+	// monitorFD is the descriptor on which the Monitor gets the listener.
+	monitorFD = 3
+	// monitorExe is this program, for watch.
+	//lint:ignore U1000 the assembler uses it
+	monitorExe = 4
+)
 
-// StartMonitor starts this program again with arguments argv, the name included,
-// for which it must call MonitorMain. Its standard error is where it reports.
+// StartMonitor starts a process that executes this program with arguments argv, the
+// name included, once there is something to say; for which it must call MonitorMain.
+// Its standard error is where it reports.
 func StartMonitor(argv []string) (*Monitor, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -44,17 +50,29 @@ func StartMonitor(argv []string) (*Monitor, error) {
 		return nil, fmt.Errorf("start the monitor: %w", err)
 	}
 	defer null.Close()
-	pid, err := syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+	const self = "/proc/self/exe"
+	exe, err := os.Open(self)
+	if err != nil {
+		unix.Close(fds[0])
+		return nil, fmt.Errorf("start the monitor: %w: mount /proc", err)
+	}
+	defer exe.Close()
+	path := self
+	if watch, err := watchProgram(); err == nil {
+		defer watch.Close()
+		path = fmt.Sprintf("/proc/self/fd/%d", watch.Fd())
+	} // else the host allows no program in memory: it does without
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
 		Dir: "/",
 		// It needs few threads, and no memory to speak of.
 		Env:   append(os.Environ(), "GOMAXPROCS=1"),
-		Files: []uintptr{null.Fd(), null.Fd(), 2, uintptr(fds[1])},
+		Files: []uintptr{null.Fd(), null.Fd(), 2, uintptr(fds[1]), exe.Fd()},
 		// The signals of our terminal are not for it.
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		unix.Close(fds[0])
-		return nil, fmt.Errorf("start the monitor: execute /proc/self/exe: %w: mount /proc, and raise RLIMIT_NPROC (ulimit -u) if that is the reason", err)
+		return nil, fmt.Errorf("start the monitor: execute %s: %w: mount /proc, and raise RLIMIT_NPROC (ulimit -u) if that is the reason", path, err)
 	}
 	return &Monitor{pid: pid, sock: fds[0]}, nil
 }

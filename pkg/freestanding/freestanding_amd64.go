@@ -1,0 +1,5 @@
+package freestanding
+
+import "debug/elf"
+
+const machine = elf.EM_X86_64
