@@ -77,6 +77,9 @@ type vcpuContext struct {
 	spins, looks     uint32
 	spinner, answers sysmsg.Spinner
 
+	// lull is how long, in looks, pause does not look.
+	lull uint32
+
 	// yields is how often the thread had to give up its vCPU, one time after the other,
 	// before the Sentry had to see it.
 	yields int
@@ -139,9 +142,13 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 	if !ok || as.m != c.m {
 		return nil, hostarch.NoAccess, contextError(fmt.Errorf("Switch in an AddressSpace of another platform, or none: %w", unix.EINVAL))
 	}
+	answered := c.canAnswer(as, ac, cpu)
+	if answered {
+		// What follows is done while the thread gets to its next system call.
+		c.giveAnswer(as.slots[c.v.Load().id], ac.Regs.Rax)
+	}
 	c.planSpins()
-	answer := c.canAnswer(as, ac, cpu)
-	if !answer {
+	if !answered {
 		c.stop()
 		if err := as.enter(c); err != nil {
 			return nil, hostarch.NoAccess, contextError(err)
@@ -152,7 +159,7 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 			as.leave(c)
 		}
 	}()
-	if !answer {
+	if !answered {
 		if c.ac != ac {
 			c.ac = ac
 			c.changeFullState()
@@ -164,22 +171,28 @@ func (c *vcpuContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 			// As rt_sigreturn(2) does.
 			return protectionFault(ac, 0), hostarch.NoAccess, platform.ErrContextSignal
 		}
+		select {
+		case <-c.wake: // of an earlier Switch
+		default:
+		}
 	}
 	if !c.forwarder.Enable(c) {
-		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
-	}
-	select {
-	case <-c.wake: // of an earlier Switch
-	default:
+		if !answered {
+			return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+		}
+		// It came since canAnswer.
+		c.NotifyInterrupt()
+		for !c.forwarder.Enable(c) {
+		}
 	}
 	runtime.LockOSThread()
-	info, at, err := c.run(as, ac, cpu, answer)
+	info, at, err := c.run(as, ac, cpu, answered)
 	runtime.UnlockOSThread()
 	c.forwarder.Disable()
 	if err == nil || err == platform.ErrContextSignal {
 		c.yields = 0
 	}
-	c.late = c.sent.Swap(false) && err != platform.ErrContextInterrupt
+	c.late = c.sent.Load() && c.sent.Swap(false) && err != platform.ErrContextInterrupt
 	return info, at, err
 }
 
@@ -217,9 +230,18 @@ func (c *vcpuContext) canAnswer(as *addressSpace, ac *arch.Context64, cpu int32)
 	if as.gone.Load() || v.yield.Load() || c.preempts != c.m.preempts.Load() || cpu >= 0 && v.id != int(cpu) {
 		return false
 	}
-	want := c.posted
-	want.Rax = ac.Regs.Rax
-	return want == ac.Regs && want.Eflags&flagTF == 0
+	return equalButRAX(&c.posted, &ac.Regs) && c.posted.Eflags&flagTF == 0 && !c.forwarder.Pending()
+}
+
+// giveAnswer gives a thread that waits in the shim the result of its system call.
+func (c *vcpuContext) giveAnswer(s *slot, result uint64) {
+	c.answered, c.answer = true, result
+	s.ret.Store(result)
+	outcome := sysmsg.Spun
+	if s.word.Swap(sysmsg.Stub) != sysmsg.Sentry {
+		outcome = sysmsg.Slept // it leaves, or has left
+	}
+	c.answers.Report(outcome)
 }
 
 // stop makes the thread leave the shim if it waits there, and gives up what it holds.
@@ -312,12 +334,12 @@ func (c *vcpuContext) sanitize(ac *arch.Context64) bool {
 }
 
 // run runs the thread until the Sentry must see it. The goroutine is locked to its
-// OS thread. answer says that the thread waits in the shim and can go on there.
-func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answer bool) (info *linux.SignalInfo, at hostarch.AccessType, err error) {
+// OS thread. answered says that the thread was given the result of a system call in the
+// shim, and goes on there.
+func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answered bool) (info *linux.SignalInfo, at hostarch.AccessType, err error) {
 	var v *vcpu
-	if answer {
-		v = c.v.Load()
-		c.answered, c.parked = true, nil
+	if answered {
+		v, c.parked = c.v.Load(), nil
 	}
 	defer func() {
 		if v != nil && c.parked == nil {
@@ -326,7 +348,7 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answe
 	}()
 	loaded := false // the vCPU has what ac has
 	for {
-		if !answer {
+		if !answered {
 			if v != nil {
 				v.run.clearImmediateExit()
 			}
@@ -365,14 +387,17 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answe
 			}
 		}
 		c.pulled = false
-		posted, err := c.exit(as, v, answer, ac.Regs.Rax)
-		answer = false
+		posted, err := c.exit(as, v, answered)
 		if err != nil {
 			return nil, hostarch.NoAccess, contextError(err)
 		}
 		if posted {
 			as.slots[v.id].copyPosted(&ac.Regs)
-			c.posted = ac.Regs
+			if answered {
+				copyCall(&c.posted, &ac.Regs) // the rest is the same
+			} else {
+				c.posted = ac.Regs
+			}
 			c.answered, c.partial, c.parked = false, true, as
 			if c.m.pool.wanted.Load() > 0 {
 				c.stop() // others need the vCPU
@@ -380,7 +405,7 @@ func (c *vcpuContext) run(as *addressSpace, ac *arch.Context64, cpu int32, answe
 			}
 			return nil, hostarch.NoAccess, nil
 		}
-		c.partial = false
+		answered, c.partial = false, false
 		var rest arch.Registers
 		switch {
 		case v.leftShim(&rest):
@@ -426,20 +451,19 @@ func (c *vcpuContext) leftShim(s *slot, v *vcpu, r, rest *arch.Registers) (sysca
 const maxHostFaults = 16
 
 // exit runs the guest until it is in a stub, was interrupted between two instructions
-// of the application, left the shim, or (posted) waits there. With answer it waits
-// there, for result.
-func (c *vcpuContext) exit(as *addressSpace, v *vcpu, answer bool, result uint64) (posted bool, err error) {
+// of the application, left the shim, or (posted) waits there. answered says that it
+// runs already.
+func (c *vcpuContext) exit(as *addressSpace, v *vcpu, answered bool) (posted bool, err error) {
 	var s *slot
 	if v.shim != 0 {
 		s = as.slots[v.id]
 	}
-	c.answer = result
 	for faults := 0; ; {
-		posted, errno := c.enter(s, v, answer)
+		posted, errno := c.enter(s, v, answered)
 		if posted {
 			return true, nil
 		}
-		answer = false
+		answered = false
 		switch errno {
 		case 0:
 			if v.run.exitReason != exitHLT {
@@ -468,7 +492,7 @@ const lookAtOnce = 16
 
 // enter runs the guest until it leaves or (posted) waits in the shim. Without a runner
 // it does so on this thread, and the guest must leave.
-func (c *vcpuContext) enter(s *slot, v *vcpu, answer bool) (posted bool, errno unix.Errno) {
+func (c *vcpuContext) enter(s *slot, v *vcpu, answered bool) (posted bool, errno unix.Errno) {
 	r := c.runner
 	if r == nil {
 		if s != nil {
@@ -478,15 +502,10 @@ func (c *vcpuContext) enter(s *slot, v *vcpu, answer bool) (posted bool, errno u
 		return false, v.enter()
 	}
 	spins := c.spins
-	s.spins.Store(c.looks)
-	if answer {
-		s.ret.Store(c.answer)
-		outcome := sysmsg.Spun
-		if s.word.Swap(sysmsg.Stub) != sysmsg.Sentry {
-			outcome = sysmsg.Slept // it leaves, or has left
-		}
-		c.answers.Report(outcome)
-	} else {
+	if s.spins.Load() != c.looks {
+		s.spins.Store(c.looks)
+	}
+	if !answered {
 		s.word.Store(sysmsg.Stub)
 		r.start(v)
 		// It may have to wake up first, and to enter the guest takes time.
@@ -494,6 +513,9 @@ func (c *vcpuContext) enter(s *slot, v *vcpu, answer bool) (posted bool, errno u
 		spins += c.m.entrySpins
 	}
 	outcome := sysmsg.Slept
+	if answered && spins > 0 && c.pause(s) {
+		outcome = sysmsg.Spun
+	}
 	for n := spins; n > 0 && outcome == sysmsg.Slept; n -= min(n, lookAtOnce) {
 		if sysmsg.SpinWhile(&s.word, sysmsg.Stub, lookAtOnce) != sysmsg.Stub || r.exited() {
 			outcome = sysmsg.Spun
@@ -515,6 +537,26 @@ func (c *vcpuContext) enter(s *slot, v *vcpu, answer bool) (posted bool, errno u
 	}
 	return false, r.errno
 }
+
+// pause lets the time pass, without a look at the slot, that the thread needs for its
+// next system call at least, and reports whether it made one. A look takes the cache
+// line from the thread, which then waits for it when it wants to post: the best one is
+// the first after that. So the pause becomes shorter when it was too long, and longer
+// when it was not.
+func (c *vcpuContext) pause(s *slot) bool {
+	if c.lull > 0 {
+		sysmsg.SpinWhile(&never, 0, c.lull)
+	}
+	if s.word.Load() != sysmsg.Stub {
+		c.lull = max(c.lull, 1) - 1
+		return true
+	}
+	c.lull = min(c.lull+2, c.m.maxLull)
+	return false
+}
+
+// never is what pause looks at meanwhile.
+var never atomic.Uint32
 
 // failure returns what is wrong with a vCPU that left the guest in a way that it
 // should not.

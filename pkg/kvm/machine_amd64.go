@@ -43,6 +43,10 @@ type machine struct {
 	// leaving and entering the guest takes.
 	spins, entrySpins uint32
 
+	// maxLull is the longest lull of a Context: the time of a system call through the
+	// shim.
+	maxLull uint32
+
 	// omit are protecting steps that tests leave out, to show what they protect from.
 	omit struct{ flush, settle bool }
 	// fail is what tests have requests fail with, or nil.

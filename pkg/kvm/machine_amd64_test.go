@@ -417,7 +417,7 @@ func TestKickBeforeRun(t *testing.T) {
 		defer c.give(v)
 		v.load(&g.ac.Regs, g.as.root)
 		v.kick()
-		if _, err := c.exit(g.as, v, false, 0); err != nil {
+		if _, err := c.exit(g.as, v, false); err != nil {
 			t.Error(err)
 		}
 		done <- v.interrupted

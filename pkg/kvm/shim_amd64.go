@@ -75,6 +75,13 @@ var postedChanges = []struct{ at, reg byte }{
 	{postedR8, 8}, {postedR9, 9}, {postedRCX, regAX}, {postedR11, 11},
 }
 
+// answerTime is how long an answer takes at least. maxPauses is how often a shim can
+// pause for that.
+const (
+	answerTime = 120 * time.Nanosecond
+	maxPauses  = 16
+)
+
 // shimSize is the room for a shim.
 const shimSize = 512
 
@@ -132,10 +139,11 @@ func (a *assembler) wordLessECX(n byte) { a.emit(0x8d, 0x49, -n) }
 // after the one that posts, leave the one that leaves.
 type shimLabels struct{ posted, leave, end uint64 }
 
-// makeShim returns the code that posts in the slot at an address below 2 GiB. No
-// instruction before the one that gives up changes flags, so that in ring 3 a jump is
-// enough to return.
-func makeShim(slotAddr uint32, ring0 bool) ([]byte, shimLabels) {
+// makeShim returns the code that posts in the slot at an address below 2 GiB, and pauses
+// some times before it looks for the answer: a look that is too early takes the cache
+// line from the Sentry, which is about to write it. No instruction before the one that
+// gives up changes flags, so that in ring 3 a jump is enough to return.
+func makeShim(slotAddr uint32, ring0 bool, pauses int) ([]byte, shimLabels) {
 	a := &assembler{labels: map[string]int{}, jumps: map[int]string{}, slot: slotAddr}
 	const wordAt, spinsAt, retAt, regsAt = 0, 4, 8, 16
 	a.move64(opStore, regAX, regsAt+8*postedRAX)
@@ -155,6 +163,9 @@ func makeShim(slotAddr uint32, ring0 bool) ([]byte, shimLabels) {
 	a.label("wait")
 	a.emit(opLoad) // mov eax, [spins]
 	a.slotAt(regAX, spinsAt)
+	for range pauses {
+		a.emit(0xf3, 0x90) // pause
+	}
 	a.label("look")
 	a.emit(opLoad) // mov ecx, [word]
 	a.slotAt(regCX, wordAt)
@@ -204,6 +215,7 @@ func shimAddr(id int) uint64 { return shimsAddr + uint64(id)*shimSize }
 func (m *machine) enableShims() error {
 	n := min(len(m.pool.all), maxShims)
 	const perPage = hostarch.PageSize / shimSize
+	pauses := int(min(sysmsg.Spins(answerTime), maxPauses))
 	opts := pagetables.MapOpts{Access: hostarch.ReadExec, User: !m.ring0Syscalls.Load()}
 	for first := 0; first < n; first += perPage {
 		phys, t, err := m.tables.New()
@@ -212,7 +224,7 @@ func (m *machine) enableShims() error {
 		}
 		for id := first; id < min(first+perPage, n); id++ {
 			var code []byte
-			code, m.shim = makeShim(uint32(slotAddr(id)), m.ring0Syscalls.Load())
+			code, m.shim = makeShim(uint32(slotAddr(id)), m.ring0Syscalls.Load(), pauses)
 			copy(bytesOf(t)[(id-first)*shimSize:][:shimSize], code)
 		}
 		if _, err := m.window.Map(hostarch.Addr(shimAddr(first)), hostarch.PageSize, opts, phys); err != nil {
@@ -307,6 +319,15 @@ func (s *slot) copyPosted(r *arch.Registers) {
 	madeSyscall(r)
 }
 
+// copyCall copies what copyPosted sets.
+func copyCall(r, from *arch.Registers) {
+	r.Rdi, r.Rsi, r.Rdx = from.Rdi, from.Rsi, from.Rdx
+	r.R10, r.R8, r.R9 = from.R10, from.R8, from.R9
+	r.Rcx, r.R11, r.Rsp = from.Rcx, from.R11, from.Rsp
+	r.Ss, r.Rax, r.Orig_rax = from.Ss, from.Rax, from.Orig_rax
+	r.Rip, r.Eflags, r.Cs = from.Rip, from.Eflags, from.Cs
+}
+
 // copyRest reads into r what is not posted.
 func copyRest(r, from *arch.Registers) {
 	r.Rbx, r.Rbp = from.Rbx, from.Rbp
@@ -321,3 +342,15 @@ const shimSpin = 50 * time.Microsecond
 
 // errForged is when a vCPU is not where its slot says.
 var errForged = fmt.Errorf("the vCPU is not in the shim: %w", sysmsg.ErrViolation)
+
+// equalButRAX compares registers one by one: nearly all were written shortly before, and
+// a comparison in larger pieces would wait for that.
+func equalButRAX(a, b *arch.Registers) bool {
+	return a.R15 == b.R15 && a.R14 == b.R14 && a.R13 == b.R13 && a.R12 == b.R12 &&
+		a.Rbp == b.Rbp && a.Rbx == b.Rbx && a.R11 == b.R11 && a.R10 == b.R10 &&
+		a.R9 == b.R9 && a.R8 == b.R8 && a.Rcx == b.Rcx && a.Rdx == b.Rdx &&
+		a.Rsi == b.Rsi && a.Rdi == b.Rdi && a.Orig_rax == b.Orig_rax && a.Rip == b.Rip &&
+		a.Cs == b.Cs && a.Eflags == b.Eflags && a.Rsp == b.Rsp && a.Ss == b.Ss &&
+		a.Fs_base == b.Fs_base && a.Gs_base == b.Gs_base && a.Ds == b.Ds && a.Es == b.Es &&
+		a.Fs == b.Fs && a.Gs == b.Gs
+}

@@ -21,7 +21,7 @@ import (
 // The shim is what its source says, and fits.
 func TestMakeShim(t *testing.T) {
 	for _, ring0 := range []bool{false, true} {
-		code, labels := makeShim(0xa100, ring0)
+		code, labels := makeShim(0xa100, ring0, maxPauses)
 		if len(code) > shimSize {
 			t.Errorf("%d bytes, there is room for %d", len(code), shimSize)
 		}

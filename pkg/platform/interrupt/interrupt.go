@@ -57,6 +57,9 @@ func (f *Forwarder) Enable(r Receiver) bool {
 	return false
 }
 
+// Pending reports whether Enable would return false now.
+func (f *Forwarder) Pending() bool { return f.state.Load() == pending }
+
 // Disable ends the receiver's turn. After it returns, NotifyInterrupt is not
 // called.
 func (f *Forwarder) Disable() {
