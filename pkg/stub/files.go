@@ -135,14 +135,16 @@ func (fs *files) drop(file memmap.File, h *handle) {
 	}
 }
 
-// close closes h, or, to save a request, what was to be closed before it. It can only
+// close closes h, or, to save a wake-up, what was to be closed before it. It can only
 // fail if the zygote is gone, which other calls say.
 func (fs *files) close(h *handle) {
-	fs.flush()
+	if fs.unclosed != 0 {
+		fs.zygote.tell(opDropFile, uint64(fs.unclosed))
+	}
 	fs.unclosed = h.num
 }
 
-// flush closes what is still to be closed.
+// flush closes what is still to be closed, and returns when everything is.
 func (fs *files) flush() {
 	if fs.unclosed != 0 {
 		fs.zygote.request(opCloseFile, uint64(fs.unclosed), nil)

@@ -64,6 +64,8 @@ const (
 	opPutFile   = 1
 	opCloseFile = 2
 	opFork      = 3
+	// opDropFile is opCloseFile without a reply.
+	opDropFile = 5
 	// opBorn is what a new stub sends, with its process's id above bit 32.
 	opBorn = 4
 )

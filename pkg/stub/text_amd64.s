@@ -187,6 +187,8 @@ receive:
 	JEQ putFile
 	CMPQ BX, $const_opCloseFile
 	JEQ closeFile
+	CMPQ BX, $const_opDropFile
+	JEQ dropFile
 	CMPQ BX, $const_opFork
 	JEQ fork
 	JMP exit
@@ -209,6 +211,12 @@ closeFile:
 	MOVL $SYS_close, AX
 	SYSCALL
 	JMP reply
+
+dropFile:
+	MOVQ (const_infoRequest+8)(R12), DI
+	MOVL $SYS_close, AX
+	SYSCALL
+	JMP receive
 
 fork:
 	MOVL $(CLONE_PARENT|CLONE_FILES|SIGCHLD), DI

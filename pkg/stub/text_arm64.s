@@ -200,6 +200,8 @@ receive:
 	BEQ putFile
 	CMP $const_opCloseFile, R21
 	BEQ closeFile
+	CMP $const_opDropFile, R21
+	BEQ dropFile
 	CMP $const_opFork, R21
 	BEQ fork
 	B exit
@@ -222,6 +224,12 @@ closeFile:
 	MOVD $SYS_close, R8
 	SVC
 	B reply
+
+dropFile:
+	MOVD (const_infoRequest+8)(R19), R0
+	MOVD $SYS_close, R8
+	SVC
+	B receive
 
 fork:
 	CLONE(CLONE_PARENT|CLONE_FILES|SIGCHLD)

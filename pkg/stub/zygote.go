@@ -351,6 +351,13 @@ func (z *Zygote) request(op, arg uint64, rights []byte) (int, error) {
 	return int(r.result), nil
 }
 
+// tell makes a request without a reply.
+func (z *Zygote) tell(op, arg uint64) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.send(op, arg, nil)
+}
+
 // Fork clones a stub off the zygote. It returns the process's id, and that of the
 // one thread that the caller can do with what it likes; it is in Layout.Park, or on
 // its way there. That thread, and the process's first one, which parks for ever,

@@ -22,7 +22,7 @@ func Spins(d time.Duration) uint32 { return uint32(float64(d) / nsPerSpin()) }
 // long they pause.
 var nsPerSpin = sync.OnceValue(func() float64 {
 	var word atomic.Uint32
-	const spins = 2000
+	const spins = 200
 	best := time.Hour
 	for range 5 {
 		start := time.Now()
