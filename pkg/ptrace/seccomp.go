@@ -58,10 +58,6 @@ func (s seccompInfo) SyscallFilters(precompiled.Values) seccomp.SyscallRules {
 		sysno.Wait4.On(s.arch): seccomp.PerArg{thread, any, seccomp.EqualTo(unix.WALL | unix.WNOTHREAD), zero},
 		// Context.Interrupt.
 		sysno.Tgkill.On(s.arch): seccomp.PerArg{thread, thread, seccomp.EqualTo(linux.Signal(platform.SignalInterrupt))},
-		// The tracer and the tracee on one CPU.
-		sysno.Getcpu.On(s.arch):           seccomp.PerArg{1: zero, 2: zero},
-		sysno.SchedGetaffinity.On(s.arch): seccomp.PerArg{zero},
-		sysno.SchedSetaffinity.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},
 		// GlobalMemoryBarrier.
 		sysno.Membarrier.On(s.arch): seccomp.PerArg{seccomp.AnyOf{
 			seccomp.EqualTo(linux.MEMBARRIER_CMD_QUERY), seccomp.EqualTo(linux.MEMBARRIER_CMD_GLOBAL),

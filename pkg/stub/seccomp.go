@@ -24,6 +24,11 @@ func SyscallFilters(a sysno.Arch) seccomp.SyscallRules {
 		sysno.Kill.On(a):  seccomp.PerArg{process, seccomp.EqualTo(unix.SIGKILL)},
 		sysno.Wait4.On(a): seccomp.PerArg{process, any, seccomp.EqualTo(unix.WALL), seccomp.EqualTo(0)},
 
+		// Threads that alternate, on one CPU.
+		sysno.Getcpu.On(a):           seccomp.PerArg{1: seccomp.EqualTo(0), 2: seccomp.EqualTo(0)},
+		sysno.SchedGetaffinity.On(a): seccomp.PerArg{seccomp.NonNegativeFD},
+		sysno.SchedSetaffinity.On(a): seccomp.PerArg{seccomp.NonNegativeFD},
+
 		// Whether the zygote is alive.
 		sysno.Waitid.On(a): seccomp.PerArg{seccomp.EqualTo(unix.P_PID), process, any, seccomp.EqualTo(unix.WEXITED | unix.WNOHANG | unix.WNOWAIT), seccomp.EqualTo(0)},
 	})

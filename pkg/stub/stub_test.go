@@ -411,3 +411,26 @@ func jump(cond bool, ins unix.SockFilter) int {
 	}
 	return int(ins.Jf)
 }
+
+// The zygote follows whoever hands it a file from CPU to CPU; its stubs do not.
+func TestForkAnywhere(t *testing.T) {
+	z := newZygote(t)
+	cpus := func(pid int) (s unix.CPUSet) {
+		if err := unix.SchedGetaffinity(pid, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	all := cpus(0)
+	if err := z.WithFile(newFile(t, "a"), func(int) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := cpus(z.pid); got.Count() != 1 {
+		t.Errorf("the zygote can run on %d CPUs, want 1", got.Count())
+	}
+	pid, _ := fork(t, z)
+	defer z.Release(pid)
+	if got := cpus(pid); got != all {
+		t.Errorf("a stub can run on %v, want %v", got, all)
+	}
+}

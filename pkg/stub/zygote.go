@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/freestanding"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 )
@@ -27,9 +28,10 @@ type Zygote struct {
 	stubs atomic.Int64
 
 	// mu is held for a request and its reply.
-	mu   sync.Mutex
-	sock int // -1 when the zygote is gone
-	dead error
+	mu       sync.Mutex
+	sock     int // -1 when the zygote is gone
+	dead     error
+	follower affinity.Follower
 }
 
 // shared are the zygotes by the backend's text that they have.
@@ -169,6 +171,7 @@ func start(image []freestanding.Segment, layout Layout) (*Zygote, error) {
 		z.fail(err)
 		return nil, err
 	case r.op == stageReady:
+		z.follower = affinity.NewFollower(z.pid)
 		return z, nil
 	}
 	err = unix.Errno(-r.result)
@@ -335,6 +338,7 @@ func (z *Zygote) unexpected(op uint64, r reply) error {
 func (z *Zygote) request(op, arg uint64, rights []byte) (int, error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	z.follower.Follow()
 	if err := z.send(op, arg, rights); err != nil {
 		return 0, err
 	}
@@ -375,6 +379,7 @@ func (z *Zygote) ForkAt(entry uintptr, param uint32) (pid, tid int, err error) {
 func (z *Zygote) fork(arg uint64) (pid, tid int, err error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	z.follower.Free() // the stub inherits it
 	if err := z.send(opFork, arg, nil); err != nil {
 		return 0, 0, fmt.Errorf("clone of a stub process: %w", err)
 	}

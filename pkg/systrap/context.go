@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/affinity"
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
@@ -28,6 +29,9 @@ type threadContext struct {
 	lost error
 
 	spinner sysmsg.Spinner
+	// holder is of the thread that calls Switch. Whoever calls PrepareSleep or Release
+	// does so on the same goroutine, or it stays locked to its thread until it ends.
+	holder affinity.Holder
 
 	// sent says that an interrupt was sent to the thread.
 	sent atomic.Bool
@@ -174,7 +178,10 @@ func (c *threadContext) unbind() {
 // PrepareSleep implements platform.Context.PrepareSleep: the thread is for other
 // Contexts of the AddressSpace. One of them may run next, and the thread, which still
 // looks at its slot, is faster than one that must be woken.
-func (c *threadContext) PrepareSleep() { c.unbind() }
+func (c *threadContext) PrepareSleep() {
+	c.holder.Free()
+	c.unbind()
+}
 
 // contextError returns err as a platform.ContextError.
 func contextError(err error) error {
@@ -341,5 +348,6 @@ func (c *threadContext) FullStateChanged() { c.changed, c.lost = true, nil }
 // of the AddressSpace.
 func (c *threadContext) Release() {
 	c.inFrame = false
+	c.holder.Free()
 	c.unbind()
 }

@@ -66,16 +66,22 @@ func (p *pace) turn() bool {
 }
 
 // spins returns how often to look at the thread's slot before sleeping, for both
-// sides.
-func (t *thread) spins(s *sysmsg.Spinner) (n uint32) {
+// sides. If not at all, both are kept on one CPU: the thread by its follower, and,
+// since the scheduler wakes the Sentry on an idle CPU if there is one, the caller by
+// its holder.
+func (t *thread) spins(c *threadContext) (n uint32) {
 	if limit := spinLimit(); t.as.pace.turn() && limit > 0 {
-		n = s.Next(limit)
+		n = c.spinner.Next(limit)
 	}
 	switch {
 	case n == 0:
+		c.holder.Turn()
 		t.follower.Follow()
 	case !t.met:
+		c.holder.Free()
 		t.follower.Avoid()
+	default:
+		c.holder.Free()
 	}
 	return n
 }

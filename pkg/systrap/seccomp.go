@@ -47,10 +47,6 @@ func (s seccompInfo) SyscallFilters(precompiled.Values) seccomp.SyscallRules {
 		sysno.Tgkill.On(s.arch): seccomp.PerArg{id, id, seccomp.EqualTo(linux.Signal(platform.SignalInterrupt))},
 		// Whether a stub has ended, or was stopped.
 		sysno.Waitid.On(s.arch): seccomp.Or{wait(unix.WEXITED), wait(unix.WSTOPPED)},
-		// Two threads on one CPU.
-		sysno.Getcpu.On(s.arch):           seccomp.PerArg{1: zero, 2: zero},
-		sysno.SchedGetaffinity.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},
-		sysno.SchedSetaffinity.On(s.arch): seccomp.PerArg{seccomp.NonNegativeFD},
 		// The memory of new stubs.
 		sysno.MemfdCreate.On(s.arch): seccomp.PerArg{any, seccomp.AnyOf{
 			seccomp.EqualTo(unix.MFD_CLOEXEC), seccomp.EqualTo(unix.MFD_CLOEXEC | unix.MFD_NOEXEC_SEAL),

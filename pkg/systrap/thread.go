@@ -85,7 +85,7 @@ func (t *thread) resume(c *threadContext) error {
 }
 
 func (t *thread) await(c *threadContext) error {
-	spins := t.spins(&c.spinner)
+	spins := t.spins(c)
 	t.setHeader32(headerSpin, spins)
 	t.word.Resume()
 	word := t.word
@@ -109,6 +109,7 @@ func (t *thread) await(c *threadContext) error {
 		}
 		if t.follower.Kept() {
 			t.follower.Free()
+			c.holder.Free()
 			word = t.word
 			continue
 		}

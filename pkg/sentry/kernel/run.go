@@ -23,6 +23,7 @@ func (t *Task) run() {
 		b.BindThread()
 	}
 	defer t.k.live.Done()
+	growStack()
 	t.running()
 	if t.forked {
 		// What it is going to touch first.
@@ -356,4 +357,13 @@ func (t *Task) fault(info *linux.SignalInfo, at hostarch.AccessType) {
 		return // sent from outside, or a late interrupt: not for the application
 	}
 	t.forceSignal(info)
+}
+
+// growStack makes the goroutine's stack as large as most tasks come to need: it would
+// be copied three times on the way there.
+//
+//go:noinline
+func growStack() {
+	var frame [9 << 10]byte
+	runtime.KeepAlive(&frame)
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/sentry/pgalloc"
@@ -166,9 +168,43 @@ func (mm *MemoryManager) forkCopies(child *MemoryManager) []hostarch.AddrRange {
 
 // copyTo copies the part ar of seg to fr.
 func (mm *MemoryManager) copyTo(fr memmap.FileRange, seg *segment[pma], ar hostarch.AddrRange) error {
-	src, err := seg.v.file.MapInternal(fileRange(seg, ar), hostarch.Read)
+	from := fileRange(seg, ar)
+	if seg.v.file != memmap.File(mm.mf) {
+		return mm.readTo(fr, seg.v.file.FD(), from.Start)
+	}
+	src, err := seg.v.file.MapInternal(from, hostarch.Read)
 	if err != nil {
 		return err
 	}
 	return mm.fillFrom(fr, src)
+}
+
+// readTo copies what the host file fd has from off on to all of the memory fr. To read
+// a few pages takes less than to map them.
+//
+// Preconditions: fr and off are multiples of the page size.
+func (mm *MemoryManager) readTo(fr memmap.FileRange, fd int, off uint64) error {
+	for fr.Start < fr.End {
+		dst, err := mm.mf.Bytes(fr)
+		if err != nil {
+			return err
+		}
+		n, err := unix.Pread(fd, dst, int64(off))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return &memmap.BusError{Err: err}
+		case n == 0:
+			rest := -fr.Start & (hostarch.PageSize - 1)
+			if rest == 0 {
+				return &memmap.BusError{Err: unix.EFAULT} // a page behind the end of the file
+			}
+			clear(dst[:rest])
+			n = int(rest)
+		}
+		fr.Start += uint64(n)
+		off += uint64(n)
+	}
+	return nil
 }

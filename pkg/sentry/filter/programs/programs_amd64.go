@@ -1334,1001 +1334,6 @@ var Programs = precompiled.Set{
 	{
 		Key: "ptrace,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{100}},
-			{Name: "sentry_pid", Uses: []uint16{120}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 92, K: 0x65},          // 3: if A == 0x65 goto 4 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
-			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
-			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
-			{Code: 0x15, JT: 81, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 92 else 11
-			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 181 else 17
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 181 else 18
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 19: if A == 0x0 goto 20 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 21: if A == 0x0 goto 22 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
-			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 181 else 31
-			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 181 else 32
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == 0x0 goto 34 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
-			{Code: 0x15, JT: 169, JF: 145, K: 0x8},        // 35: if A == 0x8 goto 205 else 181
-			{Code: 0x35, JT: 0, JF: 144, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 181
-			{Code: 0x35, JT: 143, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 181 else 38
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 139, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 181 else 42
-			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 158, JF: 134, K: 0x202},      // 46: if A == 0x202 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
-			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 181 else 52
-			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 181 else 53
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 54: if A == 0x0 goto 55 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 224, JF: 124, K: 0x0},        // 56: if A == 0x0 goto 281 else 181
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
-			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 181 else 59
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 61: if A == 0x0 goto 62 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 181 else 64
-			{Code: 0x35, JT: 116, JF: 192, K: 0x80000000}, // 64: if A >= 0x80000000 goto 181 else 257
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 181 else 70
-			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 181 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 74: if A == 0x50 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 75: if A == 0x9 goto 76 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 77: if A == 0x0 goto 78 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 181 else 80
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 181 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 82: if A == 0x0 goto 83 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 86: if A == 0x0 goto 87 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
-			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 89: if A == 0xb goto 205 else 181
-			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 90: if A >= 0x7 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 91: if A == 0x2 goto 92 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
-			{Code: 0x15, JT: 85, JF: 250, K: 0x0},         // 95: if A == 0x0 goto 181 else 346
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 96: if A == 0x3d goto 97 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 97: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 98: if A == 0x0 goto 99 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 100: if A == monitor_pid goto 101 else 108
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 102: if A == 0x0 goto 103 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 104: if A == 0x0 goto 281 else 105
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 105: A = arg0.lo
-			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 106: if A == 0x0 goto 181 else 107
-			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 107: if A >= 0x80000000 goto 181 else 112
-			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 108: if A == 0x0 goto 181 else 109
-			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 109: if A >= 0x80000000 goto 181 else 110
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 110: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 112: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 113: if A >= 0x40000001 goto 114 else 115
-			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 114: if A == 0x60000000 goto 281 else 181
-			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 115: if A == 0x40000000 goto 281 else 181
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 116: if A == 0xea goto 117 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 117: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 119: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 120: if A == sentry_pid goto 121 else 125
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 121: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 122: if A == 0x0 goto 123 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 123: A = arg2.lo
-			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 124: if A >= 0x41 goto 181 else 205
-			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 181 else 126
-			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 181 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 127: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 128: if A == 0x0 goto 129 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 129: A = arg1.lo
-			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 181 else 131
-			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 131: if A >= 0x80000000 goto 181 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 132: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 133: if A == 0x0 goto 134 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 134: A = arg2.lo
-			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 135: if A == 0x11 goto 205 else 181
-			{Code: 0x15, JT: 158, JF: 0, K: 0xcb},         // 136: if A == 0xcb goto 295 else 137
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 137: if A == 0xca goto 138 else 143
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 138: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 139: if A == 0x0 goto 140 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 140: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 141: if A >= 0x80 goto 142 else 181
-			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 142: if A >= 0x82 goto 181 else 205
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 143: if A == 0x119 goto 144 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 145: if A == 0x0 goto 146 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 166, K: 0x80000000},  // 147: if A >= 0x80000000 goto 181 else 314
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 148: if A == 0x1b5 goto 149 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 150: if A == 0x0 goto 151 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 152: if A >= 0x80000000 goto 181 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 154: if A == 0x0 goto 155 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 156: if A == 0x18 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 157: if A == 0x106 goto 158 else 167
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 159: if A == 0x0 goto 160 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 161: if A >= 0x80000000 goto 181 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 162: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 163: if A == 0x0 goto 164 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 164: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 205 else 166
-			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 166: if A == 0x900 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 167: if A == 0x9 goto 168 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 168: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 169: if A == 0x0 goto 170 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 170: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 171: if A == 0x0 goto 172 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 172: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 173: if A == 0x0 goto 174 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 174: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 175: if A >= 0x23 goto 176 else 177
-			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 176: if A == 0x32 goto 205 else 181
-			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 177: if A == 0x22 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 178: if A == 0x3 goto 179 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 179: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 180: if A == 0x0 goto 182 else 181
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 182: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 183: if A >= 0x23 goto 184 else 191
-			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 184: if A == 0x32 goto 205 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 185: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 186: if A == 0x0 goto 187 else 198
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 187: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 188: if A == 0x0 goto 189 else 198
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
-			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 190: if A == 0x28 goto 205 else 199
-			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 191: if A == 0x22 goto 205 else 192
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 192: if A >= 0x2 goto 372 else 200
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 193: if A >= 0x2 goto 372 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 195: if A == 0x0 goto 196 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 197: if A >= 0x2 goto 199 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 199: if A == 0x4001 goto 201 else 372
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 200: if A == 0x0 goto 372 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 202: if A == 0x0 goto 203 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 204: if A >= 0x80000000 goto 372 else 205
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 206: if A == 0x1c goto 207 else 216
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 207: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 208: if A == 0x0 goto 209 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 209: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 210: if A >= 0x8 goto 211 else 215
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 211: if A >= 0x10 goto 212 else 213
-			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 212: if A == 0x19 goto 392 else 372
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 213: if A == 0x8 goto 392 else 214
-			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 214: if A >= 0xe goto 392 else 372
-			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 215: if A == 0x4 goto 392 else 372
-			{Code: 0x35, JT: 0, JF: 168, K: 0x7e},         // 216: if A >= 0x7e goto 217 else 385
-			{Code: 0x35, JT: 0, JF: 129, K: 0xe8},         // 217: if A >= 0xe8 goto 218 else 347
-			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 218: if A >= 0x122 goto 219 else 274
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 219: if A >= 0x13e goto 220 else 251
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 220: if A >= 0x145 goto 221 else 234
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 221: if A == 0x1b7 goto 222 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 223: if A == 0x0 goto 224 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 225: if A >= 0x80000000 goto 372 else 226
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 226: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 227: if A == 0x0 goto 228 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 228: A = arg2.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 229: if A >= 0x8 goto 485 else 230
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 230: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 231: if A == 0x0 goto 232 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 232: A = arg3.lo
-			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 233: if A == 0x200 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 234: if A >= 0x140 goto 235 else 240
-			{Code: 0x15, JT: 0, JF: 249, K: 0x144},        // 235: if A == 0x144 goto 236 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 237: if A == 0x0 goto 238 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
-			{Code: 0x35, JT: 245, JF: 140, K: 0x2},        // 239: if A >= 0x2 goto 485 else 380
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 240: if A == 0x13e goto 241 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 242: if A == 0x0 goto 243 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
-			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 244: if A & 0xfffffffe goto 485 else 486
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 245: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 246: if A == 0x0 goto 247 else 249
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 247: A = arg1.lo
-			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 248: if A == 0x1 goto 486 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 234, K: 0x2},        // 250: if A & 0x2 goto 429 else 485
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 251: if A >= 0x124 goto 252 else 261
-			{Code: 0x15, JT: 0, JF: 232, K: 0x135},        // 252: if A == 0x135 goto 253 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 254: if A == 0x0 goto 255 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 256: if A == 0x0 goto 257 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 257: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 258: if A == 0x0 goto 259 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 259: A = arg2.lo
-			{Code: 0x15, JT: 225, JF: 224, K: 0x0},        // 260: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 261: if A == 0x122 goto 262 else 270
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 263: if A == 0x0 goto 264 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 265: if A == 0x0 goto 266 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 267: if A == 0x0 goto 268 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
-			{Code: 0x15, JT: 216, JF: 215, K: 0x80800},    // 269: if A == 0x80800 goto 486 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 271: if A == 0x0 goto 272 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x15, JT: 212, JF: 211, K: 0x80000},    // 273: if A == 0x80000 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 24, K: 0x102},         // 274: if A >= 0x102 goto 275 else 299
-			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 275: if A >= 0x10f goto 276 else 294
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 276: if A == 0x10f goto 277 else 285
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 278: if A == 0x0 goto 279 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 204, K: 0x1},          // 280: if A == 0x1 goto 281 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 281: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 282: if A == 0x0 goto 283 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 283: A = arg3.lo
-			{Code: 0x15, JT: 201, JF: 200, K: 0x0},        // 284: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 199, K: 0x11d},        // 285: if A == 0x11d goto 286 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 197, K: 0x0},          // 287: if A == 0x0 goto 288 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
-			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 289: if A >= 0x80000000 goto 485 else 290
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 290: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 291: if A == 0x0 goto 292 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 292: A = arg1.lo
-			{Code: 0x45, JT: 191, JF: 192, K: 0xffffff80}, // 293: if A & 0xffffff80 goto 485 else 486
-			{Code: 0x15, JT: 0, JF: 190, K: 0x10b},        // 294: if A == 0x10b goto 295 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 296: if A == 0x0 goto 297 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
-			{Code: 0x35, JT: 186, JF: 187, K: 0x80000000}, // 298: if A >= 0x80000000 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 299: if A >= 0xf7 goto 300 else 333
-			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 300: if A == 0xf7 goto 301 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 302: if A == 0x0 goto 303 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 304: if A == 0x1 goto 305 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 305: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 306: if A == 0x0 goto 307 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 307: A = arg1.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 308: if A == 0x0 goto 485 else 309
-			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 485 else 310
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 310: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 311: if A == 0x0 goto 312 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 312: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 313: if A == 0x1000005 goto 314 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 314: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 315: if A == 0x0 goto 316 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 316: A = arg4.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 317: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 318: if A == 0x101 goto 319 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 320: if A == 0x0 goto 321 else 327
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 322: if A >= 0x80000000 goto 328 else 323
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 324: if A == 0x0 goto 325 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
-			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 326: if A & 0xffe2e2ff goto 485 else 486
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 327: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 328: if A == 0xffffff9c goto 329 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 329: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 330: if A == 0x0 goto 331 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 331: A = arg2.lo
-			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 332: if A == 0x80000 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 333: if A == 0xe9 goto 334 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 335: if A == 0x0 goto 336 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 337: if A >= 0x80000000 goto 485 else 338
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 339: if A == 0x0 goto 340 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 485 else 342
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 342: if A >= 0x3 goto 485 else 343
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 343: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 344: if A == 0x0 goto 345 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 346: if A >= 0x80000000 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 347: if A >= 0xc3 goto 348 else 367
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 348: if A >= 0xdc goto 349 else 360
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 349: if A >= 0xe4 goto 350 else 351
-			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 350: if A == 0xe6 goto 485 else 486
-			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 351: if A == 0xdd goto 352 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 353: if A == 0x0 goto 354 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 355: if A >= 0x80000000 goto 485 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 356: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 357: if A == 0x0 goto 358 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 358: A = arg3.lo
-			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 359: if A >= 0x6 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 360: if A >= 0xd9 goto 361 else 362
-			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 361: if A == 0xda goto 485 else 486
-			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 362: if A == 0xcc goto 363 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 364: if A == 0x0 goto 365 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
-			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 366: if A == 0x0 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 5, K: 0x9e},           // 367: if A >= 0x9e goto 368 else 373
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 368: if A >= 0xbf goto 369 else 371
-			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 369: if A == 0xbf goto 486 else 370
-			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 370: if A == 0xc2 goto 486 else 485
-			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 371: if A == 0xba goto 486 else 485
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 372: return 0x7fc00000
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 373: if A >= 0x8a goto 374 else 384
-			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 374: if A == 0x8a goto 486 else 375
-			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 375: if A == 0x9d goto 376 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 377: if A == 0x0 goto 378 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 379: if A == 0x53564d41 goto 380 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 381: if A == 0x0 goto 382 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 383: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 384: if A == 0x83 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 385: if A >= 0x3c goto 386 else 427
-			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 386: if A >= 0x62 goto 387 else 396
-			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 387: if A >= 0x69 goto 388 else 393
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 388: if A >= 0x6d goto 389 else 391
-			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 389: if A == 0x7d goto 486 else 390
-			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 390: if A == 0x73 goto 486 else 485
-			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 391: if A >= 0x6b goto 486 else 485
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 393: if A >= 0x66 goto 394 else 395
-			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 394: if A == 0x67 goto 485 else 486
-			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 395: if A == 0x63 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 396: if A >= 0x4a goto 397 else 400
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 397: if A >= 0x4e goto 398 else 399
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 398: if A == 0x61 goto 486 else 485
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 399: if A == 0x4c goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 400: if A >= 0x3f goto 401 else 417
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 401: if A == 0x48 goto 402 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 402: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 403: if A == 0x0 goto 404 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 404: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 405: if A >= 0x80000000 goto 485 else 406
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 406: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 407: if A == 0x0 goto 408 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 408: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 409: if A >= 0x4 goto 410 else 416
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 410: if A == 0x406 goto 486 else 411
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 411: if A == 0x4 goto 412 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 412: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 413: if A == 0x0 goto 414 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 415: if A & 0xfffb73ff goto 485 else 486
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 416: if A == 0x3 goto 486 else 485
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 417: if A == 0x3c goto 486 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 419: if A == 0x0 goto 420 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 421: if A == 0x0 goto 485 else 422
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 485 else 423
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 424: if A == 0x0 goto 425 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 426: if A == 0x9 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 427: if A >= 0x13 goto 428 else 460
-			{Code: 0x35, JT: 1, JF: 27, K: 0x2d},          // 428: if A >= 0x2d goto 430 else 456
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 429: return 0x50001
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 430: if A >= 0x2f goto 431 else 436
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 431: if A == 0x38 goto 432 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 432: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 433: if A == 0x0 goto 434 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 434: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 435: if A == 0xd0f00 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 436: if A == 0x2d goto 437 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 437: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 438: if A == 0x0 goto 439 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 439: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 440: if A >= 0x80000000 goto 485 else 441
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 441: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 442: if A == 0x0 goto 443 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 443: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 444: if A == 0x0 goto 486 else 445
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 445: if A == 0x40 goto 486 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 447: if A == 0x0 goto 448 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 485 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 450: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 451: if A == 0x0 goto 452 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 452: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 453: if A >= 0x4001 goto 454 else 455
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 454: if A == 0x4040 goto 486 else 485
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 455: if A == 0x4000 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 456: if A >= 0x23 goto 457 else 459
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 457: if A == 0x23 goto 486 else 458
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 458: if A == 0x27 goto 486 else 485
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 459: if A == 0x18 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 460: if A >= 0x8 goto 461 else 482
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 461: if A >= 0xd goto 462 else 480
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 462: if A == 0x10 goto 463 else 486
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 463: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 464: if A == 0x0 goto 465 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 465: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 466: if A >= 0x80000000 goto 485 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 467: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 468: if A == 0x0 goto 469 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 469: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 470: if A >= 0x5413 goto 471 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 471: if A >= 0x541c goto 472 else 473
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 472: if A == 0x5425 goto 486 else 485
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 473: if A == 0x541b goto 486 else 474
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 474: if A >= 0x5415 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 475: if A >= 0x540c goto 476 else 477
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 476: if A == 0x5411 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 477: if A >= 0x5405 goto 478 else 479
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 478: if A >= 0x5409 goto 486 else 485
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 479: if A >= 0x5401 goto 486 else 485
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 480: if A == 0x8 goto 486 else 481
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 481: if A == 0xb goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 482: if A >= 0x4 goto 483 else 484
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 483: if A == 0x5 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 484: if A == 0x2 goto 485 else 486
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 485: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 486: return 0x7fff0000
-		},
-	},
-	{
-		Key: "ptrace,redirected",
-		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{100}},
-			{Name: "sentry_pid", Uses: []uint16{120}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 92, K: 0x65},          // 3: if A == 0x65 goto 4 else 96
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
-			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
-			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
-			{Code: 0x15, JT: 81, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 92 else 11
-			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
-			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 181 else 17
-			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 181 else 18
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 19: if A == 0x0 goto 20 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 21: if A == 0x0 goto 22 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
-			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 181 else 31
-			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 181 else 32
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == 0x0 goto 34 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
-			{Code: 0x15, JT: 169, JF: 145, K: 0x8},        // 35: if A == 0x8 goto 205 else 181
-			{Code: 0x35, JT: 0, JF: 144, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 181
-			{Code: 0x35, JT: 143, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 181 else 38
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 139, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 181 else 42
-			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 158, JF: 134, K: 0x202},      // 46: if A == 0x202 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
-			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 181 else 52
-			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 181 else 53
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 54: if A == 0x0 goto 55 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 224, JF: 124, K: 0x0},        // 56: if A == 0x0 goto 281 else 181
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
-			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 181 else 59
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 61: if A == 0x0 goto 62 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 181 else 64
-			{Code: 0x35, JT: 116, JF: 192, K: 0x80000000}, // 64: if A >= 0x80000000 goto 181 else 257
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 181 else 70
-			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 181 else 71
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 74: if A == 0x50 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 75: if A == 0x9 goto 76 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 77: if A == 0x0 goto 78 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 181 else 80
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 181 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 82: if A == 0x0 goto 83 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 86: if A == 0x0 goto 87 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
-			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 89: if A == 0xb goto 205 else 181
-			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 90: if A >= 0x7 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 91: if A == 0x2 goto 92 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
-			{Code: 0x15, JT: 85, JF: 253, K: 0x0},         // 95: if A == 0x0 goto 181 else 349
-			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 96: if A == 0x3d goto 97 else 116
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 97: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 98: if A == 0x0 goto 99 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 100: if A == monitor_pid goto 101 else 108
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 101: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 102: if A == 0x0 goto 103 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 103: A = arg2.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 104: if A == 0x0 goto 281 else 105
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 105: A = arg0.lo
-			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 106: if A == 0x0 goto 181 else 107
-			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 107: if A >= 0x80000000 goto 181 else 112
-			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 108: if A == 0x0 goto 181 else 109
-			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 109: if A >= 0x80000000 goto 181 else 110
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 110: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 112: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 113: if A >= 0x40000001 goto 114 else 115
-			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 114: if A == 0x60000000 goto 281 else 181
-			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 115: if A == 0x40000000 goto 281 else 181
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 116: if A == 0xea goto 117 else 136
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 117: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 119: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 120: if A == sentry_pid goto 121 else 125
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 121: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 122: if A == 0x0 goto 123 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 123: A = arg2.lo
-			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 124: if A >= 0x41 goto 181 else 205
-			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 181 else 126
-			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 181 else 127
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 127: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 128: if A == 0x0 goto 129 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 129: A = arg1.lo
-			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 181 else 131
-			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 131: if A >= 0x80000000 goto 181 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 132: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 133: if A == 0x0 goto 134 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 134: A = arg2.lo
-			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 135: if A == 0x11 goto 205 else 181
-			{Code: 0x15, JT: 158, JF: 0, K: 0xcb},         // 136: if A == 0xcb goto 295 else 137
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 137: if A == 0xca goto 138 else 143
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 138: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 139: if A == 0x0 goto 140 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 140: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 141: if A >= 0x80 goto 142 else 181
-			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 142: if A >= 0x82 goto 181 else 205
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 143: if A == 0x119 goto 144 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 145: if A == 0x0 goto 146 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 166, K: 0x80000000},  // 147: if A >= 0x80000000 goto 181 else 314
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 148: if A == 0x1b5 goto 149 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 149: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 150: if A == 0x0 goto 151 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 152: if A >= 0x80000000 goto 181 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 153: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 154: if A == 0x0 goto 155 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 155: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 156: if A == 0x18 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 157: if A == 0x106 goto 158 else 167
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 158: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 159: if A == 0x0 goto 160 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 160: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 161: if A >= 0x80000000 goto 181 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 162: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 163: if A == 0x0 goto 164 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 164: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 205 else 166
-			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 166: if A == 0x900 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 167: if A == 0x9 goto 168 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 168: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 169: if A == 0x0 goto 170 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 170: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 171: if A == 0x0 goto 172 else 178
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 172: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 173: if A == 0x0 goto 174 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 174: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 175: if A >= 0x23 goto 176 else 177
-			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 176: if A == 0x32 goto 205 else 181
-			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 177: if A == 0x22 goto 205 else 181
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 178: if A == 0x3 goto 179 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 179: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 180: if A == 0x0 goto 182 else 181
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 182: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 183: if A >= 0x23 goto 184 else 191
-			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 184: if A == 0x32 goto 205 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 185: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 186: if A == 0x0 goto 187 else 198
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 187: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 188: if A == 0x0 goto 189 else 198
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 189: A = arg3.lo
-			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 190: if A == 0x28 goto 205 else 199
-			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 191: if A == 0x22 goto 205 else 192
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 192: if A >= 0x2 goto 372 else 200
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 193: if A >= 0x2 goto 372 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 195: if A == 0x0 goto 196 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 197: if A >= 0x2 goto 199 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 199: if A == 0x4001 goto 201 else 372
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 200: if A == 0x0 goto 372 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 202: if A == 0x0 goto 203 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 204: if A >= 0x80000000 goto 372 else 205
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 206: if A == 0x1c goto 207 else 216
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 207: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 208: if A == 0x0 goto 209 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 209: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 210: if A >= 0x8 goto 211 else 215
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 211: if A >= 0x10 goto 212 else 213
-			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 212: if A == 0x19 goto 392 else 372
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 213: if A == 0x8 goto 392 else 214
-			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 214: if A >= 0xe goto 392 else 372
-			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 215: if A == 0x4 goto 392 else 372
-			{Code: 0x35, JT: 0, JF: 171, K: 0x7e},         // 216: if A >= 0x7e goto 217 else 388
-			{Code: 0x35, JT: 0, JF: 132, K: 0xe8},         // 217: if A >= 0xe8 goto 218 else 350
-			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 218: if A >= 0x122 goto 219 else 274
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 219: if A >= 0x13e goto 220 else 251
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 220: if A >= 0x145 goto 221 else 234
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 221: if A == 0x1b7 goto 222 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 222: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 223: if A == 0x0 goto 224 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 224: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 225: if A >= 0x80000000 goto 372 else 226
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 226: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 227: if A == 0x0 goto 228 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 228: A = arg2.lo
-			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 229: if A >= 0x8 goto 372 else 230
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 230: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 231: if A == 0x0 goto 232 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 232: A = arg3.lo
-			{Code: 0x15, JT: 255, JF: 254, K: 0x200},      // 233: if A == 0x200 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 234: if A >= 0x140 goto 235 else 240
-			{Code: 0x15, JT: 0, JF: 252, K: 0x144},        // 235: if A == 0x144 goto 236 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 236: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 237: if A == 0x0 goto 238 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 238: A = arg0.lo
-			{Code: 0x35, JT: 248, JF: 143, K: 0x2},        // 239: if A >= 0x2 goto 488 else 383
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 240: if A == 0x13e goto 241 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 241: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 242: if A == 0x0 goto 243 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 243: A = arg2.lo
-			{Code: 0x45, JT: 243, JF: 244, K: 0xfffffffe}, // 244: if A & 0xfffffffe goto 488 else 489
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 245: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 246: if A == 0x0 goto 247 else 249
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 247: A = arg1.lo
-			{Code: 0x15, JT: 240, JF: 1, K: 0x1},          // 248: if A == 0x1 goto 489 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 237, K: 0x2},        // 250: if A & 0x2 goto 430 else 488
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 251: if A >= 0x124 goto 252 else 261
-			{Code: 0x15, JT: 0, JF: 235, K: 0x135},        // 252: if A == 0x135 goto 253 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 253: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 254: if A == 0x0 goto 255 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 255: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 256: if A == 0x0 goto 257 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 257: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 258: if A == 0x0 goto 259 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 259: A = arg2.lo
-			{Code: 0x15, JT: 228, JF: 227, K: 0x0},        // 260: if A == 0x0 goto 489 else 488
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 261: if A == 0x122 goto 262 else 270
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 263: if A == 0x0 goto 264 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 265: if A == 0x0 goto 266 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 267: if A == 0x0 goto 268 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
-			{Code: 0x15, JT: 219, JF: 218, K: 0x80800},    // 269: if A == 0x80800 goto 489 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 271: if A == 0x0 goto 272 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x15, JT: 215, JF: 214, K: 0x80000},    // 273: if A == 0x80000 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 24, K: 0x102},         // 274: if A >= 0x102 goto 275 else 299
-			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 275: if A >= 0x10f goto 276 else 294
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 276: if A == 0x10f goto 277 else 285
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 277: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 278: if A == 0x0 goto 279 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 279: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 207, K: 0x1},          // 280: if A == 0x1 goto 281 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 281: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 282: if A == 0x0 goto 283 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 283: A = arg3.lo
-			{Code: 0x15, JT: 204, JF: 203, K: 0x0},        // 284: if A == 0x0 goto 489 else 488
-			{Code: 0x15, JT: 0, JF: 202, K: 0x11d},        // 285: if A == 0x11d goto 286 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 287: if A == 0x0 goto 288 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
-			{Code: 0x35, JT: 198, JF: 0, K: 0x80000000},   // 289: if A >= 0x80000000 goto 488 else 290
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 290: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 291: if A == 0x0 goto 292 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 292: A = arg1.lo
-			{Code: 0x45, JT: 194, JF: 195, K: 0xffffff80}, // 293: if A & 0xffffff80 goto 488 else 489
-			{Code: 0x15, JT: 0, JF: 193, K: 0x10b},        // 294: if A == 0x10b goto 295 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 296: if A == 0x0 goto 297 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
-			{Code: 0x35, JT: 189, JF: 190, K: 0x80000000}, // 298: if A >= 0x80000000 goto 488 else 489
-			{Code: 0x35, JT: 0, JF: 36, K: 0xf7},          // 299: if A >= 0xf7 goto 300 else 336
-			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 300: if A == 0xf7 goto 301 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 301: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 302: if A == 0x0 goto 303 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 303: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0x1},          // 304: if A == 0x1 goto 305 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 305: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 306: if A == 0x0 goto 307 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 307: A = arg1.lo
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 308: if A == 0x0 goto 488 else 309
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 309: if A >= 0x80000000 goto 488 else 310
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 310: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 311: if A == 0x0 goto 312 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 312: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 174, K: 0x1000005},    // 313: if A == 0x1000005 goto 314 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 314: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 315: if A == 0x0 goto 316 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 316: A = arg4.lo
-			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 317: if A == 0x0 goto 489 else 488
-			{Code: 0x15, JT: 0, JF: 169, K: 0x101},        // 318: if A == 0x101 goto 319 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 320: if A == 0x0 goto 321 else 328
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 322: if A >= 0x80000000 goto 329 else 323
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 324: if A == 0x0 goto 325 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 162, K: 0xffe2e2ff},   // 326: if A & 0xffe2e2ff goto 327 else 489
-			{Code: 0x45, JT: 160, JF: 161, K: 0xffe2e0fc}, // 327: if A & 0xffe2e0fc goto 488 else 489
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0xffffff9c},   // 329: if A == 0xffffff9c goto 330 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 330: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 331: if A == 0x0 goto 332 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 332: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 333: if A >= 0x80001 goto 334 else 335
-			{Code: 0x15, JT: 154, JF: 153, K: 0x290000},   // 334: if A == 0x290000 goto 489 else 488
-			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 335: if A == 0x80000 goto 489 else 488
-			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 336: if A == 0xe9 goto 337 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 338: if A == 0x0 goto 339 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 340: if A >= 0x80000000 goto 488 else 341
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 341: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 342: if A == 0x0 goto 343 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 343: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 344: if A == 0x0 goto 488 else 345
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 345: if A >= 0x3 goto 488 else 346
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 346: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 347: if A == 0x0 goto 348 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 348: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 349: if A >= 0x80000000 goto 488 else 489
-			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 350: if A >= 0xc3 goto 351 else 370
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 351: if A >= 0xdc goto 352 else 363
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 352: if A >= 0xe4 goto 353 else 354
-			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 353: if A == 0xe6 goto 488 else 489
-			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 354: if A == 0xdd goto 355 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 356: if A == 0x0 goto 357 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 358: if A >= 0x80000000 goto 488 else 359
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 359: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 360: if A == 0x0 goto 361 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 361: A = arg3.lo
-			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 362: if A >= 0x6 goto 488 else 489
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 363: if A >= 0xd9 goto 364 else 365
-			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 364: if A == 0xda goto 488 else 489
-			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 365: if A == 0xcc goto 366 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 367: if A == 0x0 goto 368 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
-			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 369: if A == 0x0 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 5, K: 0x9e},           // 370: if A >= 0x9e goto 371 else 376
-			{Code: 0x35, JT: 1, JF: 3, K: 0xbf},           // 371: if A >= 0xbf goto 373 else 375
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 372: return 0x7fc00000
-			{Code: 0x15, JT: 115, JF: 0, K: 0xbf},         // 373: if A == 0xbf goto 489 else 374
-			{Code: 0x15, JT: 114, JF: 113, K: 0xc2},       // 374: if A == 0xc2 goto 489 else 488
-			{Code: 0x15, JT: 113, JF: 112, K: 0xba},       // 375: if A == 0xba goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 376: if A >= 0x8a goto 377 else 387
-			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 377: if A == 0x8a goto 489 else 378
-			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 378: if A == 0x9d goto 379 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 379: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 380: if A == 0x0 goto 381 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 382: if A == 0x53564d41 goto 383 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 383: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 384: if A == 0x0 goto 385 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 385: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 386: if A == 0x0 goto 489 else 488
-			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 387: if A == 0x83 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 42, K: 0x3c},          // 388: if A >= 0x3c goto 389 else 431
-			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 389: if A >= 0x62 goto 390 else 399
-			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 390: if A >= 0x69 goto 391 else 396
-			{Code: 0x35, JT: 1, JF: 3, K: 0x6d},           // 391: if A >= 0x6d goto 393 else 395
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
-			{Code: 0x15, JT: 95, JF: 0, K: 0x7d},          // 393: if A == 0x7d goto 489 else 394
-			{Code: 0x15, JT: 94, JF: 93, K: 0x73},         // 394: if A == 0x73 goto 489 else 488
-			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 395: if A >= 0x6b goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 396: if A >= 0x66 goto 397 else 398
-			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 397: if A == 0x67 goto 488 else 489
-			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 398: if A == 0x63 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 399: if A >= 0x4a goto 400 else 403
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 400: if A >= 0x4e goto 401 else 402
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 401: if A == 0x61 goto 489 else 488
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 402: if A == 0x4c goto 488 else 489
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 403: if A >= 0x3f goto 404 else 420
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 404: if A == 0x48 goto 405 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 405: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 406: if A == 0x0 goto 407 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 407: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 408: if A >= 0x80000000 goto 488 else 409
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 409: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 410: if A == 0x0 goto 411 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 411: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 412: if A >= 0x4 goto 413 else 419
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 413: if A == 0x406 goto 489 else 414
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 414: if A == 0x4 goto 415 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 415: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 416: if A == 0x0 goto 417 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 417: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 418: if A & 0xfffb73ff goto 488 else 489
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 419: if A == 0x3 goto 489 else 488
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 420: if A == 0x3c goto 489 else 421
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 421: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 422: if A == 0x0 goto 423 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 423: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 424: if A == 0x0 goto 488 else 425
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 425: if A >= 0x80000000 goto 488 else 426
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 426: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 427: if A == 0x0 goto 428 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 428: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 429: if A == 0x9 goto 489 else 488
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 430: return 0x50001
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13},          // 431: if A >= 0x13 goto 432 else 463
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 432: if A >= 0x2d goto 433 else 459
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 433: if A >= 0x2f goto 434 else 439
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 434: if A == 0x38 goto 435 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 436: if A == 0x0 goto 437 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 438: if A == 0xd0f00 goto 489 else 488
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 439: if A == 0x2d goto 440 else 449
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 440: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 441: if A == 0x0 goto 442 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 442: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 443: if A >= 0x80000000 goto 488 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 444: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 445: if A == 0x0 goto 446 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 446: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 447: if A == 0x0 goto 489 else 448
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 448: if A == 0x40 goto 489 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 450: if A == 0x0 goto 451 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 488 else 453
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 453: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 454: if A == 0x0 goto 455 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 455: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 456: if A >= 0x4001 goto 457 else 458
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 457: if A == 0x4040 goto 489 else 488
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 458: if A == 0x4000 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 459: if A >= 0x23 goto 460 else 462
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 460: if A == 0x23 goto 489 else 461
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 461: if A == 0x27 goto 489 else 488
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 462: if A == 0x18 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 463: if A >= 0x8 goto 464 else 485
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 464: if A >= 0xd goto 465 else 483
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 465: if A == 0x10 goto 466 else 489
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 466: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 467: if A == 0x0 goto 468 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 468: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 469: if A >= 0x80000000 goto 488 else 470
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 470: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 471: if A == 0x0 goto 472 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 472: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 473: if A >= 0x5413 goto 474 else 478
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 474: if A >= 0x541c goto 475 else 476
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 475: if A == 0x5425 goto 489 else 488
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 476: if A == 0x541b goto 489 else 477
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 477: if A >= 0x5415 goto 488 else 489
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 478: if A >= 0x540c goto 479 else 480
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 479: if A == 0x5411 goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 480: if A >= 0x5405 goto 481 else 482
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 481: if A >= 0x5409 goto 489 else 488
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 482: if A >= 0x5401 goto 489 else 488
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 483: if A == 0x8 goto 489 else 484
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 484: if A == 0xb goto 489 else 488
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 485: if A >= 0x4 goto 486 else 487
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 486: if A == 0x5 goto 489 else 488
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 487: if A == 0x2 goto 488 else 489
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 488: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 489: return 0x7fff0000
-		},
-	},
-	{
-		Key: "ptrace,write",
-		Variables: []precompiled.Variable{
 			{Name: "monitor_pid", Uses: []uint16{101}},
 			{Name: "sentry_pid", Uses: []uint16{121}},
 		},
@@ -2343,8 +1348,8 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
 			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
 			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
-			{Code: 0x15, JT: 82, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 93 else 11
-			{Code: 0x15, JT: 49, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 61 else 12
+			{Code: 0x15, JT: 81, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 92 else 11
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
@@ -2380,7 +1385,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
 			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 10, K: 0x7},           // 47: if A == 0x7 goto 48 else 58
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
@@ -2389,47 +1394,47 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 56: if A == 0x0 goto 57 else 182
-			{Code: 0x05, JT: 0, JF: 0, K: 0x122},          // 57: goto 348
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 58: if A >= 0x3 goto 59 else 92
-			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 59: if A >= 0xe goto 182 else 60
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 60: if A >= 0xc goto 61 else 66
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
-			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 182 else 65
-			{Code: 0x35, JT: 116, JF: 206, K: 0x80000000}, // 65: if A >= 0x80000000 goto 182 else 272
-			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 66: if A == 0x6 goto 67 else 76
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 67: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 68: if A == 0x0 goto 69 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 69: A = arg1.lo
-			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 182 else 71
-			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 182 else 72
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 73: if A == 0x0 goto 74 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
-			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 75: if A == 0x50 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 76: if A == 0x9 goto 77 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 77: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 78: if A == 0x0 goto 79 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 79: A = arg1.lo
-			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 80: if A == 0x0 goto 182 else 81
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 81: if A >= 0x80000000 goto 182 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 82: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 83: if A == 0x0 goto 84 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 84: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 85: if A == 0x0 goto 86 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 86: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 87: if A == 0x0 goto 88 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 88: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 89: if A >= 0x9 goto 90 else 91
-			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 90: if A == 0xb goto 206 else 182
-			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 91: if A >= 0x7 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 92: if A == 0x2 goto 93 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 93: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 94: if A == 0x0 goto 95 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 95: A = arg1.lo
-			{Code: 0x15, JT: 85, JF: 231, K: 0x0},         // 96: if A == 0x0 goto 182 else 328
+			{Code: 0x15, JT: 225, JF: 125, K: 0x0},        // 56: if A == 0x0 goto 282 else 182
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
+			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 182 else 59
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 61: if A == 0x0 goto 62 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 182 else 64
+			{Code: 0x35, JT: 117, JF: 193, K: 0x80000000}, // 64: if A >= 0x80000000 goto 182 else 258
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
+			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 182 else 70
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 182 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 72: if A == 0x0 goto 73 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
+			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 74: if A == 0x50 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 75: if A == 0x9 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 182 else 80
+			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 182 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
+			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 89: if A == 0xb goto 206 else 182
+			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 90: if A >= 0x7 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 91: if A == 0x2 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
+			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 182 else 96
+			{Code: 0x35, JT: 85, JF: 109, K: 0x80000000},  // 96: if A >= 0x80000000 goto 182 else 206
 			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
@@ -2438,7 +1443,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 242, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 348 else 106
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 282 else 106
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
 			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
 			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
@@ -2448,8 +1453,8 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
-			{Code: 0x15, JT: 232, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 348 else 182
-			{Code: 0x15, JT: 231, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 348 else 182
+			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 282 else 182
+			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 282 else 182
 			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
@@ -2470,7 +1475,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
 			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
-			{Code: 0x15, JT: 246, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 384 else 138
+			{Code: 0x15, JT: 222, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 360 else 138
 			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
@@ -2481,7 +1486,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 254, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 403
+			{Code: 0x35, JT: 33, JF: 162, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 311
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
@@ -2550,351 +1555,1337 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
 			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 215: if A >= 0xe goto 393 else 374
 			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 216: if A == 0x4 goto 393 else 374
-			{Code: 0x35, JT: 0, JF: 229, K: 0xba},         // 217: if A >= 0xba goto 218 else 447
-			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 218: if A >= 0x103 goto 219 else 361
-			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 219: if A >= 0x122 goto 220 else 289
+			{Code: 0x35, JT: 0, JF: 164, K: 0x7e},         // 217: if A >= 0x7e goto 218 else 382
+			{Code: 0x35, JT: 0, JF: 125, K: 0xe8},         // 218: if A >= 0xe8 goto 219 else 344
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 219: if A >= 0x122 goto 220 else 275
 			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
 			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
 			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 374
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 224: if A == 0x0 goto 225 else 374
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 374 else 227
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 482 else 227
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 228: if A == 0x0 goto 229 else 374
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 228: if A == 0x0 goto 229 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
-			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 374 else 231
+			{Code: 0x35, JT: 251, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 482 else 231
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 232: if A == 0x0 goto 233 else 374
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 232: if A == 0x0 goto 233 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
-			{Code: 0x15, JT: 158, JF: 139, K: 0x200},      // 234: if A == 0x200 goto 393 else 374
+			{Code: 0x15, JT: 248, JF: 247, K: 0x200},      // 234: if A == 0x200 goto 483 else 482
 			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
-			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 236: if A == 0x144 goto 237 else 374
+			{Code: 0x15, JT: 0, JF: 245, K: 0x144},        // 236: if A == 0x144 goto 237 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 238: if A == 0x0 goto 239 else 374
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 238: if A == 0x0 goto 239 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x35, JT: 133, JF: 216, K: 0x2},        // 240: if A >= 0x2 goto 374 else 457
+			{Code: 0x35, JT: 241, JF: 136, K: 0x2},        // 240: if A >= 0x2 goto 482 else 377
 			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 243: if A == 0x0 goto 244 else 374
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 243: if A == 0x0 goto 244 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
-			{Code: 0x45, JT: 128, JF: 147, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 374 else 393
+			{Code: 0x45, JT: 236, JF: 237, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 482 else 483
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 393 else 251
+			{Code: 0x15, JT: 233, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 483 else 251
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 251: if A & 0x2 goto 431 else 374
-			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 252: if A >= 0x136 goto 253 else 266
-			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 253: if A == 0x13c goto 254 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 255: if A == 0x0 goto 256 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 257: if A >= 0x80000000 goto 374 else 258
+			{Code: 0x45, JT: 178, JF: 230, K: 0x2},        // 251: if A & 0x2 goto 430 else 482
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 252: if A >= 0x124 goto 253 else 262
+			{Code: 0x15, JT: 0, JF: 228, K: 0x135},        // 253: if A == 0x135 goto 254 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 255: if A == 0x0 goto 256 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 257: if A == 0x0 goto 258 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 259: if A == 0x0 goto 260 else 374
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 259: if A == 0x0 goto 260 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 261: if A >= 0x80000000 goto 374 else 262
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 262: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 263: if A == 0x0 goto 264 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 264: A = arg4.lo
-			{Code: 0x45, JT: 108, JF: 127, K: 0xfffffff8}, // 265: if A & 0xfffffff8 goto 374 else 393
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 266: if A >= 0x124 goto 267 else 276
-			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 267: if A == 0x135 goto 268 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 269: if A == 0x0 goto 270 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 271: if A == 0x0 goto 272 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 272: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 273: if A == 0x0 goto 274 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 274: A = arg2.lo
-			{Code: 0x15, JT: 117, JF: 98, K: 0x0},         // 275: if A == 0x0 goto 393 else 374
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 276: if A == 0x122 goto 277 else 285
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 278: if A == 0x0 goto 279 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 280: if A == 0x0 goto 281 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 281: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 282: if A == 0x0 goto 283 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 283: A = arg1.lo
-			{Code: 0x15, JT: 108, JF: 89, K: 0x80800},     // 284: if A == 0x80800 goto 393 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 286: if A == 0x0 goto 287 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x15, JT: 104, JF: 85, K: 0x80000},     // 288: if A == 0x80000 goto 393 else 374
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 289: if A >= 0x10d goto 290 else 310
-			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 290: if A >= 0x118 goto 291 else 305
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 291: if A == 0x118 goto 292 else 296
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 293: if A == 0x0 goto 294 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
-			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 295: if A >= 0x80000000 goto 374 else 348
-			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 296: if A == 0x11d goto 297 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 297: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 298: if A == 0x0 goto 299 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 299: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 300: if A >= 0x80000000 goto 374 else 301
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 301: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 302: if A == 0x0 goto 303 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 303: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 255, K: 0xffffff80},  // 304: if A & 0xffffff80 goto 374 else 560
-			{Code: 0x15, JT: 0, JF: 255, K: 0x10f},        // 305: if A == 0x10f goto 306 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 306: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 307: if A == 0x0 goto 308 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 308: A = arg1.lo
-			{Code: 0x15, JT: 38, JF: 251, K: 0x1},         // 309: if A == 0x1 goto 348 else 561
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 310: if A >= 0x109 goto 311 else 329
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 311: if A == 0x109 goto 312 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 312: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 313: if A == 0x0 goto 314 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
-			{Code: 0x35, JT: 245, JF: 0, K: 0x80000000},   // 315: if A >= 0x80000000 goto 561 else 316
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 316: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 317: if A == 0x0 goto 318 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 318: A = arg2.lo
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 319: if A >= 0x80000000 goto 561 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 320: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 321: if A == 0x0 goto 322 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 322: A = arg4.lo
-			{Code: 0x15, JT: 236, JF: 237, K: 0x400},      // 323: if A == 0x400 goto 560 else 561
-			{Code: 0x15, JT: 0, JF: 59, K: 0x10a},         // 324: if A == 0x10a goto 325 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 326: if A == 0x0 goto 327 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
-			{Code: 0x35, JT: 232, JF: 231, K: 0x80000000}, // 328: if A >= 0x80000000 goto 561 else 560
-			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 329: if A >= 0x105 goto 330 else 340
-			{Code: 0x15, JT: 0, JF: 230, K: 0x107},        // 330: if A == 0x107 goto 331 else 561
+			{Code: 0x15, JT: 221, JF: 220, K: 0x0},        // 261: if A == 0x0 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 262: if A == 0x122 goto 263 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 264: if A == 0x0 goto 265 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 266: if A == 0x0 goto 267 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 268: if A == 0x0 goto 269 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
+			{Code: 0x15, JT: 212, JF: 211, K: 0x80800},    // 270: if A == 0x80800 goto 483 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 272: if A == 0x0 goto 273 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
+			{Code: 0x15, JT: 208, JF: 207, K: 0x80000},    // 274: if A == 0x80000 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 20, K: 0x102},         // 275: if A >= 0x102 goto 276 else 296
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 276: if A >= 0x10f goto 277 else 295
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 277: if A == 0x10f goto 278 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 278: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 279: if A == 0x0 goto 280 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 280: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 200, K: 0x1},          // 281: if A == 0x1 goto 282 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 282: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 283: if A == 0x0 goto 284 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 284: A = arg3.lo
+			{Code: 0x15, JT: 197, JF: 196, K: 0x0},        // 285: if A == 0x0 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 195, K: 0x11d},        // 286: if A == 0x11d goto 287 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 288: if A == 0x0 goto 289 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
+			{Code: 0x35, JT: 191, JF: 0, K: 0x80000000},   // 290: if A >= 0x80000000 goto 482 else 291
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 292: if A == 0x0 goto 293 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
+			{Code: 0x45, JT: 187, JF: 188, K: 0xffffff80}, // 294: if A & 0xffffff80 goto 482 else 483
+			{Code: 0x15, JT: 64, JF: 186, K: 0x10b},       // 295: if A == 0x10b goto 360 else 482
+			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 296: if A >= 0xf7 goto 297 else 330
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 297: if A == 0xf7 goto 298 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 299: if A == 0x0 goto 300 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 301: if A == 0x1 goto 302 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 303: if A == 0x0 goto 304 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 305: if A == 0x0 goto 482 else 306
+			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 306: if A >= 0x80000000 goto 482 else 307
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 307: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 308: if A == 0x0 goto 309 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 309: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 310: if A == 0x1000005 goto 311 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 311: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 312: if A == 0x0 goto 313 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 313: A = arg4.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 314: if A == 0x0 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 315: if A == 0x101 goto 316 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 317: if A == 0x0 goto 318 else 324
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 319: if A >= 0x80000000 goto 325 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 321: if A == 0x0 goto 322 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
+			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 323: if A & 0xffe2e2ff goto 482 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 325: if A == 0xffffff9c goto 326 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 326: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 327: if A == 0x0 goto 328 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 328: A = arg2.lo
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 329: if A == 0x80000 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 330: if A == 0xe9 goto 331 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 332: if A == 0x0 goto 333 else 561
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 332: if A == 0x0 goto 333 else 482
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
-			{Code: 0x35, JT: 226, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 561 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 335: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 336: if A == 0x0 goto 337 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 337: A = arg2.lo
-			{Code: 0x15, JT: 221, JF: 0, K: 0x0},          // 338: if A == 0x0 goto 560 else 339
-			{Code: 0x15, JT: 220, JF: 221, K: 0x200},      // 339: if A == 0x200 goto 560 else 561
-			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 340: if A == 0x103 goto 341 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 342: if A == 0x0 goto 343 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
-			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 344: if A >= 0x80000000 goto 561 else 345
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 346: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 213, K: 0x8000},       // 347: if A == 0x8000 goto 348 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 349: if A == 0x0 goto 350 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
-			{Code: 0x15, JT: 208, JF: 209, K: 0x0},        // 351: if A == 0x0 goto 560 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 353: if A == 0x0 goto 354 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
-			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 355: if A >= 0x80000000 goto 561 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 356: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 357: if A == 0x0 goto 358 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 358: A = arg4.lo
-			{Code: 0x15, JT: 200, JF: 0, K: 0x0},          // 359: if A == 0x0 goto 560 else 360
-			{Code: 0x15, JT: 199, JF: 200, K: 0x100},      // 360: if A == 0x100 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 73, K: 0xd9},          // 361: if A >= 0xd9 goto 362 else 435
-			{Code: 0x35, JT: 0, JF: 60, K: 0xe4},          // 362: if A >= 0xe4 goto 363 else 423
-			{Code: 0x35, JT: 0, JF: 43, K: 0xea},          // 363: if A >= 0xea goto 364 else 407
-			{Code: 0x35, JT: 0, JF: 23, K: 0x101},         // 364: if A >= 0x101 goto 365 else 388
-			{Code: 0x15, JT: 0, JF: 18, K: 0x101},         // 365: if A == 0x101 goto 366 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 366: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 367: if A == 0x0 goto 368 else 376
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 369: if A >= 0x80000000 goto 377 else 370
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 370: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 371: if A == 0x0 goto 372 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 372: A = arg2.lo
-			{Code: 0x45, JT: 1, JF: 186, K: 0xffe2e2ff},   // 373: if A & 0xffe2e2ff goto 375 else 560
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 482 else 335
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 336: if A == 0x0 goto 337 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 338: if A == 0x0 goto 482 else 339
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 339: if A >= 0x3 goto 482 else 340
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 340: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 341: if A == 0x0 goto 342 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 342: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 343: if A >= 0x80000000 goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 344: if A >= 0xc3 goto 345 else 364
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 345: if A >= 0xdc goto 346 else 357
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 346: if A >= 0xe4 goto 347 else 348
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 347: if A == 0xe6 goto 482 else 483
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 348: if A == 0xdd goto 349 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 349: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 350: if A == 0x0 goto 351 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 352: if A >= 0x80000000 goto 482 else 353
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 354: if A == 0x0 goto 355 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 356: if A >= 0x6 goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 357: if A >= 0xd9 goto 358 else 359
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 358: if A == 0xda goto 482 else 483
+			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 359: if A == 0xcc goto 360 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 361: if A == 0x0 goto 362 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
+			{Code: 0x35, JT: 118, JF: 119, K: 0x80000000}, // 363: if A >= 0x80000000 goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 364: if A >= 0x9e goto 365 else 369
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 365: if A >= 0xbf goto 366 else 368
+			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 366: if A == 0xbf goto 483 else 367
+			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 367: if A == 0xc2 goto 483 else 482
+			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 368: if A == 0xba goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 11, K: 0x8a},          // 369: if A >= 0x8a goto 370 else 381
+			{Code: 0x15, JT: 112, JF: 0, K: 0x8a},         // 370: if A == 0x8a goto 483 else 371
+			{Code: 0x15, JT: 0, JF: 110, K: 0x9d},         // 371: if A == 0x9d goto 372 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 108, K: 0x0},          // 373: if A == 0x0 goto 375 else 482
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 374: return 0x7fc00000
-			{Code: 0x45, JT: 185, JF: 184, K: 0xffe2e0fc}, // 375: if A & 0xffe2e0fc goto 561 else 560
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0xffffff9c},   // 377: if A == 0xffffff9c goto 378 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 378: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 379: if A == 0x0 goto 380 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 380: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 381: if A >= 0x80001 goto 382 else 383
-			{Code: 0x15, JT: 177, JF: 178, K: 0x290000},   // 382: if A == 0x290000 goto 560 else 561
-			{Code: 0x15, JT: 176, JF: 177, K: 0x80000},    // 383: if A == 0x80000 goto 560 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 384: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 385: if A == 0x0 goto 386 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
-			{Code: 0x35, JT: 173, JF: 172, K: 0x80000000}, // 387: if A >= 0x80000000 goto 561 else 560
-			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 388: if A == 0xf7 goto 389 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 389: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 390: if A == 0x0 goto 391 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 168, K: 0x1},          // 392: if A == 0x1 goto 394 else 561
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 376: if A == 0x53564d41 goto 377 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 377: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 378: if A == 0x0 goto 379 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 379: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 380: if A == 0x0 goto 483 else 482
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 381: if A == 0x83 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 382: if A >= 0x3c goto 383 else 424
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 383: if A >= 0x62 goto 384 else 392
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 384: if A >= 0x69 goto 385 else 389
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 385: if A >= 0x6d goto 386 else 388
+			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 386: if A == 0x7d goto 483 else 387
+			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 387: if A == 0x73 goto 483 else 482
+			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 388: if A >= 0x6b goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 389: if A >= 0x66 goto 390 else 391
+			{Code: 0x15, JT: 91, JF: 92, K: 0x67},         // 390: if A == 0x67 goto 482 else 483
+			{Code: 0x15, JT: 91, JF: 90, K: 0x63},         // 391: if A == 0x63 goto 483 else 482
+			{Code: 0x35, JT: 1, JF: 4, K: 0x4a},           // 392: if A >= 0x4a goto 394 else 397
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 394: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 395: if A == 0x0 goto 396 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 396: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 397: if A == 0x0 goto 561 else 398
-			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 398: if A >= 0x80000000 goto 561 else 399
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 399: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 400: if A == 0x0 goto 401 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 401: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0x1000005},    // 402: if A == 0x1000005 goto 403 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 403: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 404: if A == 0x0 goto 405 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 405: A = arg4.lo
-			{Code: 0x15, JT: 153, JF: 154, K: 0x0},        // 406: if A == 0x0 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 407: if A >= 0xe8 goto 408 else 422
-			{Code: 0x15, JT: 152, JF: 0, K: 0xe8},         // 408: if A == 0xe8 goto 561 else 409
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 409: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 410: if A == 0x0 goto 411 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 411: A = arg0.lo
-			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 412: if A >= 0x80000000 goto 561 else 413
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 413: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 414: if A == 0x0 goto 415 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 415: A = arg1.lo
-			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 416: if A == 0x0 goto 561 else 417
-			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 417: if A >= 0x3 goto 561 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 418: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 419: if A == 0x0 goto 420 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 420: A = arg2.lo
-			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 421: if A >= 0x80000000 goto 561 else 560
-			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 422: if A == 0xe6 goto 561 else 560
-			{Code: 0x35, JT: 0, JF: 10, K: 0xdc},          // 423: if A >= 0xdc goto 424 else 434
-			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 424: if A == 0xdd goto 425 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 425: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 426: if A == 0x0 goto 427 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 427: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 428: if A >= 0x80000000 goto 561 else 429
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 429: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 130, K: 0x0},          // 430: if A == 0x0 goto 432 else 561
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 431: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 432: A = arg3.lo
-			{Code: 0x35, JT: 127, JF: 126, K: 0x6},        // 433: if A >= 0x6 goto 561 else 560
-			{Code: 0x15, JT: 126, JF: 125, K: 0xda},       // 434: if A == 0xda goto 561 else 560
-			{Code: 0x35, JT: 0, JF: 8, K: 0xc2},           // 435: if A >= 0xc2 goto 436 else 444
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 436: if A >= 0xc6 goto 437 else 442
-			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 437: if A == 0xcc goto 438 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 438: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 439: if A == 0x0 goto 440 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 440: A = arg0.lo
-			{Code: 0x15, JT: 118, JF: 119, K: 0x0},        // 441: if A == 0x0 goto 560 else 561
-			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 442: if A == 0xc2 goto 560 else 443
-			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 443: if A == 0xc5 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 444: if A >= 0xbd goto 445 else 446
-			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 445: if A == 0xbf goto 560 else 561
-			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 446: if A == 0xbb goto 561 else 560
-			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 447: if A >= 0x3f goto 448 else 491
-			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 448: if A >= 0x64 goto 449 else 469
-			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 449: if A >= 0x7d goto 450 else 463
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 450: if A >= 0x8a goto 451 else 461
-			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 451: if A == 0x8a goto 560 else 452
-			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 452: if A == 0x9d goto 453 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 453: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 454: if A == 0x0 goto 455 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 455: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 456: if A == 0x53564d41 goto 457 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 457: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 458: if A == 0x0 goto 459 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 459: A = arg1.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 460: if A == 0x0 goto 560 else 561
-			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 461: if A == 0x7d goto 560 else 462
-			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 462: if A == 0x83 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 463: if A >= 0x68 goto 464 else 468
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 464: if A >= 0x6d goto 465 else 466
-			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 465: if A == 0x73 goto 560 else 561
-			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 466: if A == 0x68 goto 560 else 467
-			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 467: if A >= 0x6b goto 560 else 561
-			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 468: if A == 0x66 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 469: if A >= 0x4e goto 470 else 473
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 470: if A >= 0x61 goto 471 else 472
-			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 471: if A == 0x62 goto 561 else 560
-			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 472: if A == 0x5d goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 473: if A >= 0x4a goto 474 else 475
-			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 474: if A == 0x4c goto 561 else 560
-			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 475: if A == 0x48 goto 476 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 476: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 477: if A == 0x0 goto 478 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 478: A = arg0.lo
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 479: if A >= 0x80000000 goto 561 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 480: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 481: if A == 0x0 goto 482 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 482: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 483: if A >= 0x4 goto 484 else 490
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 484: if A == 0x406 goto 560 else 485
-			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 485: if A == 0x4 goto 486 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 486: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 487: if A == 0x0 goto 488 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 488: A = arg2.lo
-			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 489: if A & 0xfffb73ff goto 561 else 560
-			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 490: if A == 0x3 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 491: if A >= 0x13 goto 492 else 535
-			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 492: if A >= 0x2d goto 493 else 531
-			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 493: if A >= 0x39 goto 494 else 505
-			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 494: if A == 0x3e goto 495 else 504
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 495: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 496: if A == 0x0 goto 497 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 497: A = arg0.lo
-			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 498: if A == 0x0 goto 561 else 499
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 499: if A >= 0x80000000 goto 561 else 500
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 500: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 501: if A == 0x0 goto 502 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 502: A = arg1.lo
-			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 503: if A == 0x9 goto 560 else 561
-			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 504: if A == 0x3c goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 505: if A >= 0x2f goto 506 else 511
-			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 506: if A == 0x38 goto 507 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 507: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 508: if A == 0x0 goto 509 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 509: A = arg0.lo
-			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 510: if A == 0xd0f00 goto 560 else 561
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 511: if A == 0x2d goto 512 else 521
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 512: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 513: if A == 0x0 goto 514 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 514: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 515: if A >= 0x80000000 goto 561 else 516
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 516: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 517: if A == 0x0 goto 518 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 518: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 519: if A == 0x0 goto 560 else 520
-			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 520: if A == 0x40 goto 560 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 521: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 522: if A == 0x0 goto 523 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 523: A = arg0.lo
-			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 524: if A >= 0x80000000 goto 561 else 525
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 525: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 526: if A == 0x0 goto 527 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 527: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 528: if A >= 0x4001 goto 529 else 530
-			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 529: if A == 0x4040 goto 560 else 561
-			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 530: if A == 0x4000 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 531: if A >= 0x23 goto 532 else 534
-			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 532: if A == 0x23 goto 560 else 533
-			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 533: if A == 0x27 goto 560 else 561
-			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 534: if A == 0x18 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 535: if A >= 0x8 goto 536 else 557
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 536: if A >= 0xd goto 537 else 555
-			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 537: if A == 0x10 goto 538 else 560
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 538: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 539: if A == 0x0 goto 540 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 540: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 541: if A >= 0x80000000 goto 561 else 542
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 542: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 543: if A == 0x0 goto 544 else 561
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 544: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 545: if A >= 0x5413 goto 546 else 550
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 546: if A >= 0x541c goto 547 else 548
-			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 547: if A == 0x5425 goto 560 else 561
-			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 548: if A == 0x541b goto 560 else 549
-			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 549: if A >= 0x5415 goto 561 else 560
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 550: if A >= 0x540c goto 551 else 552
-			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 551: if A == 0x5411 goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 552: if A >= 0x5405 goto 553 else 554
-			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 553: if A >= 0x5409 goto 560 else 561
-			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 554: if A >= 0x5401 goto 560 else 561
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 555: if A == 0x8 goto 560 else 556
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 556: if A == 0xb goto 560 else 561
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 557: if A >= 0x4 goto 558 else 559
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 558: if A == 0x5 goto 560 else 561
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 559: if A == 0x2 goto 561 else 560
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 560: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 561: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 394: if A >= 0x4e goto 395 else 396
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 395: if A == 0x61 goto 483 else 482
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 396: if A == 0x4c goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 397: if A >= 0x3f goto 398 else 414
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 398: if A == 0x48 goto 399 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 399: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 400: if A == 0x0 goto 401 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 401: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 402: if A >= 0x80000000 goto 482 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 403: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 404: if A == 0x0 goto 405 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 406: if A >= 0x4 goto 407 else 413
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 407: if A == 0x406 goto 483 else 408
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 408: if A == 0x4 goto 409 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 409: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 410: if A == 0x0 goto 411 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 411: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 412: if A & 0xfffb73ff goto 482 else 483
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 413: if A == 0x3 goto 483 else 482
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 414: if A == 0x3c goto 483 else 415
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 416: if A == 0x0 goto 417 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 418: if A == 0x0 goto 482 else 419
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 419: if A >= 0x80000000 goto 482 else 420
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 420: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 421: if A == 0x0 goto 422 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 422: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 423: if A == 0x9 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 424: if A >= 0x13 goto 425 else 457
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 425: if A >= 0x2d goto 426 else 453
+			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 426: if A >= 0x2f goto 427 else 433
+			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 427: if A == 0x38 goto 428 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 428: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 52, K: 0x0},           // 429: if A == 0x0 goto 431 else 482
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 430: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 432: if A == 0xd0f00 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 433: if A == 0x2d goto 434 else 443
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 434: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 435: if A == 0x0 goto 436 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 436: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 437: if A >= 0x80000000 goto 482 else 438
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 438: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 439: if A == 0x0 goto 440 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 440: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 441: if A == 0x0 goto 483 else 442
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 442: if A == 0x40 goto 483 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 443: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 444: if A == 0x0 goto 445 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 445: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 446: if A >= 0x80000000 goto 482 else 447
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 447: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 448: if A == 0x0 goto 449 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 449: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 450: if A >= 0x4001 goto 451 else 452
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 451: if A == 0x4040 goto 483 else 482
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 452: if A == 0x4000 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 453: if A >= 0x23 goto 454 else 456
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 454: if A == 0x23 goto 483 else 455
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 455: if A == 0x27 goto 483 else 482
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 456: if A == 0x18 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 457: if A >= 0x8 goto 458 else 479
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 458: if A >= 0xd goto 459 else 477
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 459: if A == 0x10 goto 460 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 460: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 461: if A == 0x0 goto 462 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 462: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 463: if A >= 0x80000000 goto 482 else 464
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 464: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 465: if A == 0x0 goto 466 else 482
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 466: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 467: if A >= 0x5413 goto 468 else 472
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 468: if A >= 0x541c goto 469 else 470
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 469: if A == 0x5425 goto 483 else 482
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 470: if A == 0x541b goto 483 else 471
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 471: if A >= 0x5415 goto 482 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 472: if A >= 0x540c goto 473 else 474
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 473: if A == 0x5411 goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 474: if A >= 0x5405 goto 475 else 476
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 475: if A >= 0x5409 goto 483 else 482
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 476: if A >= 0x5401 goto 483 else 482
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 477: if A == 0x8 goto 483 else 478
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 478: if A == 0xb goto 483 else 482
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 479: if A >= 0x4 goto 480 else 481
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 480: if A == 0x5 goto 483 else 482
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 481: if A == 0x2 goto 482 else 483
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 482: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 483: return 0x7fff0000
+		},
+	},
+	{
+		Key: "ptrace,redirected",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{101}},
+			{Name: "sentry_pid", Uses: []uint16{121}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
+			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
+			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
+			{Code: 0x15, JT: 81, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 92 else 11
+			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
+			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 182 else 17
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 182 else 18
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 19: if A == 0x0 goto 20 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 21: if A == 0x0 goto 22 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
+			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
+			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 182 else 31
+			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 182 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 146, K: 0x8},        // 35: if A == 0x8 goto 206 else 182
+			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
+			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
+			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
+			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
+			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 182 else 52
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 182 else 53
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
+			{Code: 0x15, JT: 225, JF: 125, K: 0x0},        // 56: if A == 0x0 goto 282 else 182
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
+			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 182 else 59
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 61: if A == 0x0 goto 62 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
+			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 182 else 64
+			{Code: 0x35, JT: 117, JF: 193, K: 0x80000000}, // 64: if A >= 0x80000000 goto 182 else 258
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
+			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 182 else 70
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 182 else 71
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 72: if A == 0x0 goto 73 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
+			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 74: if A == 0x50 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 75: if A == 0x9 goto 76 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 182 else 80
+			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 182 else 81
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
+			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 89: if A == 0xb goto 206 else 182
+			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 90: if A >= 0x7 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 91: if A == 0x2 goto 92 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
+			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 182 else 96
+			{Code: 0x35, JT: 85, JF: 109, K: 0x80000000},  // 96: if A >= 0x80000000 goto 182 else 206
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 282 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
+			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
+			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
+			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 182 else 110
+			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 182 else 111
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
+			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 282 else 182
+			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 282 else 182
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 123: if A == 0x0 goto 124 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
+			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 125: if A >= 0x41 goto 182 else 206
+			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 182 else 127
+			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 182 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 182 else 132
+			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 182 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
+			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
+			{Code: 0x15, JT: 225, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 363 else 138
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 141: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 142: if A >= 0x80 goto 143 else 182
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 143: if A >= 0x82 goto 182 else 206
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 144: if A == 0x119 goto 145 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 162, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 311
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 152: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 153: if A >= 0x80000000 goto 182 else 154
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 155: if A == 0x0 goto 156 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 157: if A == 0x18 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 158: if A == 0x106 goto 159 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 162: if A >= 0x80000000 goto 182 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 206 else 167
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 167: if A == 0x900 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 168: if A == 0x9 goto 169 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 172: if A == 0x0 goto 173 else 179
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 176: if A >= 0x23 goto 177 else 178
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 177: if A == 0x32 goto 206 else 182
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 178: if A == 0x22 goto 206 else 182
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 179: if A == 0x3 goto 180 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 180: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 184: if A >= 0x23 goto 185 else 192
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 185: if A == 0x32 goto 206 else 186
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 187: if A == 0x0 goto 188 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 189: if A == 0x0 goto 190 else 199
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 191: if A == 0x28 goto 206 else 200
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 192: if A == 0x22 goto 206 else 193
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 193: if A >= 0x2 goto 373 else 201
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 194: if A >= 0x2 goto 373 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 195: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 196: if A == 0x0 goto 197 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 197: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 198: if A >= 0x2 goto 200 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 200: if A == 0x4001 goto 202 else 373
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 201: if A == 0x0 goto 373 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 202: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 203: if A == 0x0 goto 204 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 204: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 373 else 206
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 207: if A == 0x1c goto 208 else 217
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 208: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 209: if A == 0x0 goto 210 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 210: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 211: if A >= 0x8 goto 212 else 216
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 212: if A >= 0x10 goto 213 else 214
+			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 213: if A == 0x19 goto 393 else 373
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
+			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 215: if A >= 0xe goto 393 else 373
+			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 216: if A == 0x4 goto 393 else 373
+			{Code: 0x35, JT: 0, JF: 167, K: 0x7e},         // 217: if A >= 0x7e goto 218 else 385
+			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 218: if A >= 0xe8 goto 219 else 347
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 219: if A >= 0x122 goto 220 else 275
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 224: if A == 0x0 goto 225 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 373 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 228: if A == 0x0 goto 229 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
+			{Code: 0x35, JT: 254, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 485 else 231
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 232: if A == 0x0 goto 233 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
+			{Code: 0x15, JT: 251, JF: 250, K: 0x200},      // 234: if A == 0x200 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
+			{Code: 0x15, JT: 0, JF: 248, K: 0x144},        // 236: if A == 0x144 goto 237 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 238: if A == 0x0 goto 239 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
+			{Code: 0x35, JT: 244, JF: 139, K: 0x2},        // 240: if A >= 0x2 goto 485 else 380
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 243: if A == 0x0 goto 244 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
+			{Code: 0x45, JT: 239, JF: 240, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 485 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
+			{Code: 0x15, JT: 236, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 486 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 233, K: 0x2},        // 251: if A & 0x2 goto 430 else 485
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 252: if A >= 0x124 goto 253 else 262
+			{Code: 0x15, JT: 0, JF: 231, K: 0x135},        // 253: if A == 0x135 goto 254 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 255: if A == 0x0 goto 256 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 257: if A == 0x0 goto 258 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 259: if A == 0x0 goto 260 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
+			{Code: 0x15, JT: 224, JF: 223, K: 0x0},        // 261: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 262: if A == 0x122 goto 263 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 264: if A == 0x0 goto 265 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 266: if A == 0x0 goto 267 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 268: if A == 0x0 goto 269 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
+			{Code: 0x15, JT: 215, JF: 214, K: 0x80800},    // 270: if A == 0x80800 goto 486 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 272: if A == 0x0 goto 273 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
+			{Code: 0x15, JT: 211, JF: 210, K: 0x80000},    // 274: if A == 0x80000 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 20, K: 0x102},         // 275: if A >= 0x102 goto 276 else 296
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 276: if A >= 0x10f goto 277 else 295
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 277: if A == 0x10f goto 278 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 278: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 279: if A == 0x0 goto 280 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 280: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 203, K: 0x1},          // 281: if A == 0x1 goto 282 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 282: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 283: if A == 0x0 goto 284 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 284: A = arg3.lo
+			{Code: 0x15, JT: 200, JF: 199, K: 0x0},        // 285: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 198, K: 0x11d},        // 286: if A == 0x11d goto 287 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 288: if A == 0x0 goto 289 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
+			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 290: if A >= 0x80000000 goto 485 else 291
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 292: if A == 0x0 goto 293 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
+			{Code: 0x45, JT: 190, JF: 191, K: 0xffffff80}, // 294: if A & 0xffffff80 goto 485 else 486
+			{Code: 0x15, JT: 67, JF: 189, K: 0x10b},       // 295: if A == 0x10b goto 363 else 485
+			{Code: 0x35, JT: 0, JF: 36, K: 0xf7},          // 296: if A >= 0xf7 goto 297 else 333
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 297: if A == 0xf7 goto 298 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 299: if A == 0x0 goto 300 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0x1},          // 301: if A == 0x1 goto 302 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 303: if A == 0x0 goto 304 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 305: if A == 0x0 goto 485 else 306
+			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 306: if A >= 0x80000000 goto 485 else 307
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 307: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 308: if A == 0x0 goto 309 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 309: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 174, K: 0x1000005},    // 310: if A == 0x1000005 goto 311 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 311: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 312: if A == 0x0 goto 313 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 313: A = arg4.lo
+			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 314: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 169, K: 0x101},        // 315: if A == 0x101 goto 316 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 317: if A == 0x0 goto 318 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 319: if A >= 0x80000000 goto 326 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 321: if A == 0x0 goto 322 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 162, K: 0xffe2e2ff},   // 323: if A & 0xffe2e2ff goto 324 else 486
+			{Code: 0x45, JT: 160, JF: 161, K: 0xffe2e0fc}, // 324: if A & 0xffe2e0fc goto 485 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 158, K: 0xffffff9c},   // 326: if A == 0xffffff9c goto 327 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 328: if A == 0x0 goto 329 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 330: if A >= 0x80001 goto 331 else 332
+			{Code: 0x15, JT: 154, JF: 153, K: 0x290000},   // 331: if A == 0x290000 goto 486 else 485
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 332: if A == 0x80000 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 333: if A == 0xe9 goto 334 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 335: if A == 0x0 goto 336 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 337: if A >= 0x80000000 goto 485 else 338
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 339: if A == 0x0 goto 340 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 485 else 342
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 342: if A >= 0x3 goto 485 else 343
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 343: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 344: if A == 0x0 goto 345 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 346: if A >= 0x80000000 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 347: if A >= 0xc3 goto 348 else 367
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 348: if A >= 0xdc goto 349 else 360
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 349: if A >= 0xe4 goto 350 else 351
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 350: if A == 0xe6 goto 485 else 486
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 351: if A == 0xdd goto 352 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 353: if A == 0x0 goto 354 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 355: if A >= 0x80000000 goto 485 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 356: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 357: if A == 0x0 goto 358 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 358: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 359: if A >= 0x6 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 360: if A >= 0xd9 goto 361 else 362
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 361: if A == 0xda goto 485 else 486
+			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 362: if A == 0xcc goto 363 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 364: if A == 0x0 goto 365 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
+			{Code: 0x35, JT: 118, JF: 119, K: 0x80000000}, // 366: if A >= 0x80000000 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 367: if A >= 0x9e goto 368 else 372
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 368: if A >= 0xbf goto 369 else 371
+			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 369: if A == 0xbf goto 486 else 370
+			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 370: if A == 0xc2 goto 486 else 485
+			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 371: if A == 0xba goto 486 else 485
+			{Code: 0x35, JT: 1, JF: 11, K: 0x8a},          // 372: if A >= 0x8a goto 374 else 384
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 373: return 0x7fc00000
+			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 374: if A == 0x8a goto 486 else 375
+			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 375: if A == 0x9d goto 376 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 377: if A == 0x0 goto 378 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 379: if A == 0x53564d41 goto 380 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 381: if A == 0x0 goto 382 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 383: if A == 0x0 goto 486 else 485
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 384: if A == 0x83 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 385: if A >= 0x3c goto 386 else 427
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 386: if A >= 0x62 goto 387 else 396
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 387: if A >= 0x69 goto 388 else 392
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 388: if A >= 0x6d goto 389 else 391
+			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 389: if A == 0x7d goto 486 else 390
+			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 390: if A == 0x73 goto 486 else 485
+			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 391: if A >= 0x6b goto 486 else 485
+			{Code: 0x35, JT: 1, JF: 2, K: 0x66},           // 392: if A >= 0x66 goto 394 else 395
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
+			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 394: if A == 0x67 goto 485 else 486
+			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 395: if A == 0x63 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 396: if A >= 0x4a goto 397 else 400
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 397: if A >= 0x4e goto 398 else 399
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 398: if A == 0x61 goto 486 else 485
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 399: if A == 0x4c goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 400: if A >= 0x3f goto 401 else 417
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 401: if A == 0x48 goto 402 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 402: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 403: if A == 0x0 goto 404 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 404: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 405: if A >= 0x80000000 goto 485 else 406
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 406: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 407: if A == 0x0 goto 408 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 408: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 409: if A >= 0x4 goto 410 else 416
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 410: if A == 0x406 goto 486 else 411
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 411: if A == 0x4 goto 412 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 412: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 413: if A == 0x0 goto 414 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 415: if A & 0xfffb73ff goto 485 else 486
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 416: if A == 0x3 goto 486 else 485
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 417: if A == 0x3c goto 486 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 419: if A == 0x0 goto 420 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 421: if A == 0x0 goto 485 else 422
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 485 else 423
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 424: if A == 0x0 goto 425 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 426: if A == 0x9 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 427: if A >= 0x13 goto 428 else 460
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 428: if A >= 0x2d goto 429 else 456
+			{Code: 0x35, JT: 1, JF: 6, K: 0x2f},           // 429: if A >= 0x2f goto 431 else 436
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 430: return 0x50001
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 431: if A == 0x38 goto 432 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 432: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 433: if A == 0x0 goto 434 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 434: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 435: if A == 0xd0f00 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 436: if A == 0x2d goto 437 else 446
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 437: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 438: if A == 0x0 goto 439 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 439: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 440: if A >= 0x80000000 goto 485 else 441
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 441: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 442: if A == 0x0 goto 443 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 443: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 444: if A == 0x0 goto 486 else 445
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 445: if A == 0x40 goto 486 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 447: if A == 0x0 goto 448 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 485 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 450: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 451: if A == 0x0 goto 452 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 452: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 453: if A >= 0x4001 goto 454 else 455
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 454: if A == 0x4040 goto 486 else 485
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 455: if A == 0x4000 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 456: if A >= 0x23 goto 457 else 459
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 457: if A == 0x23 goto 486 else 458
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 458: if A == 0x27 goto 486 else 485
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 459: if A == 0x18 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 460: if A >= 0x8 goto 461 else 482
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 461: if A >= 0xd goto 462 else 480
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 462: if A == 0x10 goto 463 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 463: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 464: if A == 0x0 goto 465 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 465: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 466: if A >= 0x80000000 goto 485 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 467: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 468: if A == 0x0 goto 469 else 485
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 469: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 470: if A >= 0x5413 goto 471 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 471: if A >= 0x541c goto 472 else 473
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 472: if A == 0x5425 goto 486 else 485
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 473: if A == 0x541b goto 486 else 474
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 474: if A >= 0x5415 goto 485 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 475: if A >= 0x540c goto 476 else 477
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 476: if A == 0x5411 goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 477: if A >= 0x5405 goto 478 else 479
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 478: if A >= 0x5409 goto 486 else 485
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 479: if A >= 0x5401 goto 486 else 485
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 480: if A == 0x8 goto 486 else 481
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 481: if A == 0xb goto 486 else 485
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 482: if A >= 0x4 goto 483 else 484
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 483: if A == 0x5 goto 486 else 485
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 484: if A == 0x2 goto 485 else 486
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 485: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 486: return 0x7fff0000
+		},
+	},
+	{
+		Key: "ptrace,write",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{101}},
+			{Name: "sentry_pid", Uses: []uint16{121}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 181, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
+			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
+			{Code: 0x15, JT: 38, JF: 0, K: 0x4207},        // 9: if A == 0x4207 goto 48 else 10
+			{Code: 0x15, JT: 82, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 93 else 11
+			{Code: 0x15, JT: 49, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 61 else 12
+			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 14: if A == 0x0 goto 15 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
+			{Code: 0x15, JT: 166, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 183 else 17
+			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 183 else 18
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 19: if A == 0x0 goto 20 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 21: if A == 0x0 goto 22 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 23: if A == 0x0 goto 24 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
+			{Code: 0x15, JT: 181, JF: 157, K: 0x100001},   // 25: if A == 0x100001 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 28: if A == 0x0 goto 29 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
+			{Code: 0x15, JT: 152, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 183 else 31
+			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 183 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 33: if A == 0x0 goto 34 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
+			{Code: 0x15, JT: 171, JF: 147, K: 0x8},        // 35: if A == 0x8 goto 207 else 183
+			{Code: 0x35, JT: 0, JF: 146, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 183
+			{Code: 0x35, JT: 145, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 183 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
+			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 183 else 42
+			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 183 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
+			{Code: 0x15, JT: 160, JF: 136, K: 0x202},      // 46: if A == 0x202 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 10, K: 0x7},           // 47: if A == 0x7 goto 48 else 58
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 49: if A == 0x0 goto 50 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 183 else 52
+			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 183 else 53
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 54: if A == 0x0 goto 55 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 56: if A == 0x0 goto 57 else 183
+			{Code: 0x05, JT: 0, JF: 0, K: 0x123},          // 57: goto 349
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 58: if A >= 0x3 goto 59 else 92
+			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 59: if A >= 0xe goto 183 else 60
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 60: if A >= 0xc goto 61 else 66
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 62: if A == 0x0 goto 63 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
+			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 183 else 65
+			{Code: 0x35, JT: 117, JF: 207, K: 0x80000000}, // 65: if A >= 0x80000000 goto 183 else 273
+			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 66: if A == 0x6 goto 67 else 76
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 67: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 68: if A == 0x0 goto 69 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 69: A = arg1.lo
+			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 183 else 71
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 183 else 72
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 73: if A == 0x0 goto 74 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
+			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 75: if A == 0x50 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 76: if A == 0x9 goto 77 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 77: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 78: if A == 0x0 goto 79 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 79: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 80: if A == 0x0 goto 183 else 81
+			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 81: if A >= 0x80000000 goto 183 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 82: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 83: if A == 0x0 goto 84 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 84: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 85: if A == 0x0 goto 86 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 86: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 87: if A == 0x0 goto 88 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 88: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 89: if A >= 0x9 goto 90 else 91
+			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 90: if A == 0xb goto 207 else 183
+			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 91: if A >= 0x7 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 92: if A == 0x2 goto 93 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 93: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 94: if A == 0x0 goto 95 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 95: A = arg1.lo
+			{Code: 0x15, JT: 86, JF: 232, K: 0x0},         // 96: if A == 0x0 goto 183 else 329
+			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 99: if A == 0x0 goto 100 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 103: if A == 0x0 goto 104 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
+			{Code: 0x15, JT: 243, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 349 else 106
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
+			{Code: 0x15, JT: 75, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 183 else 108
+			{Code: 0x35, JT: 74, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 183 else 113
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 183 else 110
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 183 else 111
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 112: if A == 0x0 goto 113 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
+			{Code: 0x15, JT: 233, JF: 67, K: 0x60000000},  // 115: if A == 0x60000000 goto 349 else 183
+			{Code: 0x15, JT: 232, JF: 66, K: 0x40000000},  // 116: if A == 0x40000000 goto 349 else 183
+			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
+			{Code: 0x35, JT: 57, JF: 81, K: 0x41},         // 125: if A >= 0x41 goto 183 else 207
+			{Code: 0x15, JT: 56, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 183 else 127
+			{Code: 0x35, JT: 55, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 183 else 128
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 129: if A == 0x0 goto 130 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
+			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 183 else 132
+			{Code: 0x35, JT: 50, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 183 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
+			{Code: 0x15, JT: 70, JF: 46, K: 0x11},         // 136: if A == 0x11 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 1, K: 0xcb},           // 137: if A == 0xcb goto 138 else 139
+			{Code: 0x05, JT: 0, JF: 0, K: 0x128},          // 138: goto 435
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 139: if A == 0xca goto 140 else 145
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 140: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 141: if A == 0x0 goto 142 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 142: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 143: if A >= 0x80 goto 144 else 183
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 144: if A >= 0x82 goto 183 else 207
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 145: if A == 0x119 goto 146 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 146: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 147: if A == 0x0 goto 148 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 148: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 250, K: 0x80000000},  // 149: if A >= 0x80000000 goto 183 else 400
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 150: if A == 0x1b5 goto 151 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 152: if A == 0x0 goto 153 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 154: if A >= 0x80000000 goto 183 else 155
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 155: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 156: if A == 0x0 goto 157 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 157: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 158: if A == 0x18 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 159: if A == 0x106 goto 160 else 169
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 161: if A == 0x0 goto 162 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 163: if A >= 0x80000000 goto 183 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 165: if A == 0x0 goto 166 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 207 else 168
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 168: if A == 0x900 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 169: if A == 0x9 goto 170 else 208
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 171: if A == 0x0 goto 172 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 173: if A == 0x0 goto 174 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 177: if A >= 0x23 goto 178 else 179
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 178: if A == 0x32 goto 207 else 183
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 179: if A == 0x22 goto 207 else 183
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 180: if A == 0x3 goto 181 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 181: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 182: if A == 0x0 goto 184 else 183
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 185: if A >= 0x23 goto 186 else 193
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 186: if A == 0x32 goto 207 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 187: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 188: if A == 0x0 goto 189 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 190: if A == 0x0 goto 191 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 192: if A == 0x28 goto 207 else 201
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 193: if A == 0x22 goto 207 else 194
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 194: if A >= 0x2 goto 375 else 202
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 195: if A >= 0x2 goto 375 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 196: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 197: if A == 0x0 goto 198 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 199: if A >= 0x2 goto 201 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 200: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 201: if A == 0x4001 goto 203 else 375
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 375 else 203
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 203: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 204: if A == 0x0 goto 205 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 205: A = arg4.lo
+			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 206: if A >= 0x80000000 goto 375 else 207
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 207: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 208: if A == 0x1c goto 209 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 210: if A == 0x0 goto 211 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 212: if A >= 0x8 goto 213 else 217
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 213: if A >= 0x10 goto 214 else 215
+			{Code: 0x15, JT: 179, JF: 160, K: 0x19},       // 214: if A == 0x19 goto 394 else 375
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 215: if A == 0x8 goto 394 else 216
+			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 216: if A >= 0xe goto 394 else 375
+			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 217: if A == 0x4 goto 394 else 375
+			{Code: 0x35, JT: 0, JF: 225, K: 0xba},         // 218: if A >= 0xba goto 219 else 444
+			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 219: if A >= 0x103 goto 220 else 362
+			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 220: if A >= 0x122 goto 221 else 290
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 221: if A >= 0x13e goto 222 else 253
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 222: if A >= 0x145 goto 223 else 236
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 223: if A == 0x1b7 goto 224 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 225: if A == 0x0 goto 226 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 375 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 228: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 229: if A == 0x0 goto 230 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 230: A = arg2.lo
+			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 231: if A >= 0x8 goto 375 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 232: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 233: if A == 0x0 goto 234 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 234: A = arg3.lo
+			{Code: 0x15, JT: 158, JF: 139, K: 0x200},      // 235: if A == 0x200 goto 394 else 375
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 236: if A >= 0x140 goto 237 else 242
+			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 237: if A == 0x144 goto 238 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 239: if A == 0x0 goto 240 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
+			{Code: 0x35, JT: 133, JF: 212, K: 0x2},        // 241: if A >= 0x2 goto 375 else 454
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 242: if A == 0x13e goto 243 else 247
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 243: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 244: if A == 0x0 goto 245 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 245: A = arg2.lo
+			{Code: 0x45, JT: 128, JF: 147, K: 0xfffffffe}, // 246: if A & 0xfffffffe goto 375 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 248: if A == 0x0 goto 249 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 250: if A == 0x1 goto 394 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 251: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 252: if A & 0x2 goto 432 else 375
+			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 253: if A >= 0x136 goto 254 else 267
+			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 254: if A == 0x13c goto 255 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 255: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 256: if A == 0x0 goto 257 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 257: A = arg0.lo
+			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 258: if A >= 0x80000000 goto 375 else 259
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 259: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 260: if A == 0x0 goto 261 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 261: A = arg2.lo
+			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 375 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 263: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 264: if A == 0x0 goto 265 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 265: A = arg4.lo
+			{Code: 0x45, JT: 108, JF: 127, K: 0xfffffff8}, // 266: if A & 0xfffffff8 goto 375 else 394
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 267: if A >= 0x124 goto 268 else 277
+			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 268: if A == 0x135 goto 269 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 270: if A == 0x0 goto 271 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 272: if A == 0x0 goto 273 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 274: if A == 0x0 goto 275 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
+			{Code: 0x15, JT: 117, JF: 98, K: 0x0},         // 276: if A == 0x0 goto 394 else 375
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 277: if A == 0x122 goto 278 else 286
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 279: if A == 0x0 goto 280 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 281: if A == 0x0 goto 282 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 283: if A == 0x0 goto 284 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
+			{Code: 0x15, JT: 108, JF: 89, K: 0x80800},     // 285: if A == 0x80800 goto 394 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 287: if A == 0x0 goto 288 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
+			{Code: 0x15, JT: 104, JF: 85, K: 0x80000},     // 289: if A == 0x80000 goto 394 else 375
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 290: if A >= 0x10d goto 291 else 311
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 291: if A >= 0x118 goto 292 else 306
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 292: if A == 0x118 goto 293 else 297
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 293: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 294: if A == 0x0 goto 295 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 295: A = arg0.lo
+			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 296: if A >= 0x80000000 goto 375 else 349
+			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 297: if A == 0x11d goto 298 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 299: if A == 0x0 goto 300 else 375
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 301: if A >= 0x80000000 goto 375 else 302
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 303: if A == 0x0 goto 304 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
+			{Code: 0x45, JT: 252, JF: 251, K: 0xffffff80}, // 305: if A & 0xffffff80 goto 558 else 557
+			{Code: 0x15, JT: 0, JF: 251, K: 0x10f},        // 306: if A == 0x10f goto 307 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 307: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 308: if A == 0x0 goto 309 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 309: A = arg1.lo
+			{Code: 0x15, JT: 38, JF: 247, K: 0x1},         // 310: if A == 0x1 goto 349 else 558
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 311: if A >= 0x109 goto 312 else 330
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 312: if A == 0x109 goto 313 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 313: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 314: if A == 0x0 goto 315 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 315: A = arg0.lo
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 316: if A >= 0x80000000 goto 558 else 317
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 317: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 318: if A == 0x0 goto 319 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 319: A = arg2.lo
+			{Code: 0x35, JT: 237, JF: 0, K: 0x80000000},   // 320: if A >= 0x80000000 goto 558 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 321: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 322: if A == 0x0 goto 323 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 323: A = arg4.lo
+			{Code: 0x15, JT: 232, JF: 233, K: 0x400},      // 324: if A == 0x400 goto 557 else 558
+			{Code: 0x15, JT: 0, JF: 109, K: 0x10a},        // 325: if A == 0x10a goto 326 else 435
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 326: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 327: if A == 0x0 goto 328 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 328: A = arg1.lo
+			{Code: 0x35, JT: 228, JF: 227, K: 0x80000000}, // 329: if A >= 0x80000000 goto 558 else 557
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 330: if A >= 0x105 goto 331 else 341
+			{Code: 0x15, JT: 0, JF: 226, K: 0x107},        // 331: if A == 0x107 goto 332 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 333: if A == 0x0 goto 334 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
+			{Code: 0x35, JT: 222, JF: 0, K: 0x80000000},   // 335: if A >= 0x80000000 goto 558 else 336
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 336: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 337: if A == 0x0 goto 338 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 338: A = arg2.lo
+			{Code: 0x15, JT: 217, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 557 else 340
+			{Code: 0x15, JT: 216, JF: 217, K: 0x200},      // 340: if A == 0x200 goto 557 else 558
+			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 341: if A == 0x103 goto 342 else 353
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 343: if A == 0x0 goto 344 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
+			{Code: 0x35, JT: 212, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 558 else 346
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 346: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 347: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 209, K: 0x8000},       // 348: if A == 0x8000 goto 349 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 349: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 350: if A == 0x0 goto 351 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 351: A = arg3.lo
+			{Code: 0x15, JT: 204, JF: 205, K: 0x0},        // 352: if A == 0x0 goto 557 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 354: if A == 0x0 goto 355 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x35, JT: 201, JF: 0, K: 0x80000000},   // 356: if A >= 0x80000000 goto 558 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 357: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 358: if A == 0x0 goto 359 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 359: A = arg4.lo
+			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 360: if A == 0x0 goto 557 else 361
+			{Code: 0x15, JT: 195, JF: 196, K: 0x100},      // 361: if A == 0x100 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 68, K: 0xd9},          // 362: if A >= 0xd9 goto 363 else 431
+			{Code: 0x35, JT: 0, JF: 56, K: 0xe4},          // 363: if A >= 0xe4 goto 364 else 420
+			{Code: 0x35, JT: 0, JF: 39, K: 0xea},          // 364: if A >= 0xea goto 365 else 404
+			{Code: 0x35, JT: 0, JF: 19, K: 0x101},         // 365: if A >= 0x101 goto 366 else 385
+			{Code: 0x15, JT: 0, JF: 68, K: 0x101},         // 366: if A == 0x101 goto 367 else 435
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 367: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 368: if A == 0x0 goto 369 else 377
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 370: if A >= 0x80000000 goto 378 else 371
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 371: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 372: if A == 0x0 goto 373 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 373: A = arg2.lo
+			{Code: 0x45, JT: 1, JF: 182, K: 0xffe2e2ff},   // 374: if A & 0xffe2e2ff goto 376 else 557
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 375: return 0x7fc00000
+			{Code: 0x45, JT: 181, JF: 180, K: 0xffe2e0fc}, // 376: if A & 0xffe2e0fc goto 558 else 557
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 179, K: 0xffffff9c},   // 378: if A == 0xffffff9c goto 379 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 379: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 380: if A == 0x0 goto 381 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 381: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 382: if A >= 0x80001 goto 383 else 384
+			{Code: 0x15, JT: 173, JF: 174, K: 0x290000},   // 383: if A == 0x290000 goto 557 else 558
+			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 384: if A == 0x80000 goto 557 else 558
+			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 385: if A == 0xf7 goto 386 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 387: if A == 0x0 goto 388 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 168, K: 0x1},          // 389: if A == 0x1 goto 390 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 390: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 391: if A == 0x0 goto 392 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 392: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 1, K: 0x0},          // 393: if A == 0x0 goto 558 else 395
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
+			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 395: if A >= 0x80000000 goto 558 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 396: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 397: if A == 0x0 goto 398 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 398: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 158, K: 0x1000005},    // 399: if A == 0x1000005 goto 400 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 400: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 401: if A == 0x0 goto 402 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 402: A = arg4.lo
+			{Code: 0x15, JT: 153, JF: 154, K: 0x0},        // 403: if A == 0x0 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 404: if A >= 0xe8 goto 405 else 419
+			{Code: 0x15, JT: 152, JF: 0, K: 0xe8},         // 405: if A == 0xe8 goto 558 else 406
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 407: if A == 0x0 goto 408 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
+			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 409: if A >= 0x80000000 goto 558 else 410
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 410: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 411: if A == 0x0 goto 412 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 412: A = arg1.lo
+			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 413: if A == 0x0 goto 558 else 414
+			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 414: if A >= 0x3 goto 558 else 415
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 415: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 416: if A == 0x0 goto 417 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 417: A = arg2.lo
+			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 418: if A >= 0x80000000 goto 558 else 557
+			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 419: if A == 0xe6 goto 558 else 557
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 420: if A >= 0xdc goto 421 else 430
+			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 421: if A == 0xdd goto 422 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 423: if A == 0x0 goto 424 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 425: if A >= 0x80000000 goto 558 else 426
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 426: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 427: if A == 0x0 goto 428 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 428: A = arg3.lo
+			{Code: 0x35, JT: 128, JF: 127, K: 0x6},        // 429: if A >= 0x6 goto 558 else 557
+			{Code: 0x15, JT: 127, JF: 126, K: 0xda},       // 430: if A == 0xda goto 558 else 557
+			{Code: 0x35, JT: 1, JF: 9, K: 0xc2},           // 431: if A >= 0xc2 goto 433 else 441
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 432: return 0x50001
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 433: if A >= 0xc6 goto 434 else 439
+			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 434: if A == 0xcc goto 435 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 436: if A == 0x0 goto 437 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
+			{Code: 0x35, JT: 119, JF: 118, K: 0x80000000}, // 438: if A >= 0x80000000 goto 558 else 557
+			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 439: if A == 0xc2 goto 557 else 440
+			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 440: if A == 0xc5 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 441: if A >= 0xbd goto 442 else 443
+			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 442: if A == 0xbf goto 557 else 558
+			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 443: if A == 0xbb goto 558 else 557
+			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 444: if A >= 0x3f goto 445 else 488
+			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 445: if A >= 0x64 goto 446 else 466
+			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 446: if A >= 0x7d goto 447 else 460
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 447: if A >= 0x8a goto 448 else 458
+			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 448: if A == 0x8a goto 557 else 449
+			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 449: if A == 0x9d goto 450 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 450: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 451: if A == 0x0 goto 452 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 452: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 453: if A == 0x53564d41 goto 454 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 454: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 455: if A == 0x0 goto 456 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 456: A = arg1.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 457: if A == 0x0 goto 557 else 558
+			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 458: if A == 0x7d goto 557 else 459
+			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 459: if A == 0x83 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 460: if A >= 0x68 goto 461 else 465
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 461: if A >= 0x6d goto 462 else 463
+			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 462: if A == 0x73 goto 557 else 558
+			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 463: if A == 0x68 goto 557 else 464
+			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 464: if A >= 0x6b goto 557 else 558
+			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 465: if A == 0x66 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 466: if A >= 0x4e goto 467 else 470
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 467: if A >= 0x61 goto 468 else 469
+			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 468: if A == 0x62 goto 558 else 557
+			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 469: if A == 0x5d goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 470: if A >= 0x4a goto 471 else 472
+			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 471: if A == 0x4c goto 558 else 557
+			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 472: if A == 0x48 goto 473 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 474: if A == 0x0 goto 475 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 476: if A >= 0x80000000 goto 558 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 477: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 478: if A == 0x0 goto 479 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 479: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 480: if A >= 0x4 goto 481 else 487
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 481: if A == 0x406 goto 557 else 482
+			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 482: if A == 0x4 goto 483 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 483: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 484: if A == 0x0 goto 485 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 485: A = arg2.lo
+			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 486: if A & 0xfffb73ff goto 558 else 557
+			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 487: if A == 0x3 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 488: if A >= 0x13 goto 489 else 532
+			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 489: if A >= 0x2d goto 490 else 528
+			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 490: if A >= 0x39 goto 491 else 502
+			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 491: if A == 0x3e goto 492 else 501
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 492: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 493: if A == 0x0 goto 494 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 494: A = arg0.lo
+			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 495: if A == 0x0 goto 558 else 496
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 496: if A >= 0x80000000 goto 558 else 497
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 497: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 498: if A == 0x0 goto 499 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 499: A = arg1.lo
+			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 500: if A == 0x9 goto 557 else 558
+			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 501: if A == 0x3c goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 502: if A >= 0x2f goto 503 else 508
+			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 503: if A == 0x38 goto 504 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 504: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 505: if A == 0x0 goto 506 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 506: A = arg0.lo
+			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 507: if A == 0xd0f00 goto 557 else 558
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 508: if A == 0x2d goto 509 else 518
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 509: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 510: if A == 0x0 goto 511 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 511: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 512: if A >= 0x80000000 goto 558 else 513
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 513: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 514: if A == 0x0 goto 515 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 515: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 516: if A == 0x0 goto 557 else 517
+			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 517: if A == 0x40 goto 557 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 518: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 519: if A == 0x0 goto 520 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 520: A = arg0.lo
+			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 521: if A >= 0x80000000 goto 558 else 522
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 522: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 523: if A == 0x0 goto 524 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 524: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 525: if A >= 0x4001 goto 526 else 527
+			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 526: if A == 0x4040 goto 557 else 558
+			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 527: if A == 0x4000 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 528: if A >= 0x23 goto 529 else 531
+			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 529: if A == 0x23 goto 557 else 530
+			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 530: if A == 0x27 goto 557 else 558
+			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 531: if A == 0x18 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 532: if A >= 0x8 goto 533 else 554
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 533: if A >= 0xd goto 534 else 552
+			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 534: if A == 0x10 goto 535 else 557
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 535: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 536: if A == 0x0 goto 537 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 537: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 538: if A >= 0x80000000 goto 558 else 539
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 539: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 540: if A == 0x0 goto 541 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 541: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 542: if A >= 0x5413 goto 543 else 547
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 543: if A >= 0x541c goto 544 else 545
+			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 544: if A == 0x5425 goto 557 else 558
+			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 545: if A == 0x541b goto 557 else 546
+			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 546: if A >= 0x5415 goto 558 else 557
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 547: if A >= 0x540c goto 548 else 549
+			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 548: if A == 0x5411 goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 549: if A >= 0x5405 goto 550 else 551
+			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 550: if A >= 0x5409 goto 557 else 558
+			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 551: if A >= 0x5401 goto 557 else 558
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 552: if A == 0x8 goto 557 else 553
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 553: if A == 0xb goto 557 else 558
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 554: if A >= 0x4 goto 555 else 556
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 555: if A == 0x5 goto 557 else 558
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 556: if A == 0x2 goto 558 else 557
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 557: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 558: return 0x7fc00000
 		},
 	},
 	{

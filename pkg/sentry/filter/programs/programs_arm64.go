@@ -128,7 +128,7 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
 			{Code: 0x15, JT: 1, JF: 74, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 183
 			{Code: 0x15, JT: 0, JF: 73, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x108},          // 110: goto 375
+			{Code: 0x05, JT: 0, JF: 0, K: 0x104},          // 110: goto 371
 			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
@@ -149,7 +149,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
 			{Code: 0x15, JT: 81, JF: 52, K: 0x11},         // 130: if A == 0x11 goto 212 else 183
-			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 365 else 132
+			{Code: 0x15, JT: 229, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 361 else 132
 			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 132: if A == 0x62 goto 133 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
@@ -160,7 +160,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
-			{Code: 0x35, JT: 40, JF: 212, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 355
+			{Code: 0x35, JT: 40, JF: 208, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 351
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
@@ -205,299 +205,295 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
 			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 212 else 194
 			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 212 else 187
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 367 else 195
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 367 else 189
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 368 else 195
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 368 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 190: if A == 0x0 goto 191 else 367
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 190: if A == 0x0 goto 191 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
 			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 367
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 367 else 196
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 368
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 368 else 196
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 197: if A == 0x0 goto 198 else 367
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 197: if A == 0x0 goto 198 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 367 else 212
+			{Code: 0x35, JT: 168, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 368 else 212
 			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 200: if A == 0xe9 goto 201 else 210
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 202: if A == 0x0 goto 203 else 367
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 202: if A == 0x0 goto 203 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 204: if A >= 0x8 goto 205 else 209
 			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
-			{Code: 0x15, JT: 5, JF: 160, K: 0x19},         // 206: if A == 0x19 goto 212 else 367
+			{Code: 0x15, JT: 5, JF: 161, K: 0x19},         // 206: if A == 0x19 goto 212 else 368
 			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 207: if A == 0x8 goto 212 else 208
-			{Code: 0x35, JT: 3, JF: 158, K: 0xe},          // 208: if A >= 0xe goto 212 else 367
-			{Code: 0x15, JT: 2, JF: 157, K: 0x4},          // 209: if A == 0x4 goto 212 else 367
-			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 210: if A >= 0x73 goto 211 else 335
+			{Code: 0x35, JT: 3, JF: 159, K: 0xe},          // 208: if A >= 0xe goto 212 else 368
+			{Code: 0x15, JT: 2, JF: 158, K: 0x4},          // 209: if A == 0x4 goto 212 else 368
+			{Code: 0x35, JT: 0, JF: 120, K: 0x73},         // 210: if A >= 0x73 goto 211 else 331
 			{Code: 0x35, JT: 1, JF: 77, K: 0xb4},          // 211: if A >= 0xb4 goto 213 else 289
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 212: return 0x7fff0000
 			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 213: if A >= 0xe0 goto 214 else 251
 			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 214: if A >= 0x118 goto 215 else 234
 			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 215: if A >= 0x11c goto 216 else 229
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 367
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 218: if A == 0x0 goto 219 else 367
+			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 218: if A == 0x0 goto 219 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 367 else 221
+			{Code: 0x35, JT: 253, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 474 else 221
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 222: if A == 0x0 goto 223 else 478
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 222: if A == 0x0 goto 223 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
-			{Code: 0x35, JT: 253, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 478 else 225
+			{Code: 0x35, JT: 249, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 474 else 225
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 226: if A == 0x0 goto 227 else 478
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 226: if A == 0x0 goto 227 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
-			{Code: 0x15, JT: 250, JF: 249, K: 0x200},      // 228: if A == 0x200 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 248, K: 0x11b},        // 229: if A == 0x11b goto 230 else 478
+			{Code: 0x15, JT: 246, JF: 245, K: 0x200},      // 228: if A == 0x200 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 244, K: 0x11b},        // 229: if A == 0x11b goto 230 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 231: if A == 0x0 goto 232 else 478
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 231: if A == 0x0 goto 232 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 244, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 478 else 298
+			{Code: 0x35, JT: 240, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 474 else 298
 			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 234: if A >= 0x116 goto 235 else 246
 			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 235: if A == 0x116 goto 236 else 240
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 237: if A == 0x0 goto 238 else 478
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 237: if A == 0x0 goto 238 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
-			{Code: 0x45, JT: 238, JF: 239, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 478 else 479
+			{Code: 0x45, JT: 234, JF: 235, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 474 else 475
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 479 else 245
+			{Code: 0x15, JT: 231, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 475 else 245
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 232, K: 0x2},        // 245: if A & 0x2 goto 424 else 478
-			{Code: 0x15, JT: 0, JF: 231, K: 0x105},        // 246: if A == 0x105 goto 247 else 478
+			{Code: 0x45, JT: 178, JF: 228, K: 0x2},        // 245: if A & 0x2 goto 424 else 474
+			{Code: 0x15, JT: 0, JF: 227, K: 0x105},        // 246: if A == 0x105 goto 247 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 248: if A == 0x0 goto 249 else 478
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 248: if A == 0x0 goto 249 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 227, K: 0x0},         // 250: if A == 0x0 goto 307 else 478
+			{Code: 0x15, JT: 56, JF: 223, K: 0x0},         // 250: if A == 0x0 goto 307 else 474
 			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 251: if A >= 0xd4 goto 252 else 268
 			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 252: if A >= 0xdc goto 253 else 267
 			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 253: if A == 0xdc goto 254 else 258
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 255: if A == 0x0 goto 256 else 478
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 255: if A == 0x0 goto 256 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x15, JT: 221, JF: 220, K: 0x50f00},    // 257: if A == 0x50f00 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 219, K: 0xdf},         // 258: if A == 0xdf goto 259 else 478
+			{Code: 0x15, JT: 217, JF: 216, K: 0x50f00},    // 257: if A == 0x50f00 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 215, K: 0xdf},         // 258: if A == 0xdf goto 259 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 260: if A == 0x0 goto 261 else 478
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 260: if A == 0x0 goto 261 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 478 else 263
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 474 else 263
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 264: if A == 0x0 goto 265 else 478
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 264: if A == 0x0 goto 265 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
-			{Code: 0x35, JT: 211, JF: 212, K: 0x6},        // 266: if A >= 0x6 goto 478 else 479
-			{Code: 0x15, JT: 211, JF: 210, K: 0xd7},       // 267: if A == 0xd7 goto 479 else 478
+			{Code: 0x35, JT: 207, JF: 208, K: 0x6},        // 266: if A >= 0x6 goto 474 else 475
+			{Code: 0x15, JT: 207, JF: 206, K: 0xd7},       // 267: if A == 0xd7 goto 475 else 474
 			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 268: if A == 0xd3 goto 269 else 279
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 270: if A == 0x0 goto 271 else 478
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 270: if A == 0x0 goto 271 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
-			{Code: 0x35, JT: 205, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 478 else 273
+			{Code: 0x35, JT: 201, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 474 else 273
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 274: if A == 0x0 goto 275 else 478
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 274: if A == 0x0 goto 275 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 276: if A >= 0x4001 goto 277 else 278
-			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 277: if A == 0x4040 goto 479 else 478
-			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 278: if A == 0x4000 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 198, K: 0xcf},         // 279: if A == 0xcf goto 280 else 478
+			{Code: 0x15, JT: 197, JF: 196, K: 0x4040},     // 277: if A == 0x4040 goto 475 else 474
+			{Code: 0x15, JT: 196, JF: 195, K: 0x4000},     // 278: if A == 0x4000 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 194, K: 0xcf},         // 279: if A == 0xcf goto 280 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 280: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 281: if A == 0x0 goto 282 else 478
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 281: if A == 0x0 goto 282 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
-			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 478 else 284
+			{Code: 0x35, JT: 190, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 474 else 284
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 285: if A == 0x0 goto 286 else 478
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 285: if A == 0x0 goto 286 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 479 else 288
-			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 288: if A == 0x40 goto 479 else 478
+			{Code: 0x15, JT: 187, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 475 else 288
+			{Code: 0x15, JT: 186, JF: 185, K: 0x40},       // 288: if A == 0x40 goto 475 else 474
 			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 289: if A >= 0x86 goto 290 else 315
 			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 290: if A >= 0xa7 goto 291 else 311
 			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 291: if A >= 0xac goto 292 else 293
-			{Code: 0x15, JT: 185, JF: 186, K: 0xad},       // 292: if A == 0xad goto 478 else 479
+			{Code: 0x15, JT: 181, JF: 182, K: 0xad},       // 292: if A == 0xad goto 474 else 475
 			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 293: if A == 0xa7 goto 294 else 302
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 295: if A == 0x0 goto 296 else 478
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 295: if A == 0x0 goto 296 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 478
+			{Code: 0x15, JT: 0, JF: 176, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 299: if A == 0x0 goto 300 else 478
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 299: if A == 0x0 goto 300 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
-			{Code: 0x15, JT: 177, JF: 176, K: 0x0},        // 301: if A == 0x0 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 175, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 478
+			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 301: if A == 0x0 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 171, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 304: if A == 0x0 goto 305 else 478
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 304: if A == 0x0 goto 305 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 306: if A == 0x0 goto 307 else 478
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 306: if A == 0x0 goto 307 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 308: if A == 0x0 goto 309 else 478
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 308: if A == 0x0 goto 309 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 310: if A == 0x0 goto 479 else 478
+			{Code: 0x15, JT: 164, JF: 163, K: 0x0},        // 310: if A == 0x0 goto 475 else 474
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 311: if A >= 0x8c goto 312 else 313
-			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 312: if A == 0x9e goto 479 else 478
-			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 479 else 314
-			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 314: if A >= 0x88 goto 478 else 479
+			{Code: 0x15, JT: 162, JF: 161, K: 0x9e},       // 312: if A == 0x9e goto 475 else 474
+			{Code: 0x15, JT: 161, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 475 else 314
+			{Code: 0x35, JT: 159, JF: 160, K: 0x88},       // 314: if A >= 0x88 goto 474 else 475
 			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 315: if A >= 0x80 goto 316 else 328
 			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 316: if A >= 0x82 goto 317 else 318
-			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 317: if A == 0x84 goto 479 else 478
-			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 479 else 319
+			{Code: 0x15, JT: 157, JF: 156, K: 0x84},       // 317: if A == 0x84 goto 475 else 474
+			{Code: 0x15, JT: 156, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 475 else 319
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 320: if A == 0x0 goto 321 else 478
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 320: if A == 0x0 goto 321 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 478 else 323
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 478 else 324
+			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 474 else 323
+			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 474 else 324
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 325: if A == 0x0 goto 326 else 478
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 325: if A == 0x0 goto 326 else 474
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 327: if A == 0x9 goto 479 else 478
+			{Code: 0x15, JT: 147, JF: 146, K: 0x9},        // 327: if A == 0x9 goto 475 else 474
 			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 328: if A >= 0x7c goto 329 else 330
-			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 329: if A == 0x7c goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 147, K: 0x7b},         // 330: if A == 0x7b goto 331 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 332: if A == 0x0 goto 333 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
-			{Code: 0x15, JT: 144, JF: 143, K: 0x0},        // 334: if A == 0x0 goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 335: if A >= 0x3a goto 336 else 382
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 336: if A >= 0x50 goto 337 else 362
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 337: if A >= 0x5d goto 338 else 359
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 338: if A >= 0x60 goto 339 else 341
-			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 339: if A >= 0x71 goto 479 else 340
-			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 340: if A == 0x65 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 341: if A == 0x5f goto 342 else 479
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 343: if A == 0x0 goto 344 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 345: if A == 0x1 goto 346 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 346: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 347: if A == 0x0 goto 348 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 348: A = arg1.lo
-			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 349: if A == 0x0 goto 478 else 350
-			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 350: if A >= 0x80000000 goto 478 else 351
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 352: if A == 0x0 goto 353 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 354: if A == 0x1000005 goto 355 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 355: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 356: if A == 0x0 goto 357 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 357: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 358: if A == 0x0 goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 359: if A >= 0x54 goto 360 else 361
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 360: if A == 0x5a goto 479 else 478
-			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 361: if A == 0x51 goto 478 else 479
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 362: if A >= 0x45 goto 363 else 379
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4a},           // 363: if A >= 0x4a goto 364 else 370
-			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 364: if A == 0x4e goto 365 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 111, K: 0x0},          // 366: if A == 0x0 goto 368 else 478
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 367: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
-			{Code: 0x35, JT: 108, JF: 109, K: 0x80000000}, // 369: if A >= 0x80000000 goto 478 else 479
-			{Code: 0x15, JT: 0, JF: 107, K: 0x49},         // 370: if A == 0x49 goto 371 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 371: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 372: if A == 0x0 goto 373 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 373: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 103, K: 0x1},          // 374: if A == 0x1 goto 375 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 375: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 376: if A == 0x0 goto 377 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 377: A = arg3.lo
-			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 378: if A == 0x0 goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 379: if A >= 0x41 goto 380 else 381
-			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 380: if A >= 0x43 goto 479 else 478
-			{Code: 0x35, JT: 97, JF: 96, K: 0x3d},         // 381: if A >= 0x3d goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 382: if A >= 0x1a goto 383 else 430
-			{Code: 0x35, JT: 0, JF: 25, K: 0x2f},          // 383: if A >= 0x2f goto 384 else 409
-			{Code: 0x35, JT: 0, JF: 15, K: 0x38},          // 384: if A >= 0x38 goto 385 else 400
-			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 385: if A == 0x38 goto 386 else 479
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 387: if A == 0x0 goto 388 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 389: if A >= 0x80000000 goto 395 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 390: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 391: if A == 0x0 goto 392 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 392: A = arg2.lo
-			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 393: if A & 0xffe3a2ff goto 478 else 479
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 394: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 395: if A == 0xffffff9c goto 396 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 396: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 397: if A == 0x0 goto 398 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 398: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 399: if A == 0x80000 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 400: if A == 0x2f goto 401 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 401: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 402: if A == 0x0 goto 403 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 404: if A >= 0x80000000 goto 478 else 405
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 405: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 406: if A == 0x0 goto 407 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 407: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 408: if A & 0xffffff80 goto 478 else 479
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 409: if A >= 0x2c goto 410 else 411
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 410: if A == 0x2d goto 478 else 479
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 411: if A == 0x1d goto 412 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 412: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 413: if A == 0x0 goto 414 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 414: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 415: if A >= 0x80000000 goto 478 else 416
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 416: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 417: if A == 0x0 goto 418 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 418: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 419: if A >= 0x5413 goto 420 else 425
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 420: if A >= 0x541c goto 421 else 422
-			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 421: if A == 0x5425 goto 479 else 478
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 422: if A == 0x541b goto 479 else 423
-			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 423: if A >= 0x5415 goto 478 else 479
+			{Code: 0x15, JT: 145, JF: 144, K: 0x7c},       // 329: if A == 0x7c goto 475 else 474
+			{Code: 0x15, JT: 30, JF: 143, K: 0x7b},        // 330: if A == 0x7b goto 361 else 474
+			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 331: if A >= 0x3a goto 332 else 378
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 332: if A >= 0x50 goto 333 else 358
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 333: if A >= 0x5d goto 334 else 355
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 334: if A >= 0x60 goto 335 else 337
+			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 335: if A >= 0x71 goto 475 else 336
+			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 336: if A == 0x65 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 337: if A == 0x5f goto 338 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 339: if A == 0x0 goto 340 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 341: if A == 0x1 goto 342 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 343: if A == 0x0 goto 344 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
+			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 345: if A == 0x0 goto 474 else 346
+			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 346: if A >= 0x80000000 goto 474 else 347
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 348: if A == 0x0 goto 349 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 350: if A == 0x1000005 goto 351 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 351: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 352: if A == 0x0 goto 353 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 353: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 354: if A == 0x0 goto 475 else 474
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 355: if A >= 0x54 goto 356 else 357
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 356: if A == 0x5a goto 475 else 474
+			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 357: if A == 0x51 goto 474 else 475
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 358: if A >= 0x45 goto 359 else 375
+			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 359: if A >= 0x4a goto 360 else 365
+			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 360: if A == 0x4e goto 361 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 362: if A == 0x0 goto 363 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 364: if A >= 0x80000000 goto 474 else 475
+			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 365: if A == 0x49 goto 366 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 366: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 106, K: 0x0},          // 367: if A == 0x0 goto 369 else 474
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 103, K: 0x1},          // 370: if A == 0x1 goto 371 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 371: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 372: if A == 0x0 goto 373 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 373: A = arg3.lo
+			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 374: if A == 0x0 goto 475 else 474
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 375: if A >= 0x41 goto 376 else 377
+			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 376: if A >= 0x43 goto 475 else 474
+			{Code: 0x35, JT: 97, JF: 96, K: 0x3d},         // 377: if A >= 0x3d goto 475 else 474
+			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 378: if A >= 0x1a goto 379 else 426
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2f},          // 379: if A >= 0x2f goto 380 else 405
+			{Code: 0x35, JT: 0, JF: 15, K: 0x38},          // 380: if A >= 0x38 goto 381 else 396
+			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 381: if A == 0x38 goto 382 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 383: if A == 0x0 goto 384 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 385: if A >= 0x80000000 goto 391 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 387: if A == 0x0 goto 388 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 389: if A & 0xffe3a2ff goto 474 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 391: if A == 0xffffff9c goto 392 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 392: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 393: if A == 0x0 goto 394 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 394: A = arg2.lo
+			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 395: if A == 0x80000 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 396: if A == 0x2f goto 397 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 397: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 398: if A == 0x0 goto 399 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 399: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 400: if A >= 0x80000000 goto 474 else 401
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 401: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 402: if A == 0x0 goto 403 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 403: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 404: if A & 0xffffff80 goto 474 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 405: if A >= 0x2c goto 406 else 407
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 406: if A == 0x2d goto 474 else 475
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 407: if A == 0x1d goto 408 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 408: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 409: if A == 0x0 goto 410 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 410: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 411: if A >= 0x80000000 goto 474 else 412
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 412: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 413: if A == 0x0 goto 414 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 414: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 415: if A >= 0x5413 goto 416 else 420
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 416: if A >= 0x541c goto 417 else 418
+			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 417: if A == 0x5425 goto 475 else 474
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 418: if A == 0x541b goto 475 else 419
+			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 419: if A >= 0x5415 goto 474 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 420: if A >= 0x540c goto 421 else 422
+			{Code: 0x15, JT: 53, JF: 52, K: 0x5411},       // 421: if A == 0x5411 goto 475 else 474
+			{Code: 0x35, JT: 0, JF: 2, K: 0x5405},         // 422: if A >= 0x5405 goto 423 else 425
+			{Code: 0x35, JT: 51, JF: 50, K: 0x5409},       // 423: if A >= 0x5409 goto 475 else 474
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 424: return 0x50001
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 425: if A >= 0x540c goto 426 else 427
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 426: if A == 0x5411 goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 427: if A >= 0x5405 goto 428 else 429
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 428: if A >= 0x5409 goto 479 else 478
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 429: if A >= 0x5401 goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 430: if A >= 0x13 goto 431 else 475
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 431: if A >= 0x15 goto 432 else 462
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 432: if A == 0x15 goto 433 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 434: if A == 0x0 goto 435 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 436: if A >= 0x80000000 goto 478 else 437
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 437: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 438: if A == 0x0 goto 439 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 439: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 440: if A == 0x0 goto 478 else 441
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 441: if A >= 0x3 goto 478 else 442
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 442: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 443: if A == 0x0 goto 444 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 444: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 445: if A >= 0x80000000 goto 478 else 479
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 446: if A == 0x19 goto 447 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 447: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 448: if A == 0x0 goto 449 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 449: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 450: if A >= 0x80000000 goto 478 else 451
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 451: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 452: if A == 0x0 goto 453 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 453: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 454: if A >= 0x4 goto 455 else 461
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 455: if A == 0x406 goto 479 else 456
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 456: if A == 0x4 goto 457 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 457: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 458: if A == 0x0 goto 459 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 459: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 460: if A & 0xfff9f3ff goto 478 else 479
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 461: if A == 0x3 goto 479 else 478
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 462: if A == 0x13 goto 463 else 471
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 463: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 464: if A == 0x0 goto 465 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 465: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 466: if A == 0x0 goto 467 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 467: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 468: if A == 0x0 goto 469 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 469: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 470: if A == 0x80800 goto 479 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 471: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 472: if A == 0x0 goto 473 else 478
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 473: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 474: if A == 0x80000 goto 479 else 478
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 475: if A >= 0x9 goto 476 else 477
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 476: if A == 0xb goto 479 else 478
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 477: if A == 0x8 goto 479 else 478
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 478: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 479: return 0x7fff0000
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 425: if A >= 0x5401 goto 475 else 474
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 426: if A >= 0x13 goto 427 else 471
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 427: if A >= 0x15 goto 428 else 458
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 428: if A == 0x15 goto 429 else 442
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 430: if A == 0x0 goto 431 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 432: if A >= 0x80000000 goto 474 else 433
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 433: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 434: if A == 0x0 goto 435 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 435: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 436: if A == 0x0 goto 474 else 437
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 437: if A >= 0x3 goto 474 else 438
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 438: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 439: if A == 0x0 goto 440 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 440: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 441: if A >= 0x80000000 goto 474 else 475
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 442: if A == 0x19 goto 443 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 443: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 444: if A == 0x0 goto 445 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 445: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 446: if A >= 0x80000000 goto 474 else 447
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 447: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 448: if A == 0x0 goto 449 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 449: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 450: if A >= 0x4 goto 451 else 457
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 451: if A == 0x406 goto 475 else 452
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 452: if A == 0x4 goto 453 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 453: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 454: if A == 0x0 goto 455 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 455: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 456: if A & 0xfff9f3ff goto 474 else 475
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 457: if A == 0x3 goto 475 else 474
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 458: if A == 0x13 goto 459 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 459: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 460: if A == 0x0 goto 461 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 461: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 462: if A == 0x0 goto 463 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 463: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 464: if A == 0x0 goto 465 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 465: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 466: if A == 0x80800 goto 475 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 467: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 468: if A == 0x0 goto 469 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 469: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 470: if A == 0x80000 goto 475 else 474
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 471: if A >= 0x9 goto 472 else 473
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 472: if A == 0xb goto 475 else 474
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 473: if A == 0x8 goto 475 else 474
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 474: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 475: return 0x7fff0000
 		},
 	},
 	{
@@ -617,7 +613,7 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
 			{Code: 0x15, JT: 1, JF: 74, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 183
 			{Code: 0x15, JT: 0, JF: 73, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x108},          // 110: goto 375
+			{Code: 0x05, JT: 0, JF: 0, K: 0x104},          // 110: goto 371
 			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
@@ -638,7 +634,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
 			{Code: 0x15, JT: 81, JF: 52, K: 0x11},         // 130: if A == 0x11 goto 212 else 183
-			{Code: 0x15, JT: 233, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 365 else 132
+			{Code: 0x15, JT: 229, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 361 else 132
 			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 132: if A == 0x62 goto 133 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
@@ -649,7 +645,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
-			{Code: 0x35, JT: 40, JF: 212, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 355
+			{Code: 0x35, JT: 40, JF: 208, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 351
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
@@ -694,301 +690,297 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
 			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 212 else 194
 			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 212 else 187
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 367 else 195
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 367 else 189
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 368 else 195
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 368 else 189
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 190: if A == 0x0 goto 191 else 367
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 190: if A == 0x0 goto 191 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
 			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 367
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 367 else 196
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 368
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 368 else 196
 			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 197: if A == 0x0 goto 198 else 367
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 197: if A == 0x0 goto 198 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 367 else 212
+			{Code: 0x35, JT: 168, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 368 else 212
 			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 200: if A == 0xe9 goto 201 else 210
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 202: if A == 0x0 goto 203 else 367
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 202: if A == 0x0 goto 203 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 204: if A >= 0x8 goto 205 else 209
 			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
-			{Code: 0x15, JT: 5, JF: 160, K: 0x19},         // 206: if A == 0x19 goto 212 else 367
+			{Code: 0x15, JT: 5, JF: 161, K: 0x19},         // 206: if A == 0x19 goto 212 else 368
 			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 207: if A == 0x8 goto 212 else 208
-			{Code: 0x35, JT: 3, JF: 158, K: 0xe},          // 208: if A >= 0xe goto 212 else 367
-			{Code: 0x15, JT: 2, JF: 157, K: 0x4},          // 209: if A == 0x4 goto 212 else 367
-			{Code: 0x35, JT: 0, JF: 124, K: 0x73},         // 210: if A >= 0x73 goto 211 else 335
+			{Code: 0x35, JT: 3, JF: 159, K: 0xe},          // 208: if A >= 0xe goto 212 else 368
+			{Code: 0x15, JT: 2, JF: 158, K: 0x4},          // 209: if A == 0x4 goto 212 else 368
+			{Code: 0x35, JT: 0, JF: 120, K: 0x73},         // 210: if A >= 0x73 goto 211 else 331
 			{Code: 0x35, JT: 1, JF: 77, K: 0xb4},          // 211: if A >= 0xb4 goto 213 else 289
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 212: return 0x7fff0000
 			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 213: if A >= 0xe0 goto 214 else 251
 			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 214: if A >= 0x118 goto 215 else 234
 			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 215: if A >= 0x11c goto 216 else 229
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 367
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 218: if A == 0x0 goto 219 else 367
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 218: if A == 0x0 goto 219 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 367 else 221
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 476 else 221
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 222: if A == 0x0 goto 223 else 367
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 222: if A == 0x0 goto 223 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 480 else 225
+			{Code: 0x35, JT: 251, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 476 else 225
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 226: if A == 0x0 goto 227 else 480
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 226: if A == 0x0 goto 227 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
-			{Code: 0x15, JT: 252, JF: 251, K: 0x200},      // 228: if A == 0x200 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 250, K: 0x11b},        // 229: if A == 0x11b goto 230 else 480
+			{Code: 0x15, JT: 248, JF: 247, K: 0x200},      // 228: if A == 0x200 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 246, K: 0x11b},        // 229: if A == 0x11b goto 230 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 231: if A == 0x0 goto 232 else 480
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 231: if A == 0x0 goto 232 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 246, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 480 else 298
+			{Code: 0x35, JT: 242, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 476 else 298
 			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 234: if A >= 0x116 goto 235 else 246
 			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 235: if A == 0x116 goto 236 else 240
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 237: if A == 0x0 goto 238 else 480
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 237: if A == 0x0 goto 238 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
-			{Code: 0x45, JT: 240, JF: 241, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 480 else 481
+			{Code: 0x45, JT: 236, JF: 237, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 476 else 477
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
-			{Code: 0x15, JT: 237, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 481 else 245
+			{Code: 0x15, JT: 233, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 477 else 245
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
-			{Code: 0x45, JT: 177, JF: 234, K: 0x2},        // 245: if A & 0x2 goto 423 else 480
-			{Code: 0x15, JT: 0, JF: 233, K: 0x105},        // 246: if A == 0x105 goto 247 else 480
+			{Code: 0x45, JT: 177, JF: 230, K: 0x2},        // 245: if A & 0x2 goto 423 else 476
+			{Code: 0x15, JT: 0, JF: 229, K: 0x105},        // 246: if A == 0x105 goto 247 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 248: if A == 0x0 goto 249 else 480
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 248: if A == 0x0 goto 249 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 229, K: 0x0},         // 250: if A == 0x0 goto 307 else 480
+			{Code: 0x15, JT: 56, JF: 225, K: 0x0},         // 250: if A == 0x0 goto 307 else 476
 			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 251: if A >= 0xd4 goto 252 else 268
 			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 252: if A >= 0xdc goto 253 else 267
 			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 253: if A == 0xdc goto 254 else 258
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 255: if A == 0x0 goto 256 else 480
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 255: if A == 0x0 goto 256 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x15, JT: 223, JF: 222, K: 0x50f00},    // 257: if A == 0x50f00 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 221, K: 0xdf},         // 258: if A == 0xdf goto 259 else 480
+			{Code: 0x15, JT: 219, JF: 218, K: 0x50f00},    // 257: if A == 0x50f00 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 217, K: 0xdf},         // 258: if A == 0xdf goto 259 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 260: if A == 0x0 goto 261 else 480
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 260: if A == 0x0 goto 261 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 217, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 480 else 263
+			{Code: 0x35, JT: 213, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 476 else 263
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 264: if A == 0x0 goto 265 else 480
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 264: if A == 0x0 goto 265 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
-			{Code: 0x35, JT: 213, JF: 214, K: 0x6},        // 266: if A >= 0x6 goto 480 else 481
-			{Code: 0x15, JT: 213, JF: 212, K: 0xd7},       // 267: if A == 0xd7 goto 481 else 480
+			{Code: 0x35, JT: 209, JF: 210, K: 0x6},        // 266: if A >= 0x6 goto 476 else 477
+			{Code: 0x15, JT: 209, JF: 208, K: 0xd7},       // 267: if A == 0xd7 goto 477 else 476
 			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 268: if A == 0xd3 goto 269 else 279
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 270: if A == 0x0 goto 271 else 480
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 270: if A == 0x0 goto 271 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
-			{Code: 0x35, JT: 207, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 480 else 273
+			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 476 else 273
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 274: if A == 0x0 goto 275 else 480
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 274: if A == 0x0 goto 275 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 276: if A >= 0x4001 goto 277 else 278
-			{Code: 0x15, JT: 203, JF: 202, K: 0x4040},     // 277: if A == 0x4040 goto 481 else 480
-			{Code: 0x15, JT: 202, JF: 201, K: 0x4000},     // 278: if A == 0x4000 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 200, K: 0xcf},         // 279: if A == 0xcf goto 280 else 480
+			{Code: 0x15, JT: 199, JF: 198, K: 0x4040},     // 277: if A == 0x4040 goto 477 else 476
+			{Code: 0x15, JT: 198, JF: 197, K: 0x4000},     // 278: if A == 0x4000 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 196, K: 0xcf},         // 279: if A == 0xcf goto 280 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 280: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 281: if A == 0x0 goto 282 else 480
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 281: if A == 0x0 goto 282 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
-			{Code: 0x35, JT: 196, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 480 else 284
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 476 else 284
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 285: if A == 0x0 goto 286 else 480
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 285: if A == 0x0 goto 286 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
-			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 481 else 288
-			{Code: 0x15, JT: 192, JF: 191, K: 0x40},       // 288: if A == 0x40 goto 481 else 480
+			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 477 else 288
+			{Code: 0x15, JT: 188, JF: 187, K: 0x40},       // 288: if A == 0x40 goto 477 else 476
 			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 289: if A >= 0x86 goto 290 else 315
 			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 290: if A >= 0xa7 goto 291 else 311
 			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 291: if A >= 0xac goto 292 else 293
-			{Code: 0x15, JT: 187, JF: 188, K: 0xad},       // 292: if A == 0xad goto 480 else 481
+			{Code: 0x15, JT: 183, JF: 184, K: 0xad},       // 292: if A == 0xad goto 476 else 477
 			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 293: if A == 0xa7 goto 294 else 302
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 295: if A == 0x0 goto 296 else 480
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 295: if A == 0x0 goto 296 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 182, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 480
+			{Code: 0x15, JT: 0, JF: 178, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 299: if A == 0x0 goto 300 else 480
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 299: if A == 0x0 goto 300 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
-			{Code: 0x15, JT: 179, JF: 178, K: 0x0},        // 301: if A == 0x0 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 177, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 480
+			{Code: 0x15, JT: 175, JF: 174, K: 0x0},        // 301: if A == 0x0 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 173, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 304: if A == 0x0 goto 305 else 480
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 304: if A == 0x0 goto 305 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 306: if A == 0x0 goto 307 else 480
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 306: if A == 0x0 goto 307 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 308: if A == 0x0 goto 309 else 480
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 308: if A == 0x0 goto 309 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 169, K: 0x0},        // 310: if A == 0x0 goto 481 else 480
+			{Code: 0x15, JT: 166, JF: 165, K: 0x0},        // 310: if A == 0x0 goto 477 else 476
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 311: if A >= 0x8c goto 312 else 313
-			{Code: 0x15, JT: 168, JF: 167, K: 0x9e},       // 312: if A == 0x9e goto 481 else 480
-			{Code: 0x15, JT: 167, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 481 else 314
-			{Code: 0x35, JT: 165, JF: 166, K: 0x88},       // 314: if A >= 0x88 goto 480 else 481
+			{Code: 0x15, JT: 164, JF: 163, K: 0x9e},       // 312: if A == 0x9e goto 477 else 476
+			{Code: 0x15, JT: 163, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 477 else 314
+			{Code: 0x35, JT: 161, JF: 162, K: 0x88},       // 314: if A >= 0x88 goto 476 else 477
 			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 315: if A >= 0x80 goto 316 else 328
 			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 316: if A >= 0x82 goto 317 else 318
-			{Code: 0x15, JT: 163, JF: 162, K: 0x84},       // 317: if A == 0x84 goto 481 else 480
-			{Code: 0x15, JT: 162, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 481 else 319
+			{Code: 0x15, JT: 159, JF: 158, K: 0x84},       // 317: if A == 0x84 goto 477 else 476
+			{Code: 0x15, JT: 158, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 477 else 319
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 320: if A == 0x0 goto 321 else 480
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 320: if A == 0x0 goto 321 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 480 else 323
-			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 480 else 324
+			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 476 else 323
+			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 476 else 324
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 325: if A == 0x0 goto 326 else 480
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 325: if A == 0x0 goto 326 else 476
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
-			{Code: 0x15, JT: 153, JF: 152, K: 0x9},        // 327: if A == 0x9 goto 481 else 480
+			{Code: 0x15, JT: 149, JF: 148, K: 0x9},        // 327: if A == 0x9 goto 477 else 476
 			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 328: if A >= 0x7c goto 329 else 330
-			{Code: 0x15, JT: 151, JF: 150, K: 0x7c},       // 329: if A == 0x7c goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 149, K: 0x7b},         // 330: if A == 0x7b goto 331 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 332: if A == 0x0 goto 333 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
-			{Code: 0x15, JT: 146, JF: 145, K: 0x0},        // 334: if A == 0x0 goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 335: if A >= 0x3a goto 336 else 382
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 336: if A >= 0x50 goto 337 else 362
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 337: if A >= 0x5d goto 338 else 359
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 338: if A >= 0x60 goto 339 else 341
-			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 339: if A >= 0x71 goto 481 else 340
-			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 340: if A == 0x65 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 341: if A == 0x5f goto 342 else 481
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 343: if A == 0x0 goto 344 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 345: if A == 0x1 goto 346 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 346: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 347: if A == 0x0 goto 348 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 348: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 349: if A == 0x0 goto 480 else 350
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 350: if A >= 0x80000000 goto 480 else 351
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 352: if A == 0x0 goto 353 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 354: if A == 0x1000005 goto 355 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 355: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 356: if A == 0x0 goto 357 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 357: A = arg4.lo
-			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 358: if A == 0x0 goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 359: if A >= 0x54 goto 360 else 361
-			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 360: if A == 0x5a goto 481 else 480
-			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 361: if A == 0x51 goto 480 else 481
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 362: if A >= 0x45 goto 363 else 379
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4a},           // 363: if A >= 0x4a goto 364 else 370
-			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 364: if A == 0x4e goto 365 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 113, K: 0x0},          // 366: if A == 0x0 goto 368 else 480
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 367: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 368: A = arg0.lo
-			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 369: if A >= 0x80000000 goto 480 else 481
-			{Code: 0x15, JT: 0, JF: 109, K: 0x49},         // 370: if A == 0x49 goto 371 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 371: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 372: if A == 0x0 goto 373 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 373: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x1},          // 374: if A == 0x1 goto 375 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 375: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 376: if A == 0x0 goto 377 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 377: A = arg3.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 378: if A == 0x0 goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 379: if A >= 0x41 goto 380 else 381
-			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 380: if A >= 0x43 goto 481 else 480
-			{Code: 0x35, JT: 99, JF: 98, K: 0x3d},         // 381: if A >= 0x3d goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 382: if A >= 0x1a goto 383 else 432
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2f},          // 383: if A >= 0x2f goto 384 else 411
-			{Code: 0x35, JT: 0, JF: 17, K: 0x38},          // 384: if A >= 0x38 goto 385 else 402
-			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 385: if A == 0x38 goto 386 else 481
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 387: if A == 0x0 goto 388 else 395
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 389: if A >= 0x80000000 goto 396 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 390: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 391: if A == 0x0 goto 392 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 392: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 393: if A & 0xffe3a2ff goto 394 else 481
-			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 394: if A & 0xffe3a0fc goto 480 else 481
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 395: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 396: if A == 0xffffff9c goto 397 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 397: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 398: if A == 0x0 goto 399 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 399: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 400: if A >= 0x80001 goto 401 else 476
-			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 401: if A == 0x284000 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 402: if A == 0x2f goto 403 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 404: if A == 0x0 goto 405 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 406: if A >= 0x80000000 goto 480 else 407
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 407: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 408: if A == 0x0 goto 409 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 409: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 410: if A & 0xffffff80 goto 480 else 481
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 411: if A >= 0x2c goto 412 else 413
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 412: if A == 0x2d goto 480 else 481
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 413: if A == 0x1d goto 414 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 415: if A == 0x0 goto 416 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 417: if A >= 0x80000000 goto 480 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 418: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 419: if A == 0x0 goto 420 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 420: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 5, K: 0x5413},         // 421: if A >= 0x5413 goto 422 else 427
-			{Code: 0x35, JT: 1, JF: 2, K: 0x541c},         // 422: if A >= 0x541c goto 424 else 425
+			{Code: 0x15, JT: 147, JF: 146, K: 0x7c},       // 329: if A == 0x7c goto 477 else 476
+			{Code: 0x15, JT: 30, JF: 145, K: 0x7b},        // 330: if A == 0x7b goto 361 else 476
+			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 331: if A >= 0x3a goto 332 else 378
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 332: if A >= 0x50 goto 333 else 358
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 333: if A >= 0x5d goto 334 else 355
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 334: if A >= 0x60 goto 335 else 337
+			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 335: if A >= 0x71 goto 477 else 336
+			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 336: if A == 0x65 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 337: if A == 0x5f goto 338 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 339: if A == 0x0 goto 340 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 341: if A == 0x1 goto 342 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 343: if A == 0x0 goto 344 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 345: if A == 0x0 goto 476 else 346
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 346: if A >= 0x80000000 goto 476 else 347
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 348: if A == 0x0 goto 349 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 350: if A == 0x1000005 goto 351 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 351: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 352: if A == 0x0 goto 353 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 353: A = arg4.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 354: if A == 0x0 goto 477 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 355: if A >= 0x54 goto 356 else 357
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 356: if A == 0x5a goto 477 else 476
+			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 357: if A == 0x51 goto 476 else 477
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 358: if A >= 0x45 goto 359 else 375
+			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 359: if A >= 0x4a goto 360 else 365
+			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 360: if A == 0x4e goto 361 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 362: if A == 0x0 goto 363 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 112, K: 0x80000000}, // 364: if A >= 0x80000000 goto 476 else 477
+			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 365: if A == 0x49 goto 366 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 366: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 108, K: 0x0},          // 367: if A == 0x0 goto 369 else 476
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x1},          // 370: if A == 0x1 goto 371 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 371: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 372: if A == 0x0 goto 373 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 373: A = arg3.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 374: if A == 0x0 goto 477 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 375: if A >= 0x41 goto 376 else 377
+			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 376: if A >= 0x43 goto 477 else 476
+			{Code: 0x35, JT: 99, JF: 98, K: 0x3d},         // 377: if A >= 0x3d goto 477 else 476
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 378: if A >= 0x1a goto 379 else 428
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2f},          // 379: if A >= 0x2f goto 380 else 407
+			{Code: 0x35, JT: 0, JF: 17, K: 0x38},          // 380: if A >= 0x38 goto 381 else 398
+			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 381: if A == 0x38 goto 382 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 383: if A == 0x0 goto 384 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 385: if A >= 0x80000000 goto 392 else 386
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 387: if A == 0x0 goto 388 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 389: if A & 0xffe3a2ff goto 390 else 477
+			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 390: if A & 0xffe3a0fc goto 476 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 392: if A == 0xffffff9c goto 393 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 393: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 394: if A == 0x0 goto 395 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 395: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 396: if A >= 0x80001 goto 397 else 472
+			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 397: if A == 0x284000 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 398: if A == 0x2f goto 399 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 399: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 400: if A == 0x0 goto 401 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 401: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 402: if A >= 0x80000000 goto 476 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 403: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 404: if A == 0x0 goto 405 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 406: if A & 0xffffff80 goto 476 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 407: if A >= 0x2c goto 408 else 409
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 408: if A == 0x2d goto 476 else 477
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 409: if A == 0x1d goto 410 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 410: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 411: if A == 0x0 goto 412 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 412: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 413: if A >= 0x80000000 goto 476 else 414
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 414: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 415: if A == 0x0 goto 416 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 416: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 417: if A >= 0x5413 goto 418 else 422
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 418: if A >= 0x541c goto 419 else 420
+			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 419: if A == 0x5425 goto 477 else 476
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 420: if A == 0x541b goto 477 else 421
+			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 421: if A >= 0x5415 goto 476 else 477
+			{Code: 0x35, JT: 1, JF: 2, K: 0x540c},         // 422: if A >= 0x540c goto 424 else 425
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 423: return 0x50001
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 424: if A == 0x5425 goto 481 else 480
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 425: if A == 0x541b goto 481 else 426
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 426: if A >= 0x5415 goto 480 else 481
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 427: if A >= 0x540c goto 428 else 429
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 428: if A == 0x5411 goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 429: if A >= 0x5405 goto 430 else 431
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 430: if A >= 0x5409 goto 481 else 480
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 431: if A >= 0x5401 goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 432: if A >= 0x13 goto 433 else 477
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 433: if A >= 0x15 goto 434 else 464
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 434: if A == 0x15 goto 435 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 436: if A == 0x0 goto 437 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 438: if A >= 0x80000000 goto 480 else 439
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 439: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 440: if A == 0x0 goto 441 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 441: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 442: if A == 0x0 goto 480 else 443
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 443: if A >= 0x3 goto 480 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 444: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 445: if A == 0x0 goto 446 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 446: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 447: if A >= 0x80000000 goto 480 else 481
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 448: if A == 0x19 goto 449 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 450: if A == 0x0 goto 451 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 480 else 453
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 454: if A == 0x0 goto 455 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 456: if A >= 0x4 goto 457 else 463
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 457: if A == 0x406 goto 481 else 458
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 458: if A == 0x4 goto 459 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 459: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 460: if A == 0x0 goto 461 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 461: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 462: if A & 0xfff9f3ff goto 480 else 481
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 463: if A == 0x3 goto 481 else 480
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 464: if A == 0x13 goto 465 else 473
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 465: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 466: if A == 0x0 goto 467 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 467: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 468: if A == 0x0 goto 469 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 469: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 470: if A == 0x0 goto 471 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 471: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 472: if A == 0x80800 goto 481 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 474: if A == 0x0 goto 475 else 480
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 476: if A == 0x80000 goto 481 else 480
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 477: if A >= 0x9 goto 478 else 479
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 478: if A == 0xb goto 481 else 480
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 479: if A == 0x8 goto 481 else 480
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 480: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 481: return 0x7fff0000
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 424: if A == 0x5411 goto 477 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 425: if A >= 0x5405 goto 426 else 427
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 426: if A >= 0x5409 goto 477 else 476
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 427: if A >= 0x5401 goto 477 else 476
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 428: if A >= 0x13 goto 429 else 473
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 429: if A >= 0x15 goto 430 else 460
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 430: if A == 0x15 goto 431 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 431: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 432: if A == 0x0 goto 433 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 433: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 434: if A >= 0x80000000 goto 476 else 435
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 435: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 436: if A == 0x0 goto 437 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 437: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 438: if A == 0x0 goto 476 else 439
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 439: if A >= 0x3 goto 476 else 440
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 440: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 441: if A == 0x0 goto 442 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 442: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 443: if A >= 0x80000000 goto 476 else 477
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 444: if A == 0x19 goto 445 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 446: if A == 0x0 goto 447 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 448: if A >= 0x80000000 goto 476 else 449
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 449: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 450: if A == 0x0 goto 451 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 451: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 452: if A >= 0x4 goto 453 else 459
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 453: if A == 0x406 goto 477 else 454
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 454: if A == 0x4 goto 455 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 455: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 456: if A == 0x0 goto 457 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 457: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 458: if A & 0xfff9f3ff goto 476 else 477
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 459: if A == 0x3 goto 477 else 476
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 460: if A == 0x13 goto 461 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 462: if A == 0x0 goto 463 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 464: if A == 0x0 goto 465 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 465: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 466: if A == 0x0 goto 467 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 467: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 468: if A == 0x80800 goto 477 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 469: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 470: if A == 0x0 goto 471 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 471: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 472: if A == 0x80000 goto 477 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 473: if A >= 0x9 goto 474 else 475
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 474: if A == 0xb goto 477 else 476
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 475: if A == 0x8 goto 477 else 476
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 476: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 477: return 0x7fff0000
 		},
 	},
 	{
@@ -1087,7 +1079,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 86: if A == 0x0 goto 87 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
 			{Code: 0x15, JT: 97, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 186 else 89
-			{Code: 0x05, JT: 0, JF: 0, K: 0x1ac},          // 89: goto 518
+			{Code: 0x05, JT: 0, JF: 0, K: 0x1a8},          // 89: goto 514
 			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 92: if A == 0x0 goto 93 else 186
@@ -1108,7 +1100,7 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
 			{Code: 0x15, JT: 1, JF: 77, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 186
 			{Code: 0x15, JT: 0, JF: 76, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 186
-			{Code: 0x05, JT: 0, JF: 0, K: 0x165},          // 110: goto 468
+			{Code: 0x05, JT: 0, JF: 0, K: 0x161},          // 110: goto 464
 			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 113: if A == 0x0 goto 114 else 186
@@ -1130,7 +1122,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
 			{Code: 0x15, JT: 83, JF: 55, K: 0x11},         // 130: if A == 0x11 goto 214 else 186
 			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 131: if A == 0x7a goto 132 else 133
-			{Code: 0x05, JT: 0, JF: 0, K: 0x154},          // 132: goto 473
+			{Code: 0x05, JT: 0, JF: 0, K: 0x150},          // 132: goto 469
 			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 133: if A == 0x62 goto 134 else 139
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 134: A = arg1.hi
 			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 135: if A == 0x0 goto 136 else 186
@@ -1141,7 +1133,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 141: if A == 0x0 goto 142 else 186
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
-			{Code: 0x35, JT: 42, JF: 225, K: 0x80000000},  // 143: if A >= 0x80000000 goto 186 else 369
+			{Code: 0x35, JT: 42, JF: 220, K: 0x80000000},  // 143: if A >= 0x80000000 goto 186 else 364
 			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 144: if A == 0x1b5 goto 145 else 153
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 146: if A == 0x0 goto 147 else 186
@@ -1209,7 +1201,7 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 208: if A == 0x8 goto 214 else 209
 			{Code: 0x35, JT: 4, JF: 158, K: 0xe},          // 209: if A >= 0xe goto 214 else 368
 			{Code: 0x15, JT: 3, JF: 157, K: 0x4},          // 210: if A == 0x4 goto 214 else 368
-			{Code: 0x35, JT: 0, JF: 162, K: 0x5b},         // 211: if A >= 0x5b goto 212 else 374
+			{Code: 0x35, JT: 0, JF: 158, K: 0x5b},         // 211: if A >= 0x5b goto 212 else 370
 			{Code: 0x35, JT: 0, JF: 93, K: 0xac},          // 212: if A >= 0xac goto 213 else 306
 			{Code: 0x35, JT: 1, JF: 61, K: 0xdf},          // 213: if A >= 0xdf goto 215 else 275
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 214: return 0x7fff0000
@@ -1295,266 +1287,262 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 294: if A >= 0xb4 goto 295 else 305
 			{Code: 0x15, JT: 0, JF: 72, K: 0xcf},          // 295: if A == 0xcf goto 296 else 368
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 297: if A == 0x0 goto 298 else 368
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 297: if A == 0x0 goto 298 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 299: if A >= 0x80000000 goto 368 else 300
+			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 299: if A >= 0x80000000 goto 552 else 300
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 300: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 301: if A == 0x0 goto 302 else 556
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 301: if A == 0x0 goto 302 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 302: A = arg3.lo
-			{Code: 0x15, JT: 251, JF: 0, K: 0x0},          // 303: if A == 0x0 goto 555 else 304
-			{Code: 0x15, JT: 250, JF: 251, K: 0x40},       // 304: if A == 0x40 goto 555 else 556
-			{Code: 0x15, JT: 250, JF: 249, K: 0xad},       // 305: if A == 0xad goto 556 else 555
+			{Code: 0x15, JT: 247, JF: 0, K: 0x0},          // 303: if A == 0x0 goto 551 else 304
+			{Code: 0x15, JT: 246, JF: 247, K: 0x40},       // 304: if A == 0x40 goto 551 else 552
+			{Code: 0x15, JT: 246, JF: 245, K: 0xad},       // 305: if A == 0xad goto 552 else 551
 			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 306: if A >= 0x82 goto 307 else 332
 			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 307: if A >= 0x8c goto 308 else 328
 			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 308: if A >= 0xa7 goto 309 else 327
 			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 309: if A == 0xa7 goto 310 else 318
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 311: if A == 0x0 goto 312 else 556
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 311: if A == 0x0 goto 312 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 242, K: 0x53564d41},   // 313: if A == 0x53564d41 goto 314 else 556
+			{Code: 0x15, JT: 0, JF: 238, K: 0x53564d41},   // 313: if A == 0x53564d41 goto 314 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 314: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 315: if A == 0x0 goto 316 else 556
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 315: if A == 0x0 goto 316 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 316: A = arg1.lo
-			{Code: 0x15, JT: 237, JF: 238, K: 0x0},        // 317: if A == 0x0 goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 237, K: 0xa8},         // 318: if A == 0xa8 goto 319 else 556
+			{Code: 0x15, JT: 233, JF: 234, K: 0x0},        // 317: if A == 0x0 goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 233, K: 0xa8},         // 318: if A == 0xa8 goto 319 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 319: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 320: if A == 0x0 goto 321 else 556
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 320: if A == 0x0 goto 321 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 321: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 322: if A == 0x0 goto 323 else 556
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 322: if A == 0x0 goto 323 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 324: if A == 0x0 goto 325 else 556
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 324: if A == 0x0 goto 325 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
-			{Code: 0x15, JT: 228, JF: 229, K: 0x0},        // 326: if A == 0x0 goto 555 else 556
-			{Code: 0x15, JT: 227, JF: 228, K: 0x9e},       // 327: if A == 0x9e goto 555 else 556
+			{Code: 0x15, JT: 224, JF: 225, K: 0x0},        // 326: if A == 0x0 goto 551 else 552
+			{Code: 0x15, JT: 223, JF: 224, K: 0x9e},       // 327: if A == 0x9e goto 551 else 552
 			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 328: if A >= 0x86 goto 329 else 331
-			{Code: 0x15, JT: 225, JF: 0, K: 0x8b},         // 329: if A == 0x8b goto 555 else 330
-			{Code: 0x35, JT: 225, JF: 224, K: 0x88},       // 330: if A >= 0x88 goto 556 else 555
-			{Code: 0x15, JT: 223, JF: 224, K: 0x84},       // 331: if A == 0x84 goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 19, K: 0x71},          // 332: if A >= 0x71 goto 333 else 352
+			{Code: 0x15, JT: 221, JF: 0, K: 0x8b},         // 329: if A == 0x8b goto 551 else 330
+			{Code: 0x35, JT: 221, JF: 220, K: 0x88},       // 330: if A >= 0x88 goto 552 else 551
+			{Code: 0x15, JT: 219, JF: 220, K: 0x84},       // 331: if A == 0x84 goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 15, K: 0x71},          // 332: if A >= 0x71 goto 333 else 348
 			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 333: if A >= 0x7c goto 334 else 346
 			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 334: if A >= 0x80 goto 335 else 345
-			{Code: 0x15, JT: 219, JF: 0, K: 0x80},         // 335: if A == 0x80 goto 555 else 336
+			{Code: 0x15, JT: 215, JF: 0, K: 0x80},         // 335: if A == 0x80 goto 551 else 336
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 337: if A == 0x0 goto 338 else 556
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 337: if A == 0x0 goto 338 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
-			{Code: 0x15, JT: 216, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 556 else 340
-			{Code: 0x35, JT: 215, JF: 0, K: 0x80000000},   // 340: if A >= 0x80000000 goto 556 else 341
+			{Code: 0x15, JT: 212, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 552 else 340
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 340: if A >= 0x80000000 goto 552 else 341
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 341: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 342: if A == 0x0 goto 343 else 556
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 342: if A == 0x0 goto 343 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 343: A = arg1.lo
-			{Code: 0x15, JT: 210, JF: 211, K: 0x9},        // 344: if A == 0x9 goto 555 else 556
-			{Code: 0x15, JT: 209, JF: 210, K: 0x7c},       // 345: if A == 0x7c goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 4, K: 0x7b},           // 346: if A == 0x7b goto 347 else 351
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 348: if A == 0x0 goto 349 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
-			{Code: 0x15, JT: 204, JF: 205, K: 0x0},        // 350: if A == 0x0 goto 555 else 556
-			{Code: 0x35, JT: 204, JF: 203, K: 0x73},       // 351: if A >= 0x73 goto 556 else 555
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 352: if A >= 0x60 goto 353 else 354
-			{Code: 0x15, JT: 201, JF: 202, K: 0x65},       // 353: if A == 0x65 goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 18, K: 0x5f},          // 354: if A == 0x5f goto 355 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 356: if A == 0x0 goto 357 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 197, K: 0x1},          // 358: if A == 0x1 goto 359 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 359: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 360: if A == 0x0 goto 361 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 361: A = arg1.lo
-			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 362: if A == 0x0 goto 556 else 363
-			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 363: if A >= 0x80000000 goto 556 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 364: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 365: if A == 0x0 goto 366 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 366: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 188, K: 0x1000005},    // 367: if A == 0x1000005 goto 369 else 556
+			{Code: 0x15, JT: 206, JF: 207, K: 0x9},        // 344: if A == 0x9 goto 551 else 552
+			{Code: 0x15, JT: 205, JF: 206, K: 0x7c},       // 345: if A == 0x7c goto 551 else 552
+			{Code: 0x15, JT: 122, JF: 0, K: 0x7b},         // 346: if A == 0x7b goto 469 else 347
+			{Code: 0x35, JT: 204, JF: 203, K: 0x73},       // 347: if A >= 0x73 goto 552 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 348: if A >= 0x60 goto 349 else 350
+			{Code: 0x15, JT: 201, JF: 202, K: 0x65},       // 349: if A == 0x65 goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 18, K: 0x5f},          // 350: if A == 0x5f goto 351 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 352: if A == 0x0 goto 353 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 197, K: 0x1},          // 354: if A == 0x1 goto 355 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 356: if A == 0x0 goto 357 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
+			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 358: if A == 0x0 goto 552 else 359
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 359: if A >= 0x80000000 goto 552 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 360: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 361: if A == 0x0 goto 362 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 362: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 363: if A == 0x1000005 goto 364 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 364: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 365: if A == 0x0 goto 366 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 366: A = arg4.lo
+			{Code: 0x15, JT: 183, JF: 184, K: 0x0},        // 367: if A == 0x0 goto 551 else 552
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 369: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 370: if A == 0x0 goto 371 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 371: A = arg4.lo
-			{Code: 0x15, JT: 182, JF: 183, K: 0x0},        // 372: if A == 0x0 goto 555 else 556
-			{Code: 0x35, JT: 181, JF: 182, K: 0x5d},       // 373: if A >= 0x5d goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 63, K: 0x2d},          // 374: if A >= 0x2d goto 375 else 438
-			{Code: 0x35, JT: 0, JF: 18, K: 0x41},          // 375: if A >= 0x41 goto 376 else 394
-			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 376: if A >= 0x50 goto 377 else 385
-			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 377: if A >= 0x54 goto 378 else 384
-			{Code: 0x15, JT: 176, JF: 0, K: 0x5a},         // 378: if A == 0x5a goto 555 else 379
-			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 379: if A == 0x58 goto 380 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 380: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 381: if A == 0x0 goto 382 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 382: A = arg0.lo
-			{Code: 0x35, JT: 172, JF: 84, K: 0x80000000},  // 383: if A >= 0x80000000 goto 556 else 468
-			{Code: 0x15, JT: 171, JF: 170, K: 0x51},       // 384: if A == 0x51 goto 556 else 555
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 385: if A >= 0x4a goto 386 else 387
-			{Code: 0x15, JT: 86, JF: 169, K: 0x4e},        // 386: if A == 0x4e goto 473 else 556
-			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 387: if A >= 0x45 goto 388 else 393
-			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 388: if A == 0x49 goto 389 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 389: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 390: if A == 0x0 goto 391 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 391: A = arg1.lo
-			{Code: 0x15, JT: 75, JF: 163, K: 0x1},         // 392: if A == 0x1 goto 468 else 556
-			{Code: 0x35, JT: 161, JF: 162, K: 0x43},       // 393: if A >= 0x43 goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 394: if A >= 0x37 goto 395 else 415
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 395: if A >= 0x3a goto 396 else 397
-			{Code: 0x35, JT: 158, JF: 159, K: 0x3d},       // 396: if A >= 0x3d goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 157, K: 0x38},         // 397: if A == 0x38 goto 398 else 555
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 399: if A == 0x0 goto 400 else 407
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 401: if A >= 0x80000000 goto 408 else 402
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 402: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 403: if A == 0x0 goto 404 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 404: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 405: if A & 0xffe3a2ff goto 406 else 555
-			{Code: 0x45, JT: 149, JF: 148, K: 0xffe3a0fc}, // 406: if A & 0xffe3a0fc goto 556 else 555
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 407: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 147, K: 0xffffff9c},   // 408: if A == 0xffffff9c goto 410 else 556
+			{Code: 0x35, JT: 181, JF: 182, K: 0x5d},       // 369: if A >= 0x5d goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 63, K: 0x2d},          // 370: if A >= 0x2d goto 371 else 434
+			{Code: 0x35, JT: 0, JF: 18, K: 0x41},          // 371: if A >= 0x41 goto 372 else 390
+			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 372: if A >= 0x50 goto 373 else 381
+			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 373: if A >= 0x54 goto 374 else 380
+			{Code: 0x15, JT: 176, JF: 0, K: 0x5a},         // 374: if A == 0x5a goto 551 else 375
+			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 375: if A == 0x58 goto 376 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 377: if A == 0x0 goto 378 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
+			{Code: 0x35, JT: 172, JF: 84, K: 0x80000000},  // 379: if A >= 0x80000000 goto 552 else 464
+			{Code: 0x15, JT: 171, JF: 170, K: 0x51},       // 380: if A == 0x51 goto 552 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 381: if A >= 0x4a goto 382 else 383
+			{Code: 0x15, JT: 86, JF: 169, K: 0x4e},        // 382: if A == 0x4e goto 469 else 552
+			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 383: if A >= 0x45 goto 384 else 389
+			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 384: if A == 0x49 goto 385 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 385: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 386: if A == 0x0 goto 387 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 387: A = arg1.lo
+			{Code: 0x15, JT: 75, JF: 163, K: 0x1},         // 388: if A == 0x1 goto 464 else 552
+			{Code: 0x35, JT: 161, JF: 162, K: 0x43},       // 389: if A >= 0x43 goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 390: if A >= 0x37 goto 391 else 411
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 391: if A >= 0x3a goto 392 else 393
+			{Code: 0x35, JT: 158, JF: 159, K: 0x3d},       // 392: if A >= 0x3d goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 157, K: 0x38},         // 393: if A == 0x38 goto 394 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 394: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 395: if A == 0x0 goto 396 else 403
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 396: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 397: if A >= 0x80000000 goto 404 else 398
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 398: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 399: if A == 0x0 goto 400 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 400: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 401: if A & 0xffe3a2ff goto 402 else 551
+			{Code: 0x45, JT: 149, JF: 148, K: 0xffe3a0fc}, // 402: if A & 0xffe3a0fc goto 552 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0xffffff9c},   // 404: if A == 0xffffff9c goto 405 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 405: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 406: if A == 0x0 goto 407 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 407: A = arg2.lo
+			{Code: 0x35, JT: 1, JF: 136, K: 0x80001},      // 408: if A >= 0x80001 goto 410 else 545
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 409: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 410: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 411: if A == 0x0 goto 412 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 412: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 135, K: 0x80001},      // 413: if A >= 0x80001 goto 414 else 549
-			{Code: 0x15, JT: 140, JF: 141, K: 0x284000},   // 414: if A == 0x284000 goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 21, K: 0x2f},          // 415: if A >= 0x2f goto 416 else 437
-			{Code: 0x35, JT: 0, JF: 11, K: 0x35},          // 416: if A >= 0x35 goto 417 else 428
-			{Code: 0x15, JT: 55, JF: 0, K: 0x35},          // 417: if A == 0x35 goto 473 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 419: if A == 0x0 goto 420 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 421: if A >= 0x80000000 goto 556 else 422
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 422: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 423: if A == 0x0 goto 424 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 424: A = arg4.lo
-			{Code: 0x15, JT: 129, JF: 1, K: 0x0},          // 425: if A == 0x0 goto 555 else 427
+			{Code: 0x15, JT: 140, JF: 141, K: 0x284000},   // 410: if A == 0x284000 goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 21, K: 0x2f},          // 411: if A >= 0x2f goto 412 else 433
+			{Code: 0x35, JT: 0, JF: 10, K: 0x35},          // 412: if A >= 0x35 goto 413 else 423
+			{Code: 0x15, JT: 55, JF: 0, K: 0x35},          // 413: if A == 0x35 goto 469 else 414
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 415: if A == 0x0 goto 416 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 417: if A >= 0x80000000 goto 552 else 418
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 418: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 419: if A == 0x0 goto 420 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 420: A = arg4.lo
+			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 421: if A == 0x0 goto 551 else 422
+			{Code: 0x15, JT: 128, JF: 129, K: 0x100},      // 422: if A == 0x100 goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 128, K: 0x2f},         // 423: if A == 0x2f goto 424 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 424: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 126, K: 0x0},          // 425: if A == 0x0 goto 427 else 552
 			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 426: return 0x50001
-			{Code: 0x15, JT: 127, JF: 128, K: 0x100},      // 427: if A == 0x100 goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 127, K: 0x2f},         // 428: if A == 0x2f goto 429 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 430: if A == 0x0 goto 431 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
-			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 432: if A >= 0x80000000 goto 556 else 433
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 433: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 434: if A == 0x0 goto 435 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 435: A = arg1.lo
-			{Code: 0x45, JT: 119, JF: 118, K: 0xffffff80}, // 436: if A & 0xffffff80 goto 556 else 555
-			{Code: 0x15, JT: 118, JF: 117, K: 0x2d},       // 437: if A == 0x2d goto 556 else 555
-			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 438: if A >= 0x15 goto 439 else 535
-			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 439: if A >= 0x21 goto 440 else 486
-			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 440: if A >= 0x24 goto 441 else 460
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 441: if A >= 0x26 goto 442 else 443
-			{Code: 0x15, JT: 112, JF: 113, K: 0x2c},       // 442: if A == 0x2c goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 443: if A == 0x24 goto 444 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 444: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 445: if A == 0x0 goto 446 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 446: A = arg1.lo
-			{Code: 0x35, JT: 108, JF: 107, K: 0x80000000}, // 447: if A >= 0x80000000 goto 556 else 555
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 448: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 449: if A == 0x0 goto 450 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 450: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 451: if A >= 0x80000000 goto 556 else 452
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 452: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 453: if A == 0x0 goto 454 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 454: A = arg2.lo
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 455: if A >= 0x80000000 goto 556 else 456
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 456: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 457: if A == 0x0 goto 458 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 458: A = arg4.lo
-			{Code: 0x15, JT: 95, JF: 96, K: 0x400},        // 459: if A == 0x400 goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 460: if A == 0x21 goto 461 else 472
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 462: if A == 0x0 goto 463 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
-			{Code: 0x35, JT: 91, JF: 0, K: 0x80000000},    // 464: if A >= 0x80000000 goto 556 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 465: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 466: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 88, K: 0x8000},        // 467: if A == 0x8000 goto 468 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 468: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 469: if A == 0x0 goto 470 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 470: A = arg3.lo
-			{Code: 0x15, JT: 83, JF: 84, K: 0x0},          // 471: if A == 0x0 goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 472: if A == 0x22 goto 473 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 427: A = arg0.lo
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 428: if A >= 0x80000000 goto 552 else 429
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 429: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 430: if A == 0x0 goto 431 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 431: A = arg1.lo
+			{Code: 0x45, JT: 119, JF: 118, K: 0xffffff80}, // 432: if A & 0xffffff80 goto 552 else 551
+			{Code: 0x15, JT: 118, JF: 117, K: 0x2d},       // 433: if A == 0x2d goto 552 else 551
+			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 434: if A >= 0x15 goto 435 else 531
+			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 435: if A >= 0x21 goto 436 else 482
+			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 436: if A >= 0x24 goto 437 else 456
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 437: if A >= 0x26 goto 438 else 439
+			{Code: 0x15, JT: 112, JF: 113, K: 0x2c},       // 438: if A == 0x2c goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 439: if A == 0x24 goto 440 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 441: if A == 0x0 goto 442 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
+			{Code: 0x35, JT: 108, JF: 107, K: 0x80000000}, // 443: if A >= 0x80000000 goto 552 else 551
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 445: if A == 0x0 goto 446 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 447: if A >= 0x80000000 goto 552 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 448: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 449: if A == 0x0 goto 450 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 450: A = arg2.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 451: if A >= 0x80000000 goto 552 else 452
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 452: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 453: if A == 0x0 goto 454 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 454: A = arg4.lo
+			{Code: 0x15, JT: 95, JF: 96, K: 0x400},        // 455: if A == 0x400 goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 456: if A == 0x21 goto 457 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 457: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 458: if A == 0x0 goto 459 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 459: A = arg0.lo
+			{Code: 0x35, JT: 91, JF: 0, K: 0x80000000},    // 460: if A >= 0x80000000 goto 552 else 461
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 461: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 462: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 88, K: 0x8000},        // 463: if A == 0x8000 goto 464 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 464: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 465: if A == 0x0 goto 466 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 466: A = arg3.lo
+			{Code: 0x15, JT: 83, JF: 84, K: 0x0},          // 467: if A == 0x0 goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 468: if A == 0x22 goto 469 else 473
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 469: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 470: if A == 0x0 goto 471 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 471: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 78, K: 0x80000000},   // 472: if A >= 0x80000000 goto 552 else 551
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 474: if A == 0x0 goto 475 else 556
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 474: if A == 0x0 goto 475 else 552
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 78, K: 0x80000000},   // 476: if A >= 0x80000000 goto 556 else 555
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 477: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 478: if A == 0x0 goto 479 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 479: A = arg0.lo
-			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 480: if A >= 0x80000000 goto 556 else 481
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 481: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 482: if A == 0x0 goto 483 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 483: A = arg2.lo
-			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 484: if A == 0x0 goto 555 else 485
-			{Code: 0x15, JT: 69, JF: 70, K: 0x200},        // 485: if A == 0x200 goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 486: if A >= 0x1a goto 487 else 505
-			{Code: 0x15, JT: 0, JF: 68, K: 0x1d},          // 487: if A == 0x1d goto 488 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 488: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 489: if A == 0x0 goto 490 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 490: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 491: if A >= 0x80000000 goto 556 else 492
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 492: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 493: if A == 0x0 goto 494 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 494: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 495: if A >= 0x5413 goto 496 else 500
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 496: if A >= 0x541c goto 497 else 498
-			{Code: 0x15, JT: 57, JF: 58, K: 0x5425},       // 497: if A == 0x5425 goto 555 else 556
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 498: if A == 0x541b goto 555 else 499
-			{Code: 0x35, JT: 56, JF: 55, K: 0x5415},       // 499: if A >= 0x5415 goto 556 else 555
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 500: if A >= 0x540c goto 501 else 502
-			{Code: 0x15, JT: 53, JF: 54, K: 0x5411},       // 501: if A == 0x5411 goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 502: if A >= 0x5405 goto 503 else 504
-			{Code: 0x35, JT: 51, JF: 52, K: 0x5409},       // 503: if A >= 0x5409 goto 555 else 556
-			{Code: 0x35, JT: 50, JF: 51, K: 0x5401},       // 504: if A >= 0x5401 goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 505: if A == 0x15 goto 506 else 519
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 506: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 507: if A == 0x0 goto 508 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 508: A = arg0.lo
-			{Code: 0x35, JT: 46, JF: 0, K: 0x80000000},    // 509: if A >= 0x80000000 goto 556 else 510
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 510: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 511: if A == 0x0 goto 512 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 512: A = arg1.lo
-			{Code: 0x15, JT: 42, JF: 0, K: 0x0},           // 513: if A == 0x0 goto 556 else 514
-			{Code: 0x35, JT: 41, JF: 0, K: 0x3},           // 514: if A >= 0x3 goto 556 else 515
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 515: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 516: if A == 0x0 goto 517 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 517: A = arg2.lo
-			{Code: 0x35, JT: 37, JF: 36, K: 0x80000000},   // 518: if A >= 0x80000000 goto 556 else 555
-			{Code: 0x15, JT: 0, JF: 36, K: 0x19},          // 519: if A == 0x19 goto 520 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 520: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 521: if A == 0x0 goto 522 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 522: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 523: if A >= 0x80000000 goto 556 else 524
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 524: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 525: if A == 0x0 goto 526 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 526: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 527: if A >= 0x4 goto 528 else 534
-			{Code: 0x15, JT: 26, JF: 0, K: 0x406},         // 528: if A == 0x406 goto 555 else 529
-			{Code: 0x15, JT: 0, JF: 26, K: 0x4},           // 529: if A == 0x4 goto 530 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 530: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 531: if A == 0x0 goto 532 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 532: A = arg2.lo
-			{Code: 0x45, JT: 22, JF: 21, K: 0xfff9f3ff},   // 533: if A & 0xfff9f3ff goto 556 else 555
-			{Code: 0x15, JT: 20, JF: 21, K: 0x3},          // 534: if A == 0x3 goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 535: if A >= 0xc goto 536 else 551
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 536: if A >= 0x13 goto 537 else 550
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 537: if A == 0x13 goto 538 else 546
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 538: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 539: if A == 0x0 goto 540 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 540: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 541: if A == 0x0 goto 542 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 542: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 543: if A == 0x0 goto 544 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 544: A = arg1.lo
-			{Code: 0x15, JT: 9, JF: 10, K: 0x80800},       // 545: if A == 0x80800 goto 555 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 546: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 547: if A == 0x0 goto 548 else 556
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 548: A = arg0.lo
-			{Code: 0x15, JT: 5, JF: 6, K: 0x80000},        // 549: if A == 0x80000 goto 555 else 556
-			{Code: 0x15, JT: 4, JF: 5, K: 0xe},            // 550: if A == 0xe goto 555 else 556
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 551: if A >= 0x8 goto 552 else 554
-			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 552: if A == 0x8 goto 555 else 553
-			{Code: 0x15, JT: 1, JF: 2, K: 0xb},            // 553: if A == 0xb goto 555 else 556
-			{Code: 0x15, JT: 0, JF: 1, K: 0x5},            // 554: if A == 0x5 goto 555 else 556
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 555: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 556: return 0x7fc00000
+			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 476: if A >= 0x80000000 goto 552 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 477: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 478: if A == 0x0 goto 479 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 479: A = arg2.lo
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 480: if A == 0x0 goto 551 else 481
+			{Code: 0x15, JT: 69, JF: 70, K: 0x200},        // 481: if A == 0x200 goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 482: if A >= 0x1a goto 483 else 501
+			{Code: 0x15, JT: 0, JF: 68, K: 0x1d},          // 483: if A == 0x1d goto 484 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 484: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 485: if A == 0x0 goto 486 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 486: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 487: if A >= 0x80000000 goto 552 else 488
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 488: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 489: if A == 0x0 goto 490 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 490: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 491: if A >= 0x5413 goto 492 else 496
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 492: if A >= 0x541c goto 493 else 494
+			{Code: 0x15, JT: 57, JF: 58, K: 0x5425},       // 493: if A == 0x5425 goto 551 else 552
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 494: if A == 0x541b goto 551 else 495
+			{Code: 0x35, JT: 56, JF: 55, K: 0x5415},       // 495: if A >= 0x5415 goto 552 else 551
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 496: if A >= 0x540c goto 497 else 498
+			{Code: 0x15, JT: 53, JF: 54, K: 0x5411},       // 497: if A == 0x5411 goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 498: if A >= 0x5405 goto 499 else 500
+			{Code: 0x35, JT: 51, JF: 52, K: 0x5409},       // 499: if A >= 0x5409 goto 551 else 552
+			{Code: 0x35, JT: 50, JF: 51, K: 0x5401},       // 500: if A >= 0x5401 goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 501: if A == 0x15 goto 502 else 515
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 502: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 503: if A == 0x0 goto 504 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 504: A = arg0.lo
+			{Code: 0x35, JT: 46, JF: 0, K: 0x80000000},    // 505: if A >= 0x80000000 goto 552 else 506
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 506: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 507: if A == 0x0 goto 508 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 508: A = arg1.lo
+			{Code: 0x15, JT: 42, JF: 0, K: 0x0},           // 509: if A == 0x0 goto 552 else 510
+			{Code: 0x35, JT: 41, JF: 0, K: 0x3},           // 510: if A >= 0x3 goto 552 else 511
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 511: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 512: if A == 0x0 goto 513 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 513: A = arg2.lo
+			{Code: 0x35, JT: 37, JF: 36, K: 0x80000000},   // 514: if A >= 0x80000000 goto 552 else 551
+			{Code: 0x15, JT: 0, JF: 36, K: 0x19},          // 515: if A == 0x19 goto 516 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 516: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 517: if A == 0x0 goto 518 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 518: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 519: if A >= 0x80000000 goto 552 else 520
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 520: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 521: if A == 0x0 goto 522 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 522: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 523: if A >= 0x4 goto 524 else 530
+			{Code: 0x15, JT: 26, JF: 0, K: 0x406},         // 524: if A == 0x406 goto 551 else 525
+			{Code: 0x15, JT: 0, JF: 26, K: 0x4},           // 525: if A == 0x4 goto 526 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 526: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 527: if A == 0x0 goto 528 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 528: A = arg2.lo
+			{Code: 0x45, JT: 22, JF: 21, K: 0xfff9f3ff},   // 529: if A & 0xfff9f3ff goto 552 else 551
+			{Code: 0x15, JT: 20, JF: 21, K: 0x3},          // 530: if A == 0x3 goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 531: if A >= 0xc goto 532 else 547
+			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 532: if A >= 0x13 goto 533 else 546
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 533: if A == 0x13 goto 534 else 542
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 534: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 535: if A == 0x0 goto 536 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 536: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 537: if A == 0x0 goto 538 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 538: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 539: if A == 0x0 goto 540 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 540: A = arg1.lo
+			{Code: 0x15, JT: 9, JF: 10, K: 0x80800},       // 541: if A == 0x80800 goto 551 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 542: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 543: if A == 0x0 goto 544 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 544: A = arg0.lo
+			{Code: 0x15, JT: 5, JF: 6, K: 0x80000},        // 545: if A == 0x80000 goto 551 else 552
+			{Code: 0x15, JT: 4, JF: 5, K: 0xe},            // 546: if A == 0xe goto 551 else 552
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 547: if A >= 0x8 goto 548 else 550
+			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 548: if A == 0x8 goto 551 else 549
+			{Code: 0x15, JT: 1, JF: 2, K: 0xb},            // 549: if A == 0xb goto 551 else 552
+			{Code: 0x15, JT: 0, JF: 1, K: 0x5},            // 550: if A == 0x5 goto 551 else 552
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 551: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 552: return 0x7fc00000
 		},
 	},
 	{

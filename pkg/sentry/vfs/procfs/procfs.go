@@ -144,16 +144,17 @@ func (b *builder) make(path string, n *node, o owner) vfs.Node {
 // root returns the entries of /proc beside the processes.
 func (b *builder) root() []node {
 	bootID := sync.OnceValue(newUUID)
+	cpuinfo := sync.OnceValue(func() string {
+		data, err := os.ReadFile("/proc/cpuinfo")
+		if err != nil {
+			return "" // better an empty file than none: programs count lines
+		}
+		return string(data)
+	})
 	readOnly := func(name, value string) node { return node{name: name, text: fixed(value + "\n")} }
 	return []node{
 		{name: "cmdline", text: fixed("ringfence\n")},
-		{name: "cpuinfo", text: sync.OnceValue(func() content {
-			data, err := os.ReadFile("/proc/cpuinfo")
-			if err != nil {
-				data = nil // better an empty file than none: programs count lines
-			}
-			return fixed(string(data))
-		})()},
+		{name: "cpuinfo", text: func(context.Context) string { return cpuinfo() }},
 		{name: "filesystems", text: fixed("nodev\tproc\nnodev\ttmpfs\nnodev\tdevtmpfs\nnodev\thostfs\n")},
 		{name: "loadavg", text: func(context.Context) string {
 			pids := b.p.Processes()
