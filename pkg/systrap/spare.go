@@ -36,6 +36,8 @@ type stubSet struct {
 	making bool
 	made   sync.Cond
 	spare  *addressSpace
+	// expiry ends what keep has kept.
+	expiry *time.Timer
 }
 
 // take returns a complete AddressSpace.
@@ -47,6 +49,9 @@ func (s *stubSet) take() (*addressSpace, error) {
 	}
 	as := s.spare
 	s.spare = nil
+	if s.expiry != nil {
+		s.expiry.Stop() // a process that sleeps is not to be woken for it
+	}
 	s.live++
 	if s.taken < fewForks {
 		s.taken++
@@ -82,7 +87,7 @@ func (s *stubSet) keep(as *addressSpace) {
 	}
 	s.spare = as
 	s.live--
-	time.AfterFunc(keepTime, func() {
+	s.expiry = time.AfterFunc(keepTime, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.spare == as && s.live == 0 {
