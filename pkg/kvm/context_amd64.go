@@ -252,10 +252,7 @@ func (c *vcpuContext) stop() {
 	}
 	v, r := c.v.Load(), c.runner
 	as.slots[v.id].word.Store(leaveNow)
-	for spins := sysmsg.Spins(2 * shimSpin); ; spins = 0 {
-		if o, _ := r.word.Wait(spins); o != sysmsg.TimedOut {
-			break
-		}
+	for r.word.Wait(sysmsg.Spins(2 * shimSpin)); !r.exited(); r.word.Wait(0) {
 		v.kick() // the application has changed the slot
 	}
 	switch {

@@ -45,7 +45,8 @@ func (r *runner) loop() {
 	for {
 		spins := spinner.Next(sysmsg.Spins(shimSpin))
 		outcome := sysmsg.Spun
-		s := sysmsg.SpinWhile(&r.state, sysmsg.Sentry, spins)
+		sysmsg.SpinWhile(&r.state, sysmsg.Sentry, spins)
+		s := r.state.Load() // which the race detector sees
 		for s == sysmsg.Sentry || s == sysmsg.SentryStubWaits {
 			outcome = sysmsg.Slept
 			r.state.CompareAndSwap(sysmsg.Sentry, sysmsg.SentryStubWaits)
