@@ -232,7 +232,7 @@ func (m *machine) tryShims(p *probe, spin time.Duration) error {
 	}
 	took, err := m.shimRoundTrip()
 	if err == nil && took < p.roundTrip {
-		p.shim, m.maxLull = took, sysmsg.Spins(took)
+		p.shim, m.maxLull = took, sysmsg.Spins(min(took, spin))
 		return nil
 	}
 	m.runners.close()

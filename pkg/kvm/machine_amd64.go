@@ -43,8 +43,8 @@ type machine struct {
 	// leaving and entering the guest takes.
 	spins, entrySpins uint32
 
-	// maxLull is the longest lull of a Context: the time of a system call through the
-	// shim.
+	// maxLull is the longest lull of a Context: what a system call through the shim
+	// takes, and the Sentry may look for one.
 	maxLull uint32
 
 	// omit are protecting steps that tests leave out, to show what they protect from.

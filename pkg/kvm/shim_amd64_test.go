@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"reflect"
 	"runtime"
 	"testing"
 	"time"
@@ -376,6 +377,115 @@ func TestSpinsAgain(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatal("it never waits again")
 			}
+		}
+	})
+}
+
+// A pause ends with the system call that it waits for, or soon will.
+func TestPause(t *testing.T) {
+	const longest, needed = 40, 25
+	c := newContext(&machine{maxLull: longest})
+	var s slot
+	for range 10 * longest {
+		s.word.Store(sysmsg.Stub)
+		if c.pause(&s) {
+			t.Fatal("there is no system call")
+		}
+	}
+	if c.lull != longest {
+		t.Errorf("the pause is %d, want %d at most", c.lull, longest)
+	}
+	for range 10 * longest {
+		s.word.Store(sysmsg.Stub)
+		if c.lull >= needed {
+			s.word.Store(sysmsg.Sentry)
+		}
+		if c.pause(&s) != (s.word.Load() == sysmsg.Sentry) {
+			t.Fatal("pause does not tell what is in the slot")
+		}
+	}
+	if c.lull < needed-2 || c.lull > needed+2 {
+		t.Errorf("the pause is %d, want %d", c.lull, needed)
+	}
+	c.lull = 0
+	if s.word.Store(sysmsg.Sentry); !c.pause(&s) || c.lull != 0 {
+		t.Errorf("the pause is %d, want none", c.lull)
+	}
+}
+
+// Every register counts when it matters whether the Sentry changed one; RAX is the
+// result.
+func TestEqualButRAX(t *testing.T) {
+	var a arch.Registers
+	v := reflect.ValueOf(&a).Elem()
+	for i := range v.NumField() {
+		b := a
+		v.Field(i).SetUint(1)
+		name := v.Type().Field(i).Name
+		if equalButRAX(&a, &b) != (name == "Rax") || equalButRAX(&b, &a) != (name == "Rax") {
+			t.Errorf("another %s: equalButRAX gives %v", name, equalButRAX(&a, &b))
+		}
+	}
+	b := a
+	if !equalButRAX(&a, &b) {
+		t.Error("a copy differs")
+	}
+}
+
+// copyCall copies all that copyPosted sets, and nothing else.
+func TestCopyCall(t *testing.T) {
+	var s slot
+	for i := range s.regs {
+		s.regs[i].Store(uint64(i + 1))
+	}
+	from := arch.Registers{Rbx: 100, Rbp: 101, R12: 102, R13: 103, R14: 104, R15: 105, Fs_base: 106, Gs_base: 107, Ds: 108, Es: 109, Fs: 110, Gs: 111}
+	want := from
+	s.copyPosted(&want)
+	other := arch.Registers{Rax: 200, Orig_rax: 201, Eflags: 202, Ss: 203}
+	s.copyPosted(&other)
+	copyCall(&from, &other)
+	if from != want {
+		t.Errorf("got %+v, want %+v", from, want)
+	}
+}
+
+// An Interrupt ends a Switch whenever it comes: before it, while it answers, and while
+// the thread runs on.
+func TestInterruptInShim(t *testing.T) {
+	p := withShims(t, 1)
+	g := newGuestOf(t, p, codeCount)
+	g.onThread(func() {
+		const interrupts = 300
+		seen := make(chan struct{})
+		go func() {
+			for i := range interrupts {
+				for begin := time.Now(); time.Since(begin) < time.Duration(i%30)*time.Microsecond; {
+				}
+				g.c.Interrupt()
+				<-seen
+			}
+		}()
+		parked := 0
+		deadline := time.Now().Add(20 * time.Second)
+		for n := 0; n < interrupts; {
+			if g.c.(*vcpuContext).parked != nil {
+				parked++
+			}
+			switch err := g.run(); err {
+			case nil:
+				g.ac.SetReturn(0)
+			case platform.ErrContextInterrupt:
+				n++
+				seen <- struct{}{}
+			default:
+				t.Fatal(err)
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d of %d interrupts seen", n, interrupts)
+			}
+		}
+		if p.m.runners.max > 0 && parked == 0 {
+			t.Error("the thread never waits in the shim")
 		}
 	})
 }

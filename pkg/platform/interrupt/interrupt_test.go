@@ -19,6 +19,9 @@ func TestForwarder(t *testing.T) {
 	if c != 1 {
 		t.Errorf("enabled receiver got %d interrupts, want 1", c)
 	}
+	if f.Pending() {
+		t.Error("an interrupt that was delivered is pending")
+	}
 	f.Disable()
 
 	// Any number of interrupts while disabled are one for the next Enable.
@@ -27,8 +30,14 @@ func TestForwarder(t *testing.T) {
 	if c != 1 {
 		t.Errorf("disabled receiver was called")
 	}
+	if !f.Pending() {
+		t.Error("an interrupt without a receiver is not pending")
+	}
 	if f.Enable(&c) {
 		t.Fatal("Enable lost a pending interrupt")
+	}
+	if f.Pending() {
+		t.Error("an interrupt is pending that was consumed")
 	}
 	if !f.Enable(&c) {
 		t.Fatal("pending interrupt was not consumed")
