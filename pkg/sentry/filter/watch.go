@@ -15,7 +15,7 @@ import (
 // system call waits for the listener, and then executes monitorExe, with its own
 // arguments and environment. It looks at the listener and leaves it in the socket.
 //
-// It ends with the Sentry. When it fails it ends, too, and with it the forbidden call.
+// It ends with the Sentry. If it fails before, forbidden calls fail with ENOSYS.
 
 const (
 	//lint:ignore U1000 the assembler uses it
