@@ -3,17 +3,19 @@
 // becomes a static ELF in a sealed memory file. They start in a fraction of the time
 // that a Go program takes, and have a few pages.
 //
-// It depends on golang.org/x/sys. What the programs do must never be in it.
+// It depends on abi/linux, hostarch and golang.org/x/sys, and not on debug/elf, which
+// makes every program that links it larger and start later. What the programs do must
+// never be in it.
 package freestanding
 
 import (
-	"bytes"
-	"debug/elf"
-	"encoding/binary"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ringfence/ringfence/pkg/abi/linux"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 const pageSize = 4096
@@ -26,8 +28,8 @@ type Segment struct {
 	// that is more.
 	Data []byte
 	Size uint64
-	// Flags are elf.PF_R and so on.
-	Flags elf.ProgFlag
+	// Access is what the program can do with it.
+	Access hostarch.AccessType
 }
 
 // Program returns a sealed memory file with a program that starts at entry, its stack
@@ -45,7 +47,7 @@ func Program(name string, entry uint64, segments []Segment) (*os.File, error) {
 		return nil, fmt.Errorf("memfd_create of the memory file %s: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.Write(image(entry, segments)); err != nil {
+	if _, err := f.Write(Image(entry, segments)); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("writing a program to the memory file %s: %w", name, err)
 	}
@@ -59,31 +61,47 @@ func Program(name string, entry uint64, segments []Segment) (*os.File, error) {
 // mfdExec is MFD_EXEC (linux/memfd.h), since Linux 6.3.
 const mfdExec = 0x10
 
-// image returns the ELF file: headers in a page of their own, then the segments.
-func image(entry uint64, segments []Segment) []byte {
-	progs := []elf.Prog64{{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16}}
-	data := make([]byte, pageSize)
+// Image returns the ELF file of a program (elf(5)), as Program: headers in a page of
+// their own, then the segments.
+func Image(entry uint64, segments []Segment) []byte {
+	progs := []linux.ELFProgram{{Type: linux.PT_GNU_STACK, Flags: linux.PF_R | linux.PF_W, Align: 16}}
+	image := make([]byte, pageSize)
 	for _, s := range segments {
 		n := uint64(len(s.Data))
-		progs = append(progs, elf.Prog64{
-			Type: uint32(elf.PT_LOAD), Flags: uint32(s.Flags), Off: uint64(len(data)),
+		progs = append(progs, linux.ELFProgram{
+			Type: linux.PT_LOAD, Flags: flags(s.Access), Off: uint64(len(image)),
 			Vaddr: s.Addr, Paddr: s.Addr, Filesz: n, Memsz: max(n, s.Size), Align: pageSize,
 		})
-		data = append(data, s.Data...)
-		data = append(data, make([]byte, -n&(pageSize-1))...)
+		image = append(image, s.Data...)
+		image = append(image, make([]byte, -n&(pageSize-1))...)
 	}
-	hdr := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
-		Entry: entry, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)),
+	header := linux.ELFHeader{
+		Type: linux.ET_EXEC, Machine: machine, Version: linux.EV_CURRENT, Entry: entry,
+		Phoff: headerSize, Ehsize: headerSize, Phentsize: programSize, Phnum: uint16(len(progs)),
 	}
-	copy(hdr.Ident[:], elf.ELFMAG)
-	hdr.Ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
-	hdr.Ident[elf.EI_DATA] = byte(elf.ELFDATA2LSB)
-	hdr.Ident[elf.EI_VERSION] = byte(elf.EV_CURRENT)
-	var out bytes.Buffer
-	// A Buffer takes everything.
-	_ = binary.Write(&out, binary.LittleEndian, hdr)
-	_ = binary.Write(&out, binary.LittleEndian, progs)
-	copy(data, out.Bytes())
-	return data
+	copy(header.Ident[:], "\x7fELF")
+	header.Ident[linux.EI_CLASS] = linux.ELFCLASS64
+	header.Ident[linux.EI_DATA] = linux.ELFDATA2LSB
+	header.Ident[linux.EI_VERSION] = linux.EV_CURRENT
+	header.MarshalBytes(image)
+	for i := range progs {
+		progs[i].MarshalBytes(image[headerSize+i*programSize:])
+	}
+	return image
+}
+
+// The sizes of the headers, in bytes.
+const headerSize, programSize = 64, 56
+
+func flags(at hostarch.AccessType) (f uint32) {
+	if at.Read {
+		f |= linux.PF_R
+	}
+	if at.Write {
+		f |= linux.PF_W
+	}
+	if at.Execute {
+		f |= linux.PF_X
+	}
+	return f
 }

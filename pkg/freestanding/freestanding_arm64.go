@@ -1,5 +1,5 @@
 package freestanding
 
-import "debug/elf"
+import "github.com/ringfence/ringfence/pkg/abi/linux"
 
-const machine = elf.EM_AARCH64
+const machine = linux.EM_AARCH64

@@ -5,21 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/freestanding"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 const base = 1 << 20
+
+var machine = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 
 // A program runs from its memory file, with what its segments say in its memory, and
 // nobody can change the file.
 func TestProgram(t *testing.T) {
 	f, err := freestanding.Program("exits", base+16, []freestanding.Segment{
-		{Addr: base, Data: append(make([]byte, 16), exitText...), Flags: elf.PF_R | elf.PF_X},
-		{Addr: base + 0x2000, Data: []byte{42}, Size: 0x2000, Flags: elf.PF_R | elf.PF_W},
+		{Addr: base, Data: append(make([]byte, 16), exitText...), Access: hostarch.ReadExec},
+		{Addr: base + 0x2000, Data: []byte{42}, Size: 0x2000, Access: hostarch.ReadWrite},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -31,6 +35,9 @@ func TestProgram(t *testing.T) {
 	e, err := elf.NewFile(f)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(e.Progs) != 3 || e.Machine != machine[runtime.GOARCH] {
+		t.Errorf("header %+v, %d program headers, want 3", e.FileHeader, len(e.Progs))
 	}
 	for _, p := range e.Progs {
 		if p.Type == elf.PT_GNU_STACK && p.Flags&elf.PF_X != 0 {

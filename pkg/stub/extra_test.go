@@ -2,11 +2,11 @@ package stub
 
 import (
 	"bytes"
-	"debug/elf"
 	"slices"
 	"testing"
 
 	"github.com/ringfence/ringfence/pkg/freestanding"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 // A backend's text lies behind everything else, and cannot be written.
@@ -24,7 +24,7 @@ func TestExtraText(t *testing.T) {
 	if i < 0 {
 		t.Fatalf("no segment at %#x", l.Extra)
 	}
-	if s := image[i]; s.Flags != elf.PF_R|elf.PF_X || !bytes.Equal(s.Data, extra) {
-		t.Errorf("flags %v, or another text", s.Flags)
+	if s := image[i]; s.Access != hostarch.ReadExec || !bytes.Equal(s.Data, extra) {
+		t.Errorf("access %v, or another text", s.Access)
 	}
 }

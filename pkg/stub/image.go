@@ -1,13 +1,13 @@
 package stub
 
 import (
-	"debug/elf"
 	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/freestanding"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 // The parts of the image, in bytes.
@@ -153,11 +153,11 @@ func buildImage(base, taskEnd uint64, extra []byte) ([]freestanding.Segment, Lay
 	}
 
 	segments := []freestanding.Segment{
-		{Addr: base, Data: text, Flags: elf.PF_R | elf.PF_X},
-		{Addr: info, Data: page, Size: infoSize + signalStackSize, Flags: elf.PF_R | elf.PF_W},
+		{Addr: base, Data: text, Access: hostarch.ReadExec},
+		{Addr: info, Data: page, Size: infoSize + signalStackSize, Access: hostarch.ReadWrite},
 	}
 	if len(extra) > 0 {
-		segments = append(segments, freestanding.Segment{Addr: base + imageSize, Data: extra, Flags: elf.PF_R | elf.PF_X})
+		segments = append(segments, freestanding.Segment{Addr: base + imageSize, Data: extra, Access: hostarch.ReadExec})
 	}
 	return segments, l, nil
 }

@@ -1,7 +1,6 @@
 package stub
 
 import (
-	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -53,7 +52,7 @@ func TestImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range image {
-		if p.Flags&elf.PF_W != 0 && p.Flags&elf.PF_X != 0 {
+		if p.Access.Write && p.Access.Execute {
 			t.Errorf("segment at %#x can be written and executed", p.Addr)
 		}
 	}

@@ -1,13 +1,13 @@
 package filter
 
 import (
-	"debug/elf"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/freestanding"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 // To wait for what does not happen needs no Go runtime, which takes 2 ms of CPU and
@@ -37,6 +37,6 @@ var watchProgram = func() (*os.File, error) {
 		return nil, fmt.Errorf("the monitor's text: the linker has put it from %#x to %#x", start, end)
 	}
 	return freestanding.Program("ringfence-monitor", watchBase, []freestanding.Segment{
-		{Addr: watchBase, Data: freestanding.Text(start, end), Flags: elf.PF_R | elf.PF_X},
+		{Addr: watchBase, Data: freestanding.Text(start, end), Access: hostarch.ReadExec},
 	})
 }

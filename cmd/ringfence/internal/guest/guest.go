@@ -4,15 +4,16 @@
 //
 // The program reads 16 bytes from descriptor 0, an operation and how often to do
 // it, answers with 8 bytes on descriptor 1, the nanoseconds that took by
-// CLOCK_MONOTONIC, and ends at the end of its input. It depends on nothing of
-// Ringfence.
+// CLOCK_MONOTONIC, and ends at the end of its input. It depends on pkg/freestanding,
+// and must know no platform.
 package guest
 
 import (
-	"bytes"
-	"debug/elf"
 	"encoding/binary"
 	"fmt"
+
+	"github.com/ringfence/ringfence/pkg/freestanding"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 // Op is an operation of the program.
@@ -101,25 +102,8 @@ func Image() ([]byte, error) {
 		le.PutUint64(data[off+8:], saRestorer)
 		le.PutUint64(data[off+16:], base+uint64(s.restorer-s.start))
 	}
-	progs := []elf.Prog64{
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Off: pageSize, Vaddr: base, Paddr: base, Filesz: pageSize, Memsz: pageSize, Align: pageSize},
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: 2 * pageSize, Vaddr: base + pageSize, Paddr: base + pageSize, Filesz: pageSize, Memsz: dataSize, Align: pageSize},
-		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
-	}
-	hdr := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT),
-		Entry: base, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)),
-	}
-	copy(hdr.Ident[:], elf.ELFMAG)
-	hdr.Ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
-	hdr.Ident[elf.EI_DATA] = byte(elf.ELFDATA2LSB)
-	hdr.Ident[elf.EI_VERSION] = byte(elf.EV_CURRENT)
-	var out bytes.Buffer
-	binary.Write(&out, le, hdr)
-	binary.Write(&out, le, progs)
-	out.Write(make([]byte, pageSize-out.Len()))
-	out.Write(readText(s.start, s.end))
-	out.Write(make([]byte, 2*pageSize-out.Len()))
-	out.Write(data)
-	return out.Bytes(), nil
+	return freestanding.Image(base, []freestanding.Segment{
+		{Addr: base, Data: freestanding.Text(s.start, s.end), Access: hostarch.ReadExec},
+		{Addr: base + pageSize, Data: data, Size: dataSize, Access: hostarch.ReadWrite},
+	}), nil
 }

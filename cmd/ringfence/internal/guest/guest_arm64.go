@@ -1,11 +1,6 @@
 package guest
 
-import "debug/elf"
-
-const (
-	machine    = elf.EM_AARCH64
-	saRestorer = 0
-)
+const saRestorer = 0
 
 // textSymbols returns nothing: the program is written for amd64 only so far.
 func textSymbols() (s symbols) { return symbols{} }
