@@ -18,8 +18,6 @@ import (
 	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
-const pageSize = 4096
-
 // Segment is a part of a program's memory.
 type Segment struct {
 	// Addr is where it begins, at a multiple of 4096.
@@ -65,20 +63,20 @@ const mfdExec = 0x10
 // their own, then the segments.
 func Image(entry uint64, segments []Segment) []byte {
 	progs := []linux.ELFProgram{{Type: linux.PT_GNU_STACK, Flags: linux.PF_R | linux.PF_W, Align: 16}}
-	image := make([]byte, pageSize)
+	image := make([]byte, hostarch.PageSize)
 	for _, s := range segments {
 		n := uint64(len(s.Data))
 		progs = append(progs, linux.ELFProgram{
 			Type: linux.PT_LOAD, Flags: flags(s.Access), Off: uint64(len(image)),
-			Vaddr: s.Addr, Paddr: s.Addr, Filesz: n, Memsz: max(n, s.Size), Align: pageSize,
+			Vaddr: s.Addr, Paddr: s.Addr, Filesz: n, Memsz: max(n, s.Size), Align: hostarch.PageSize,
 		})
 		image = append(image, s.Data...)
-		image = append(image, make([]byte, -n&(pageSize-1))...)
+		image = append(image, make([]byte, -n&(hostarch.PageSize-1))...)
 	}
-	header := linux.ELFHeader{
-		Type: linux.ET_EXEC, Machine: machine, Version: linux.EV_CURRENT, Entry: entry,
-		Phoff: headerSize, Ehsize: headerSize, Phentsize: programSize, Phnum: uint16(len(progs)),
-	}
+	header := linux.ELFHeader{Type: linux.ET_EXEC, Machine: machine, Version: linux.EV_CURRENT, Entry: entry}
+	headerSize, programSize := header.SizeBytes(), progs[0].SizeBytes()
+	header.Phoff, header.Ehsize = uint64(headerSize), uint16(headerSize)
+	header.Phentsize, header.Phnum = uint16(programSize), uint16(len(progs))
 	copy(header.Ident[:], "\x7fELF")
 	header.Ident[linux.EI_CLASS] = linux.ELFCLASS64
 	header.Ident[linux.EI_DATA] = linux.ELFDATA2LSB
@@ -89,9 +87,6 @@ func Image(entry uint64, segments []Segment) []byte {
 	}
 	return image
 }
-
-// The sizes of the headers, in bytes.
-const headerSize, programSize = 64, 56
 
 func flags(at hostarch.AccessType) (f uint32) {
 	if at.Read {

@@ -64,10 +64,10 @@ const (
 	opPutFile   = 1
 	opCloseFile = 2
 	opFork      = 3
-	// opDropFile is opCloseFile without a reply.
-	opDropFile = 5
 	// opBorn is what a new stub sends, with its process's id above bit 32.
 	opBorn = 4
+	// opDropFile is opCloseFile without a reply.
+	opDropFile = 5
 )
 
 // textSymbols returns where this program's linker has put the stub's text.

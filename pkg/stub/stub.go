@@ -13,10 +13,10 @@
 // All stubs are children of this process's keeper thread, which lives as long as
 // the process, and get a SIGKILL when it dies.
 //
-// It depends on package platform and what that depends on. It must never know
-// how a backend runs application code, nor put anything into a stub that could
-// be of use to an application: every instruction of the text can be jumped to
-// with any registers.
+// It depends on packages freestanding, affinity, memmap and seccomp. It must never know
+// how a backend runs application code, nor put anything into a stub that could be of
+// use to an application: every instruction of the text can be jumped to with any
+// registers.
 package stub
 
 // symbols are addresses of the text, in this program or in a stub.

@@ -188,7 +188,7 @@ receive:
 	CMPQ BX, $const_opCloseFile
 	JEQ closeFile
 	CMPQ BX, $const_opDropFile
-	JEQ dropFile
+	JEQ closeFile
 	CMPQ BX, $const_opFork
 	JEQ fork
 	JMP exit
@@ -210,13 +210,9 @@ closeFile:
 	MOVQ (const_infoRequest+8)(R12), DI
 	MOVL $SYS_close, AX
 	SYSCALL
+	CMPQ BX, $const_opDropFile
+	JEQ receive
 	JMP reply
-
-dropFile:
-	MOVQ (const_infoRequest+8)(R12), DI
-	MOVL $SYS_close, AX
-	SYSCALL
-	JMP receive
 
 fork:
 	MOVL $(CLONE_PARENT|CLONE_FILES|SIGCHLD), DI

@@ -201,7 +201,7 @@ receive:
 	CMP $const_opCloseFile, R21
 	BEQ closeFile
 	CMP $const_opDropFile, R21
-	BEQ dropFile
+	BEQ closeFile
 	CMP $const_opFork, R21
 	BEQ fork
 	B exit
@@ -223,13 +223,9 @@ closeFile:
 	MOVD (const_infoRequest+8)(R19), R0
 	MOVD $SYS_close, R8
 	SVC
+	CMP $const_opDropFile, R21
+	BEQ receive
 	B reply
-
-dropFile:
-	MOVD (const_infoRequest+8)(R19), R0
-	MOVD $SYS_close, R8
-	SVC
-	B receive
 
 fork:
 	CLONE(CLONE_PARENT|CLONE_FILES|SIGCHLD)

@@ -73,15 +73,14 @@ func (t *thread) spins(c *threadContext) (n uint32) {
 	if limit := spinLimit(); t.as.pace.turn() && limit > 0 {
 		n = c.spinner.Next(limit)
 	}
-	switch {
-	case n == 0:
+	if n == 0 {
 		c.holder.Turn()
 		t.follower.Follow()
-	case !t.met:
-		c.holder.Free()
+		return 0
+	}
+	c.holder.Free()
+	if !t.met {
 		t.follower.Avoid()
-	default:
-		c.holder.Free()
 	}
 	return n
 }

@@ -24,8 +24,8 @@
 // it does to itself and to those that share its memory. Selectors of DS, ES, FS
 // and GS are not part of a Context's state: they stay with the stub's thread.
 //
-// It depends on packages stub, sysmsg, affinity and usertrap, and must never know of
-// another backend or of the Sentry.
+// It depends on packages stub, freestanding, sysmsg, affinity and usertrap, and must
+// never know of another backend or of the Sentry.
 package systrap
 
 import (

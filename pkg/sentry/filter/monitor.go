@@ -39,24 +39,22 @@ const (
 // name included, once there is something to say; for which it must call MonitorMain.
 // Its standard error is where it reports.
 func StartMonitor(argv []string) (*Monitor, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("start the monitor: socketpair: %w", err)
-	}
-	defer unix.Close(fds[1])
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		unix.Close(fds[0])
 		return nil, fmt.Errorf("start the monitor: %w", err)
 	}
 	defer null.Close()
 	const self = "/proc/self/exe"
 	exe, err := os.Open(self)
 	if err != nil {
-		unix.Close(fds[0])
 		return nil, fmt.Errorf("start the monitor: %w: mount /proc", err)
 	}
 	defer exe.Close()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("start the monitor: socketpair: %w", err)
+	}
+	defer unix.Close(fds[1])
 	path := self
 	if watch, err := watchProgram(); err == nil {
 		defer watch.Close()

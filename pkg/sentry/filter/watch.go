@@ -33,7 +33,7 @@ func watchSymbols() (start, end uintptr)
 // watchProgram returns the file of the program that watch is. Tests change it.
 var watchProgram = func() (*os.File, error) {
 	start, end := watchSymbols()
-	if start >= end || end-start > 4096 {
+	if start >= end || end-start > hostarch.PageSize {
 		return nil, fmt.Errorf("the monitor's text: the linker has put it from %#x to %#x", start, end)
 	}
 	return freestanding.Program("ringfence-monitor", watchBase, []freestanding.Segment{
