@@ -18,15 +18,21 @@ type Follower struct {
 func NewFollower(tid int) Follower { return Follower{tid: tid, cpu: free} }
 
 // Follow lets the thread run on the calling thread's CPU only.
-func (f *Follower) Follow() { f.keep(false) }
+func (f *Follower) Follow() { f.keepHere(false) }
 
 // Avoid lets the thread run where the calling thread is not. If there is no such CPU,
 // it does nothing.
-func (f *Follower) Avoid() { f.keep(true) }
+func (f *Follower) Avoid() { f.keepHere(true) }
 
-func (f *Follower) keep(away bool) {
-	cpu, err := CurrentCPU()
-	if err != nil || cpu == f.cpu && away == f.away {
+func (f *Follower) keepHere(away bool) {
+	if cpu, err := CurrentCPU(); err == nil {
+		f.keep(cpu, away)
+	}
+}
+
+// keep keeps the thread on cpu, or away from it.
+func (f *Follower) keep(cpu int, away bool) {
+	if cpu == f.cpu && away == f.away {
 		return
 	}
 	if f.allowed == (unix.CPUSet{}) && unix.SchedGetaffinity(f.tid, &f.allowed) != nil {

@@ -14,8 +14,9 @@ type Holder struct {
 	// turns are those since the thread was last set free.
 	turns int
 	held  bool
-	// tid is the thread, allowed where it could run before.
+	// tid is the thread, cpu where it is held, allowed where it could run before.
 	tid     int
+	cpu     int
 	allowed unix.CPUSet
 }
 
@@ -28,15 +29,20 @@ const (
 	heldTurns = 500
 )
 
-// Turn says that the thread is about to wait for another one that follows it. While
-// it is held the goroutine is locked to it.
-func (h *Holder) Turn() {
+// Turn says that the calling thread is about to wait for the one of f, which is made to
+// follow it. While it is held the goroutine is locked to it.
+func (h *Holder) Turn(f *Follower) {
 	h.turns++
 	switch {
 	case h.held && h.turns > heldAfter+heldTurns:
 		h.Free()
 	case !h.held && h.turns >= heldAfter:
 		h.hold()
+	}
+	if h.held {
+		f.keep(h.cpu, false)
+	} else {
+		f.Follow()
 	}
 }
 
@@ -52,6 +58,7 @@ func (h *Holder) hold() {
 		one.Set(cpu)
 		err = unix.SchedSetaffinity(h.tid, &one)
 	}
+	h.cpu = cpu
 	if h.held = err == nil; !h.held {
 		runtime.UnlockOSThread()
 		h.turns = 0

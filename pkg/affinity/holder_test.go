@@ -13,18 +13,20 @@ func TestHolder(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	all := cpusOf(t, 0)
+	tid := other(t)
+	f := NewFollower(tid)
 	var h Holder
 	h.Free()
 	for round := range 3 {
 		held := 0
 		for range heldAfter - 1 {
-			h.Turn()
+			h.Turn(&f)
 			if got := cpusOf(t, 0); got != all {
 				t.Fatalf("round %d: held too early, on %v", round, got)
 			}
 		}
 		for range heldTurns + 1 {
-			h.Turn()
+			h.Turn(&f)
 			got := cpusOf(t, 0)
 			cpu, err := CurrentCPU()
 			if err != nil {
@@ -35,6 +37,9 @@ func TestHolder(t *testing.T) {
 			if got != one {
 				t.Fatalf("round %d, after %d turns: on CPU %d, and can run on %v", round, held, cpu, got)
 			}
+			if got := cpusOf(t, tid); got != one {
+				t.Fatalf("round %d, after %d turns: on CPU %d, and the other can run on %v", round, held, cpu, got)
+			}
 			if held++; round == 1 && held == 3 {
 				break
 			}
@@ -42,7 +47,7 @@ func TestHolder(t *testing.T) {
 		if round == 1 {
 			h.Free()
 		} else {
-			h.Turn()
+			h.Turn(&f)
 		}
 		if got := cpusOf(t, 0); got != all {
 			t.Fatalf("round %d: set free it can run on %v", round, got)

@@ -52,7 +52,7 @@ var Native = sync.OnceValue(newNative)
 
 // New returns the host's feature set as p changes it.
 func New(p Policy) *FeatureSet {
-	fs := newNative()
+	fs := Native().clone()
 	fs.hide(p.Hide)
 	return fs
 }

@@ -19,6 +19,9 @@ func mxcsrMask() uint32
 
 // FeatureSet is what CPUID tells an application. It is safe for concurrent use.
 type FeatureSet struct {
+	// native is the set that this one differs from by hidden, or nil.
+	native *FeatureSet
+
 	vendor string
 	hwcap2 uint64
 	hidden [numWords]uint32
@@ -105,7 +108,17 @@ func newNative() *FeatureSet {
 	return fs
 }
 
-// hide removes the features and those that need them.
+// clone returns a set that is the same as fs, which hides nothing, and asks fs instead
+// of the CPU.
+func (fs *FeatureSet) clone() *FeatureSet {
+	return &FeatureSet{
+		native: fs, vendor: fs.vendor, hwcap2: fs.hwcap2,
+		xcr0: fs.xcr0, xsaveSize: fs.xsaveSize, xfeatures: fs.xfeatures,
+		cache: make(map[in]out),
+	}
+}
+
+// hide removes the features and those that need them. Nobody has asked fs before.
 func (fs *FeatureSet) hide(features []Feature) {
 	for todo := slices.Clone(features); len(todo) > 0; {
 		f := todo[0]
@@ -118,9 +131,6 @@ func (fs *FeatureSet) hide(features []Feature) {
 	if fs.isHidden(FeatureFSGSBASE) {
 		fs.hwcap2 &^= hwcap2FSGSBase
 	}
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	clear(fs.cache)
 }
 
 func (fs *FeatureSet) isHidden(f Feature) bool { return fs.hidden[f/32]&(1<<(f%32)) != 0 }
@@ -192,7 +202,11 @@ func (fs *FeatureSet) Emulate(leaf, subleaf uint32) (eax, ebx, ecx, edx uint32) 
 	o, ok := fs.cache[key]
 	fs.mu.RUnlock()
 	if !ok {
-		o.eax, o.ebx, o.ecx, o.edx = query(leaf, subleaf)
+		ask := query
+		if fs.native != nil {
+			ask = fs.native.Emulate
+		}
+		o.eax, o.ebx, o.ecx, o.edx = ask(leaf, subleaf)
 		fs.adjust(key, &o)
 		fs.mu.Lock()
 		if first, ok := fs.cache[key]; ok {

@@ -58,6 +58,8 @@ func newNative() *FeatureSet {
 	return &FeatureSet{AuxHWCap{h.HWCap &^ uncarriedHWCap, h.HWCap2 &^ uncarriedHWCap2}}
 }
 
+func (fs *FeatureSet) clone() *FeatureSet { return &FeatureSet{fs.hwcap} }
+
 func (fs *FeatureSet) hide(features []Feature) {
 	for _, f := range features {
 		switch {

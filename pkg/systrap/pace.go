@@ -74,8 +74,7 @@ func (t *thread) spins(c *threadContext) (n uint32) {
 		n = c.spinner.Next(limit)
 	}
 	if n == 0 {
-		c.holder.Turn()
-		t.follower.Follow()
+		c.holder.Turn(&t.follower)
 		return 0
 	}
 	c.holder.Free()
