@@ -182,6 +182,9 @@ func runMain(args []string) int {
 func run(o *runOptions) (int, error) {
 	// A pipe that nobody reads is the program's to hear of, not ours.
 	signal.Ignore(unix.SIGPIPE)
+	// Never undone: it would take as long, and this process is about to end then.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, sentry.ForwardedSignals...)
 	logger := log.New(os.Stderr, "ringfence: ", 0)
 	verbose := func(string, ...any) {}
 	if o.verbose {
@@ -200,7 +203,7 @@ func run(o *runOptions) (int, error) {
 		Argv: o.argv, Cwd: o.cwd,
 		Files:    []int{0, 1, 2},
 		Hostname: o.hostname,
-		Signals:  true,
+		Signals:  signals,
 		Strict:   o.strict,
 		Log:      logger,
 	}

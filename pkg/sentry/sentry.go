@@ -58,9 +58,10 @@ type Config struct {
 	// Hostname is what the program sees; empty means the host's.
 	Hostname string
 
-	// Signals passes signals that this process gets on to the program, as a
-	// shell would expect of the program itself.
-	Signals bool
+	// Signals are those that this process gets (signal.Notify); of them, the
+	// program gets the ForwardedSignals, and this process stops when it does, as a
+	// shell would expect of the program itself. Nil keeps them apart.
+	Signals <-chan os.Signal
 
 	// Confine, unless it is nil, is called when all is set up, before the program
 	// is loaded and executes its first instruction.
@@ -150,7 +151,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		Log:        c.Log,
 	}
 	var signals *forwarder
-	if c.Signals {
+	if c.Signals != nil {
 		signals = newForwarder()
 		config.Stopped = signals.stop
 	}
@@ -165,7 +166,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	defer root.Close()
 
 	if signals != nil {
-		signals.start(k)
+		signals.start(k, c.Signals)
 		defer signals.close()
 	}
 	fs := vfs.NewFSContext(root.Namespace)

@@ -2,8 +2,8 @@ package sentry
 
 import (
 	"os"
-	"os/signal"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -12,44 +12,64 @@ import (
 	"github.com/ringfence/ringfence/pkg/sentry/kernel"
 )
 
+// ForwardedSignals are those that a program in a sandbox is to hear of when the
+// sandbox's process gets them (Config.Signals).
+var ForwardedSignals = []os.Signal{
+	unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGWINCH, unix.SIGHUP, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+}
+
 // forwarder passes the signals of this process on to the sandbox. Those that a
 // terminal sends go to the process group in its foreground, others to the first
 // program.
 type forwarder struct {
-	c chan os.Signal
+	// closed is closed when nothing is forwarded any more.
+	closed chan struct{}
 
 	// mu is held while this process is stopped. k is nil when nothing is forwarded.
 	mu sync.Mutex
 	k  *kernel.Kernel
 }
 
-func newForwarder() *forwarder { return &forwarder{c: make(chan os.Signal, 16)} }
+func newForwarder() *forwarder { return &forwarder{closed: make(chan struct{})} }
 
 // start begins to forward signals to k.
-func (f *forwarder) start(k *kernel.Kernel) {
+func (f *forwarder) start(k *kernel.Kernel, signals <-chan os.Signal) {
 	f.mu.Lock()
 	f.k = k
 	f.mu.Unlock()
-	signal.Notify(f.c, unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGWINCH, unix.SIGHUP, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2)
 	go func() {
-		for s := range f.c {
-			switch sig := linux.Signal(s.(unix.Signal)); sig {
-			case linux.SIGINT, linux.SIGQUIT, linux.SIGTSTP, linux.SIGWINCH:
-				k.SignalForeground(sig)
-			default:
-				k.SignalInit(sig)
+		for {
+			select {
+			case s, ok := <-signals:
+				if !ok {
+					return
+				}
+				forward(k, s)
+			case <-f.closed:
+				return
 			}
 		}
 	}()
 }
 
-// close ends it: signals have their usual effect again.
+func forward(k *kernel.Kernel, s os.Signal) {
+	if !slices.Contains(ForwardedSignals, s) {
+		return
+	}
+	switch sig := linux.Signal(s.(unix.Signal)); sig {
+	case linux.SIGINT, linux.SIGQUIT, linux.SIGTSTP, linux.SIGWINCH:
+		k.SignalForeground(sig)
+	default:
+		k.SignalInit(sig)
+	}
+}
+
+// close ends it.
 func (f *forwarder) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.k = nil
-	signal.Stop(f.c)
-	close(f.c)
+	close(f.closed)
 }
 
 // stop stops this process when the first program has stopped, so that the shell

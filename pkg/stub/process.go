@@ -115,8 +115,9 @@ func (p *Process) kill() {
 }
 
 // Retire makes Enter fail from now on. first says that this was not done before:
-// it is then up to the caller to kill the process and to Reap it. If intact, the stub was neither given up nor in use, and was not killed; otherwise
-// it was killed, and Retire has waited until nobody uses it.
+// it is then up to the caller to kill the process and to Reap it. If intact, the stub
+// was neither given up nor in use, and was not killed; otherwise it was killed, and
+// Retire has waited until nobody uses it.
 func (p *Process) Retire() (first, intact bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
