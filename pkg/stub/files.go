@@ -23,9 +23,15 @@ type files struct {
 	mu     sync.Mutex
 	byFile map[memmap.File]*handle
 	clock  uint64
-	// unclosed is the number of a file that is closed with the next request, or 0.
-	unclosed int
+	// unclosed are files that are closed with the next request.
+	unclosed span
 }
+
+// span is one of descriptors without gaps, all zero if it is empty.
+type span struct{ first, last uint32 }
+
+// arg returns s as requests have it.
+func (s span) arg() uint64 { return uint64(s.last)<<32 | uint64(s.first) }
 
 // handle is a file in the zygote's table of descriptors.
 type handle struct {
@@ -90,9 +96,9 @@ func (fs *files) acquire(file memmap.File) (*handle, error) {
 			fs.evict(maxFiles / 2)
 		}
 		rights := unix.UnixRights(fd)
-		num, err := fs.zygote.request(opPutFile, uint64(fs.unclosed), rights)
+		num, err := fs.zygote.request(opPutFile, fs.unclosed.arg(), rights)
 		if err == nil || err == unix.EBADF { // it has got the request
-			fs.unclosed = 0
+			fs.unclosed = span{}
 		}
 		if err == unix.EBADF && len(fs.byFile) > 0 {
 			// The table is full: the kernel leaves the descriptor out.
@@ -138,33 +144,39 @@ func (fs *files) drop(file memmap.File, h *handle) {
 // close closes h, or, to save a wake-up, what was to be closed before it. It can only
 // fail if the zygote is gone, which other calls say.
 func (fs *files) close(h *handle) {
-	if fs.unclosed != 0 {
-		fs.zygote.tell(opDropFile, uint64(fs.unclosed))
+	num := uint32(h.num)
+	if fs.unclosed.first != 0 && num == fs.unclosed.last+1 {
+		fs.unclosed.last = num
+		return
 	}
-	fs.unclosed = h.num
+	if fs.unclosed.first != 0 {
+		fs.zygote.tell(opDropFiles, fs.unclosed.arg())
+	}
+	fs.unclosed = span{num, num}
 }
 
 // flush closes what is still to be closed, and returns when everything is.
 func (fs *files) flush() {
-	if fs.unclosed != 0 {
-		fs.zygote.request(opCloseFile, uint64(fs.unclosed), nil)
-		fs.unclosed = 0
+	if fs.unclosed.first != 0 {
+		fs.zygote.request(opCloseFiles, fs.unclosed.arg(), nil)
+		fs.unclosed = span{}
 	}
 }
 
 // evict drops the files that were not used for longest until keep are left,
 // those in use aside.
 func (fs *files) evict(keep int) {
-	byUse := slices.SortedFunc(maps.Keys(fs.byFile), func(a, b memmap.File) int {
+	unused := slices.DeleteFunc(slices.Collect(maps.Keys(fs.byFile)), func(f memmap.File) bool { return fs.byFile[f].users > 0 })
+	slices.SortFunc(unused, func(a, b memmap.File) int {
 		return cmp.Compare(fs.byFile[a].lastUse, fs.byFile[b].lastUse)
 	})
-	for _, file := range byUse {
-		if len(fs.byFile) <= keep {
-			return
-		}
-		if h := fs.byFile[file]; h.users == 0 {
-			fs.drop(file, h)
-		}
+	victims := unused[:min(len(unused), len(fs.byFile)-keep)]
+	// Those in a row are closed with one request.
+	slices.SortFunc(victims, func(a, b memmap.File) int {
+		return cmp.Compare(fs.byFile[a].num, fs.byFile[b].num)
+	})
+	for _, file := range victims {
+		fs.drop(file, fs.byFile[file])
 	}
 }
 

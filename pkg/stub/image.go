@@ -61,13 +61,15 @@ const (
 	stageSeccomp = 103
 	stageReady   = 104
 
-	opPutFile   = 1
-	opCloseFile = 2
-	opFork      = 3
+	// opPutFile and the next one have a span of files to close before anything else,
+	// or 0.
+	opPutFile    = 1
+	opCloseFiles = 2
+	opFork       = 3
 	// opBorn is what a new stub sends, with its process's id above bit 32.
 	opBorn = 4
-	// opDropFile is opCloseFile without a reply.
-	opDropFile = 5
+	// opDropFiles is opCloseFiles without a reply.
+	opDropFiles = 5
 )
 
 // textSymbols returns where this program's linker has put the stub's text.

@@ -215,6 +215,35 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// DropFiles closes what is not in use, on both sides of what is.
+func TestDropFiles(t *testing.T) {
+	z := newZygote(t)
+	var files []*file
+	for i := range 9 {
+		name := fmt.Sprint(i)
+		files = append(files, newFile(t, name))
+		use(t, z, files[i], name)
+	}
+	// Used in another order than that of their numbers.
+	for i := range files {
+		use(t, z, files[i*5%9], fmt.Sprint(i*5%9))
+	}
+	err := z.WithFile(files[3], func(num int) error {
+		z.DropFiles()
+		if got := held(t, z); len(got) != 1 || got[fmt.Sprint(num)] != "/memfd:3 (deleted)" {
+			t.Errorf("with number %d in use the zygote holds %v", num, got)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	z.DropFiles()
+	if got := held(t, z); len(got) != 0 {
+		t.Errorf("the zygote holds %v", got)
+	}
+}
+
 // More files than the zygote keeps, or may have.
 func TestManyFiles(t *testing.T) {
 	z := newZygote(t)

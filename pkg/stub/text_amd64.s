@@ -183,35 +183,36 @@ receive:
 	CMPQ AX, $16
 	JNE exit // 0 when our process is gone
 	MOVQ const_infoRequest(R12), BX
-	CMPQ BX, $const_opPutFile
-	JEQ putFile
-	CMPQ BX, $const_opCloseFile
-	JEQ closeFile
-	CMPQ BX, $const_opDropFile
-	JEQ closeFile
 	CMPQ BX, $const_opFork
 	JEQ fork
-	JMP exit
+	CMPQ BX, $const_opPutFile
+	JEQ closeFiles
+	CMPQ BX, $const_opCloseFiles
+	JEQ closeFiles
+	CMPQ BX, $const_opDropFiles
+	JNE exit
 
-putFile:
-	MOVQ (const_infoRequest+8)(R12), DI // a file to close, or 0
-	TESTQ DI, DI
-	JEQ put
+closeFiles:
+	MOVL (const_infoRequest+8)(R12), R14  // the first, or 0
+	MOVL (const_infoRequest+12)(R12), R15 // the last
+	TESTL R14, R14
+	JEQ allClosed
+closeFile:
+	MOVL R14, DI
 	MOVL $SYS_close, AX
 	SYSCALL
-put:
+	INCL R14
+	CMPL R14, R15
+	JLS closeFile
+allClosed:
+	CMPQ BX, $const_opDropFiles
+	JEQ receive
+	CMPQ BX, $const_opCloseFiles
+	JEQ reply
 	MOVQ $-EBADF, AX
 	CMPQ (const_infoMsg+40)(R12), $20 // cmsghdr and one descriptor
 	JLT reply
 	MOVLQSX (const_infoControl+16)(R12), AX
-	JMP reply
-
-closeFile:
-	MOVQ (const_infoRequest+8)(R12), DI
-	MOVL $SYS_close, AX
-	SYSCALL
-	CMPQ BX, $const_opDropFile
-	JEQ receive
 	JMP reply
 
 fork:

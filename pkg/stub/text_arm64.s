@@ -196,35 +196,36 @@ receive:
 	CMP $16, R0
 	BNE exit // 0 when our process is gone
 	MOVD const_infoRequest(R19), R21
-	CMP $const_opPutFile, R21
-	BEQ putFile
-	CMP $const_opCloseFile, R21
-	BEQ closeFile
-	CMP $const_opDropFile, R21
-	BEQ closeFile
 	CMP $const_opFork, R21
 	BEQ fork
-	B exit
+	CMP $const_opPutFile, R21
+	BEQ closeFiles
+	CMP $const_opCloseFiles, R21
+	BEQ closeFiles
+	CMP $const_opDropFiles, R21
+	BNE exit
 
-putFile:
-	MOVD (const_infoRequest+8)(R19), R0 // a file to close, or 0
-	CBZ R0, put
+closeFiles:
+	MOVWU (const_infoRequest+8)(R19), R22  // the first, or 0
+	MOVWU (const_infoRequest+12)(R19), R23 // the last
+	CBZ R22, allClosed
+closeFile:
+	MOVD R22, R0
 	MOVD $SYS_close, R8
 	SVC
-put:
+	ADD $1, R22
+	CMP R23, R22
+	BLS closeFile
+allClosed:
+	CMP $const_opDropFiles, R21
+	BEQ receive
+	CMP $const_opCloseFiles, R21
+	BEQ reply
 	MOVD $-EBADF, R0
 	MOVD (const_infoMsg+40)(R19), R1
 	CMP $20, R1 // cmsghdr and one descriptor
 	BLT reply
 	MOVW (const_infoControl+16)(R19), R0
-	B reply
-
-closeFile:
-	MOVD (const_infoRequest+8)(R19), R0
-	MOVD $SYS_close, R8
-	SVC
-	CMP $const_opDropFile, R21
-	BEQ receive
 	B reply
 
 fork:
