@@ -63,7 +63,11 @@ const mfdExec = 0x10
 // their own, then the segments.
 func Image(entry uint64, segments []Segment) []byte {
 	progs := []linux.ELFProgram{{Type: linux.PT_GNU_STACK, Flags: linux.PF_R | linux.PF_W, Align: 16}}
-	image := make([]byte, hostarch.PageSize)
+	size := hostarch.PageSize
+	for _, s := range segments {
+		size += len(s.Data) + -len(s.Data)&(hostarch.PageSize-1)
+	}
+	image := make([]byte, hostarch.PageSize, size)
 	for _, s := range segments {
 		n := uint64(len(s.Data))
 		progs = append(progs, linux.ELFProgram{
@@ -71,7 +75,7 @@ func Image(entry uint64, segments []Segment) []byte {
 			Vaddr: s.Addr, Paddr: s.Addr, Filesz: n, Memsz: max(n, s.Size), Align: hostarch.PageSize,
 		})
 		image = append(image, s.Data...)
-		image = append(image, make([]byte, -n&(hostarch.PageSize-1))...)
+		image = image[:len(image)+int(-n&(hostarch.PageSize-1))]
 	}
 	header := linux.ELFHeader{Type: linux.ET_EXEC, Machine: machine, Version: linux.EV_CURRENT, Entry: entry}
 	headerSize, programSize := header.SizeBytes(), progs[0].SizeBytes()

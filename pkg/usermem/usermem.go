@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -52,14 +53,22 @@ type IO interface {
 // ByteOrder is the byte order of every architecture that Ringfence supports.
 var ByteOrder = binary.LittleEndian
 
+// stringChunk is how much of a string is copied at a time, in bytes.
+const stringChunk = 256
+
+// stringChunks are for strings that are shorter, as most are.
+var stringChunks = sync.Pool{New: func() any { return new([stringChunk]byte) }}
+
 // CopyStringIn copies the NUL-terminated string at addr, without the NUL. It
 // fails with ENAMETOOLONG when there is no NUL in the first maxlen bytes.
 func CopyStringIn(ctx context.Context, uio IO, addr hostarch.Addr, maxlen int, opts IOOpts) (string, error) {
 	var out []byte
+	array := stringChunks.Get().(*[stringChunk]byte)
+	defer stringChunks.Put(array)
 	for len(out) < maxlen {
 		// Stop at page ends: the string may end just before an unmapped page.
-		chunk := min(int(hostarch.PageSize-addr.PageOffset()), 256, maxlen-len(out))
-		buf := make([]byte, chunk)
+		chunk := min(int(hostarch.PageSize-addr.PageOffset()), stringChunk, maxlen-len(out))
+		buf := array[:chunk]
 		n, err := uio.CopyIn(ctx, addr, buf, opts)
 		if i := bytes.IndexByte(buf[:n], 0); i >= 0 {
 			return string(append(out, buf[:i]...)), nil

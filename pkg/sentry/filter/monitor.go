@@ -39,17 +39,17 @@ const (
 // name included, once there is something to say; for which it must call MonitorMain.
 // Its standard error is where it reports.
 func StartMonitor(argv []string) (*Monitor, error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("start the monitor: %w", err)
+		return nil, fmt.Errorf("start the monitor: open %s: %w", os.DevNull, err)
 	}
-	defer null.Close()
+	defer unix.Close(null)
 	const self = "/proc/self/exe"
-	exe, err := os.Open(self)
+	exe, err := unix.Open(self, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("start the monitor: %w: mount /proc", err)
+		return nil, fmt.Errorf("start the monitor: open %s: %w: mount /proc", self, err)
 	}
-	defer exe.Close()
+	defer unix.Close(exe)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("start the monitor: socketpair: %w", err)
@@ -64,7 +64,7 @@ func StartMonitor(argv []string) (*Monitor, error) {
 		Dir: "/",
 		// It needs few threads, and no memory to speak of.
 		Env:   append(os.Environ(), "GOMAXPROCS=1"),
-		Files: []uintptr{null.Fd(), null.Fd(), 2, uintptr(fds[1]), exe.Fd()},
+		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(fds[1]), uintptr(exe)},
 		// The signals of our terminal are not for it.
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})

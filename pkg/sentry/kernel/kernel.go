@@ -52,8 +52,9 @@ type Config struct {
 	Platform   platform.Platform
 	MemoryFile *pgalloc.MemoryFile
 
-	// Syscalls is the table of system calls by number.
-	Syscalls map[uintptr]Syscall
+	// Syscalls is the table of system calls by number; those without Fn are not
+	// supported. It must not be changed any more.
+	Syscalls []Syscall
 
 	// Hostname is what uname(2) shows.
 	Hostname string
@@ -79,7 +80,6 @@ type Kernel struct {
 	cfg Config
 	// features are what programs are told of the CPU; nil means all that it has.
 	features *cpuid.FeatureSet
-	syscalls []Syscall
 	bootTime time.Time
 	release  string
 	version  string
@@ -128,12 +128,6 @@ func New(cfg Config) *Kernel {
 		tasks:    make(map[int32]*Task),
 		groups:   make(map[int32]*ProcessGroup),
 		sessions: make(map[int32]*Session),
-	}
-	for nr, s := range cfg.Syscalls {
-		for uintptr(len(k.syscalls)) <= nr {
-			k.syscalls = append(k.syscalls, Syscall{})
-		}
-		k.syscalls[nr] = s
 	}
 	// Taken now: a platform may bind threads to CPUs later.
 	if unix.SchedGetaffinity(0, &k.cpus) != nil {

@@ -78,8 +78,8 @@ func (t *Task) syscall() {
 	k := t.k
 	nr, args := t.ac.SyscallNo(), t.ac.SyscallArgs()
 	var s Syscall
-	if nr < uintptr(len(k.syscalls)) {
-		s = k.syscalls[nr]
+	if table := k.cfg.Syscalls; nr < uintptr(len(table)) {
+		s = table[nr]
 	}
 	var (
 		ret uintptr

@@ -12,7 +12,7 @@ import (
 )
 
 // credsSyscalls read and change credentials.
-var credsSyscalls = map[uintptr]kernel.Syscall{
+var credsSyscalls = []kernel.Syscall{
 	unix.SYS_GETUID:    {Name: "getuid", Fn: sysGetuid},
 	unix.SYS_GETEUID:   {Name: "geteuid", Fn: sysGeteuid},
 	unix.SYS_GETGID:    {Name: "getgid", Fn: sysGetgid},

@@ -12,7 +12,7 @@ import (
 )
 
 // fileSyscalls are the calls on files, directories and descriptors.
-var fileSyscalls = map[uintptr]kernel.Syscall{
+var fileSyscalls = []kernel.Syscall{
 	// Descriptors: this file.
 	unix.SYS_OPENAT:        {Name: "openat", Fn: sysOpenat},
 	unix.SYS_OPENAT2:       {Name: "openat2", Fn: sysOpenat2},

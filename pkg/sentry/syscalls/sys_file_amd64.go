@@ -18,7 +18,7 @@ const sysNewfstatat = unix.SYS_NEWFSTATAT
 const cwd = int32(unix.AT_FDCWD)
 
 // fileSyscallsArch are the older calls that amd64 still has.
-var fileSyscallsArch = map[uintptr]kernel.Syscall{
+var fileSyscallsArch = []kernel.Syscall{
 	unix.SYS_OPEN:         {Name: "open", Fn: sysOpen},
 	unix.SYS_CREAT:        {Name: "creat", Fn: sysCreat},
 	unix.SYS_DUP2:         {Name: "dup2", Fn: sysDup2},

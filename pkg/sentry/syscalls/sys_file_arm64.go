@@ -10,4 +10,4 @@ import (
 const sysNewfstatat = unix.SYS_FSTATAT
 
 // fileSyscallsArch is empty: arm64 has the current calls only.
-var fileSyscallsArch = map[uintptr]kernel.Syscall{}
+var fileSyscallsArch = []kernel.Syscall{}

@@ -12,7 +12,7 @@ import (
 )
 
 // futexSyscalls wait for words in memory.
-var futexSyscalls = map[uintptr]kernel.Syscall{
+var futexSyscalls = []kernel.Syscall{
 	unix.SYS_FUTEX: {Name: "futex", Fn: sysFutex},
 }
 

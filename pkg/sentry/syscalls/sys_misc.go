@@ -15,7 +15,7 @@ import (
 
 // miscSyscalls are about the system, limits and scheduling, and those that a
 // sandbox refuses.
-var miscSyscalls = map[uintptr]kernel.Syscall{
+var miscSyscalls = []kernel.Syscall{
 	unix.SYS_UNAME:     {Name: "uname", Fn: sysUname},
 	unix.SYS_SYSINFO:   {Name: "sysinfo", Fn: sysSysinfo},
 	unix.SYS_GETRUSAGE: {Name: "getrusage", Fn: sysGetrusage},

@@ -12,7 +12,7 @@ import (
 )
 
 // mmSyscalls are the calls on memory.
-var mmSyscalls = map[uintptr]kernel.Syscall{
+var mmSyscalls = []kernel.Syscall{
 	unix.SYS_MMAP:       {Name: "mmap", Fn: sysMmap},
 	unix.SYS_MUNMAP:     {Name: "munmap", Fn: sysMunmap},
 	unix.SYS_MPROTECT:   {Name: "mprotect", Fn: sysMprotect},

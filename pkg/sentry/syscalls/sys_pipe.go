@@ -13,7 +13,7 @@ import (
 )
 
 // pipeSyscalls make pipes and other files without a name.
-var pipeSyscalls = map[uintptr]kernel.Syscall{
+var pipeSyscalls = []kernel.Syscall{
 	unix.SYS_PIPE2:           {Name: "pipe2", Fn: sysPipe2},
 	unix.SYS_EVENTFD2:        {Name: "eventfd2", Fn: sysEventfd2},
 	unix.SYS_TIMERFD_CREATE:  {Name: "timerfd_create", Fn: sysTimerfdCreate},

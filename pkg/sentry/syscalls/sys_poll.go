@@ -15,7 +15,7 @@ import (
 )
 
 // pollSyscalls wait for files.
-var pollSyscalls = map[uintptr]kernel.Syscall{
+var pollSyscalls = []kernel.Syscall{
 	unix.SYS_PPOLL:         {Name: "ppoll", Fn: sysPpoll},
 	unix.SYS_PSELECT6:      {Name: "pselect6", Fn: sysPselect6},
 	unix.SYS_EPOLL_CREATE1: {Name: "epoll_create1", Fn: sysEpollCreate1},

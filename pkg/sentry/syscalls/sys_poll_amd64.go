@@ -18,7 +18,7 @@ const (
 )
 
 // pollSyscallsArch are the older calls that amd64 still has.
-var pollSyscallsArch = map[uintptr]kernel.Syscall{
+var pollSyscallsArch = []kernel.Syscall{
 	unix.SYS_PIPE:         {Name: "pipe", Fn: sysPipe},
 	unix.SYS_EVENTFD:      {Name: "eventfd", Fn: sysEventfd},
 	unix.SYS_POLL:         {Name: "poll", Fn: sysPoll},

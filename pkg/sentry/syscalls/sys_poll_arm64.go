@@ -9,4 +9,4 @@ const (
 )
 
 // pollSyscallsArch is empty: arm64 has the current calls only.
-var pollSyscallsArch = map[uintptr]kernel.Syscall{}
+var pollSyscallsArch = []kernel.Syscall{}

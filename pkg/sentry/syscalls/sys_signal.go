@@ -12,7 +12,7 @@ import (
 )
 
 // signalSyscalls send, take and block signals.
-var signalSyscalls = map[uintptr]kernel.Syscall{
+var signalSyscalls = []kernel.Syscall{
 	unix.SYS_KILL:              {Name: "kill", Fn: sysKill},
 	unix.SYS_TKILL:             {Name: "tkill", Fn: sysTkill},
 	unix.SYS_TGKILL:            {Name: "tgkill", Fn: sysTgkill},

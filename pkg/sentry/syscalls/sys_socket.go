@@ -14,7 +14,7 @@ import (
 
 // socketSyscalls are the calls on sockets. There is no network: socket pairs of
 // AF_UNIX work, everything else is refused as by a host without that family.
-var socketSyscalls = map[uintptr]kernel.Syscall{
+var socketSyscalls = []kernel.Syscall{
 	unix.SYS_SOCKET:      {Name: "socket", Fn: sysSocket},
 	unix.SYS_SOCKETPAIR:  {Name: "socketpair", Fn: sysSocketpair},
 	unix.SYS_CONNECT:     {Name: "connect", Fn: sysConnect},

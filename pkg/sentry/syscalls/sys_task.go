@@ -14,7 +14,7 @@ import (
 )
 
 // taskSyscalls make, end and wait for tasks, and change what they are.
-var taskSyscalls = map[uintptr]kernel.Syscall{
+var taskSyscalls = []kernel.Syscall{
 	unix.SYS_CLONE:             {Name: "clone", Fn: sysClone},
 	unix.SYS_CLONE3:            {Name: "clone3", Fn: sysClone3},
 	unix.SYS_EXECVE:            {Name: "execve", Fn: sysExecve},

@@ -21,7 +21,7 @@ const (
 const taskSizeMax = 1<<47 - 4096
 
 // taskSyscallsArch are the calls that only amd64 has.
-var taskSyscallsArch = map[uintptr]kernel.Syscall{
+var taskSyscallsArch = []kernel.Syscall{
 	unix.SYS_FORK:       {Name: "fork", Fn: sysFork},
 	unix.SYS_VFORK:      {Name: "vfork", Fn: sysVfork},
 	unix.SYS_GETPGRP:    {Name: "getpgrp", Fn: sysGetpgrp},

@@ -9,4 +9,4 @@ const (
 )
 
 // taskSyscallsArch is empty: arm64 has the current calls only.
-var taskSyscallsArch = map[uintptr]kernel.Syscall{}
+var taskSyscallsArch = []kernel.Syscall{}

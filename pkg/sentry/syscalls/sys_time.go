@@ -14,7 +14,7 @@ import (
 )
 
 // timeSyscalls tell the time and wait for it.
-var timeSyscalls = map[uintptr]kernel.Syscall{
+var timeSyscalls = []kernel.Syscall{
 	unix.SYS_CLOCK_GETTIME:    {Name: "clock_gettime", Fn: sysClockGettime},
 	unix.SYS_CLOCK_GETRES:     {Name: "clock_getres", Fn: sysClockGetres},
 	unix.SYS_CLOCK_SETTIME:    {Name: "clock_settime", Fn: sysEPERM},

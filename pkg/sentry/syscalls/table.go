@@ -7,8 +7,8 @@ package syscalls
 
 import "github.com/ringfence/ringfence/pkg/sentry/kernel"
 
-// tables are the system calls by subject.
-var tables = []map[uintptr]kernel.Syscall{
+// tables are the system calls by subject, then number.
+var tables = [][]kernel.Syscall{
 	taskSyscalls, taskSyscallsArch,
 	signalSyscalls,
 	timeSyscalls,
@@ -23,11 +23,17 @@ var tables = []map[uintptr]kernel.Syscall{
 }
 
 // Table returns the system calls by number.
-func Table() map[uintptr]kernel.Syscall {
-	all := make(map[uintptr]kernel.Syscall)
+func Table() []kernel.Syscall {
+	size := 0
+	for _, table := range tables {
+		size = max(size, len(table))
+	}
+	all := make([]kernel.Syscall, size)
 	for _, table := range tables {
 		for nr, s := range table {
-			all[nr] = s
+			if s.Fn != nil {
+				all[nr] = s
+			}
 		}
 	}
 	return all
