@@ -54,7 +54,8 @@ type chunk struct {
 // MemoryFile is a file of memory, all zeros at first. It implements memmap.File.
 // Methods are safe for concurrent use.
 type MemoryFile struct {
-	fd int
+	fd    int
+	zeros []byte
 
 	// chunks only grows; it is replaced under mu and read without.
 	chunks atomic.Pointer[[]*chunk]
@@ -101,6 +102,10 @@ func New(name string) (*MemoryFile, error) {
 		return nil, fmt.Errorf("create memory file %q: memfd_create: %w", name, err)
 	}
 	mf := &MemoryFile{fd: fd, limit: ^uint64(0)}
+	if mf.zeros, err = zeros(); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("create memory file %q: mmap of zeros: %w", name, err)
+	}
 	mf.chunks.Store(new([]*chunk))
 	return mf, nil
 }
@@ -192,14 +197,17 @@ func (mf *MemoryFile) AllocateCommitted(length, hint uint64) (memmap.FileRange, 
 	return fr, nil
 }
 
-// zeros is what commit writes.
-var zeros [64 << 10]byte
+// zeros returns what commit writes. All pages of it are there: for those of a variable
+// the kernel would fault several times each.
+var zeros = sync.OnceValues(func() ([]byte, error) {
+	return unix.Mmap(-1, 0, 64<<10, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+})
 
 // commit makes the host hold fr, which is zero: to write zeros takes it half the time
 // that page faults do. If it refuses, whoever touches a page will see.
 func (mf *MemoryFile) commit(fr memmap.FileRange) {
 	for fr.Start < fr.End {
-		n, err := unix.Pwrite(mf.fd, zeros[:min(fr.Length(), uint64(len(zeros)))], int64(fr.Start))
+		n, err := unix.Pwrite(mf.fd, mf.zeros[:min(fr.Length(), uint64(len(mf.zeros)))], int64(fr.Start))
 		if err == unix.EINTR {
 			continue
 		}
