@@ -182,9 +182,6 @@ func runMain(args []string) int {
 func run(o *runOptions) (int, error) {
 	// A pipe that nobody reads is the program's to hear of, not ours.
 	signal.Ignore(unix.SIGPIPE)
-	// Never undone: it would take as long, and this process is about to end then.
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, sentry.ForwardedSignals...)
 	logger := log.New(os.Stderr, "ringfence: ", 0)
 	verbose := func(string, ...any) {}
 	if o.verbose {
@@ -203,7 +200,6 @@ func run(o *runOptions) (int, error) {
 		Argv: o.argv, Cwd: o.cwd,
 		Files:    []int{0, 1, 2},
 		Hostname: o.hostname,
-		Signals:  signals,
 		Strict:   o.strict,
 		Log:      logger,
 	}
@@ -237,6 +233,10 @@ func run(o *runOptions) (int, error) {
 	if patching != nil {
 		patching.SetTextPatching(o.usertrap)
 	}
+	// Never undone: it would take as long, and this process is about to end then.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, sentry.ForwardedSignals...)
+	config.Signals = signals
 	result, err := sentry.Run(context.Background(), config)
 	for _, nr := range slices.Sorted(maps.Keys(result.Unknown)) {
 		verbose("system call %d (%s) is not supported; it was made %d times", nr, sysno.Native.Name(nr), result.Unknown[nr])
