@@ -1,10 +1,11 @@
 package platform
 
 import (
-	"os"
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/hostarch"
 )
@@ -17,11 +18,18 @@ const mmapMinAddrPath = "/proc/sys/vm/mmap_min_addr"
 const defaultMMapMinAddr = 65536
 
 var systemMMapMinAddr = sync.OnceValue(func() hostarch.Addr {
-	b, err := os.ReadFile(mmapMinAddrPath)
+	// Package os would have the network poller, which wakes a thread, look at it.
+	fd, err := unix.Open(mmapMinAddrPath, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return defaultMMapMinAddr
 	}
-	return parseMMapMinAddr(string(b))
+	defer unix.Close(fd)
+	var buf [32]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return defaultMMapMinAddr
+	}
+	return parseMMapMinAddr(string(buf[:n]))
 })
 
 func parseMMapMinAddr(s string) hostarch.Addr {
