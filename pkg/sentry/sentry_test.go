@@ -156,6 +156,22 @@ func TestCancel(t *testing.T) {
 	})
 }
 
+// The program gets the signals that are for it, and no others.
+func TestSignals(t *testing.T) {
+	forEachPlatform(t, func(t *testing.T, p platform.Platform) {
+		signals := make(chan os.Signal, 2)
+		signals <- unix.SIGKILL
+		signals <- unix.SIGTERM
+		close(signals)
+		c := config(t, p, "spin")
+		c.Signals = signals
+		_, result, err := run(t, t.Context(), c)
+		if status := result.Status; err != nil || !status.Signaled() || status.Signal() != unix.SIGTERM {
+			t.Errorf("status %#x, %v, want an end by SIGTERM", status, err)
+		}
+	})
+}
+
 func TestTrace(t *testing.T) {
 	forEachPlatform(t, func(t *testing.T, p platform.Platform) {
 		var trace bytes.Buffer
