@@ -166,7 +166,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	defer root.Close()
 
 	if signals != nil {
-		signals.start(k, c.Signals)
+		signals.k = k
 		defer signals.close()
 	}
 	fs := vfs.NewFSContext(root.Namespace)
@@ -184,6 +184,9 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		fdt.DecRef()
 		fs.DecRef()
 		return Result{}, err
+	}
+	if signals != nil {
+		go signals.forward(k, c.Signals)
 	}
 	stop := context.AfterFunc(ctx, func() { k.Abort(context.Cause(ctx)) })
 	defer stop()

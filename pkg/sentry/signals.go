@@ -25,34 +25,29 @@ type forwarder struct {
 	// closed is closed when nothing is forwarded any more.
 	closed chan struct{}
 
-	// mu is held while this process is stopped. k is nil when nothing is forwarded.
+	// mu is held while this process is stopped. k is nil after close.
 	mu sync.Mutex
 	k  *kernel.Kernel
 }
 
 func newForwarder() *forwarder { return &forwarder{closed: make(chan struct{})} }
 
-// start begins to forward signals to k.
-func (f *forwarder) start(k *kernel.Kernel, signals <-chan os.Signal) {
-	f.mu.Lock()
-	f.k = k
-	f.mu.Unlock()
-	go func() {
-		for {
-			select {
-			case s, ok := <-signals:
-				if !ok {
-					return
-				}
-				forward(k, s)
-			case <-f.closed:
+// forward passes signals on until close. The first program exists.
+func (f *forwarder) forward(k *kernel.Kernel, signals <-chan os.Signal) {
+	for {
+		select {
+		case s, ok := <-signals:
+			if !ok {
 				return
 			}
+			deliver(k, s)
+		case <-f.closed:
+			return
 		}
-	}()
+	}
 }
 
-func forward(k *kernel.Kernel, s os.Signal) {
+func deliver(k *kernel.Kernel, s os.Signal) {
 	if !slices.Contains(ForwardedSignals, s) {
 		return
 	}
