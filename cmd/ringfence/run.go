@@ -235,7 +235,10 @@ func run(o *runOptions) (int, error) {
 	}
 	// Never undone: it would take as long, and this process is about to end then.
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, sentry.ForwardedSignals...)
+	// What is ignored stays so, as nohup(1) and shells without job control want it.
+	if heard := slices.DeleteFunc(slices.Clone(sentry.ForwardedSignals), signal.Ignored); len(heard) > 0 {
+		signal.Notify(signals, heard...)
+	}
 	config.Signals = signals
 	result, err := sentry.Run(context.Background(), config)
 	for _, nr := range slices.Sorted(maps.Keys(result.Unknown)) {

@@ -343,21 +343,24 @@ func TestKill9(t *testing.T) {
 func TestSignalForwarding(t *testing.T) {
 	for _, test := range []struct {
 		name   string
+		outer  string // what a shell does before it executes ringfence
 		script string
 		sig    syscall.Signal
 		status int
 		stdout string
 	}{
-		{"default-int", "echo ready; sleep 100", syscall.SIGINT, 130, "ready\n"},
-		{"default-term", "echo ready; exec sleep 100", syscall.SIGTERM, 143, "ready\n"},
-		{"trapped-int", "trap 'echo got; exit 9' INT; echo ready; while :; do sleep 0.05; done", syscall.SIGINT, 9, "ready\ngot\n"},
-		{"trapped-hup", "trap 'echo got; exit 8' HUP; echo ready; while :; do sleep 0.05; done", syscall.SIGHUP, 8, "ready\ngot\n"},
+		{"default-int", "", "echo ready; sleep 100", syscall.SIGINT, 130, "ready\n"},
+		{"default-term", "", "echo ready; exec sleep 100", syscall.SIGTERM, 143, "ready\n"},
+		{"trapped-int", "", "trap 'echo got; exit 9' INT; echo ready; while :; do sleep 0.05; done", syscall.SIGINT, 9, "ready\ngot\n"},
+		{"trapped-hup", "", "trap 'echo got; exit 8' HUP; echo ready; while :; do sleep 0.05; done", syscall.SIGHUP, 8, "ready\ngot\n"},
+		{"ignored-hup", "trap '' HUP;", "echo ready; sleep 0.5; echo alive", syscall.SIGHUP, 0, "ready\nalive\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			forEachPlatform(t, func(t *testing.T, p string) {
 				ctx, cancel := context.WithTimeout(t.Context(), timeout)
 				defer cancel()
 				argv := ringfence(p, "--", "/bin/bash", "-c", test.script)
+				argv = append([]string{"/bin/sh", "-c", test.outer + ` exec "$@"`, "sh"}, argv...)
 				cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 				cmd.Env = environ()
 				cmd.Dir = "/"
