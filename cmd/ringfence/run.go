@@ -235,10 +235,12 @@ func run(o *runOptions) (int, error) {
 	}
 	// Never undone: it would take as long, and this process is about to end then.
 	signals := make(chan os.Signal, 16)
-	// What is ignored stays so, as nohup(1) and shells without job control want it.
-	if heard := slices.DeleteFunc(slices.Clone(sentry.ForwardedSignals), signal.Ignored); len(heard) > 0 {
-		signal.Notify(signals, heard...)
+	for _, s := range sentry.ForwardedSignals {
+		if signal.Ignored(s) { // as nohup(1) wants it, and shells without job control
+			config.Ignored = append(config.Ignored, s)
+		}
 	}
+	signal.Notify(signals, sentry.ForwardedSignals...)
 	config.Signals = signals
 	result, err := sentry.Run(context.Background(), config)
 	for _, nr := range slices.Sorted(maps.Keys(result.Unknown)) {

@@ -14,6 +14,7 @@ import (
 	"log"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,10 @@ type Config struct {
 	// program gets the ForwardedSignals, and this process stops when it does, as a
 	// shell would expect of the program itself. Nil keeps them apart.
 	Signals <-chan os.Signal
+	// Ignored are those of the ForwardedSignals that the program ignores at first, as
+	// it would if this process had executed it (signal(7), execve(2)): those for which
+	// signal.Ignored was true before signal.Notify.
+	Ignored []os.Signal
 
 	// Confine, unless it is nil, is called when all is set up, before the program
 	// is loaded and executes its first instruction.
@@ -149,6 +154,13 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		Trace:      c.Trace,
 		Strict:     c.Strict,
 		Log:        c.Log,
+	}
+	for _, s := range c.Ignored {
+		if !slices.Contains(ForwardedSignals, s) {
+			fdt.DecRef()
+			return Result{}, fmt.Errorf("signal %v to be ignored: %w: it is none of the ForwardedSignals", s, unix.EINVAL)
+		}
+		config.Ignored = append(config.Ignored, linux.Signal(s.(unix.Signal)))
 	}
 	var signals *forwarder
 	if c.Signals != nil {

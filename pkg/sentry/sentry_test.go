@@ -169,6 +169,10 @@ func TestSignals(t *testing.T) {
 		if status := result.Status; err != nil || !status.Signaled() || status.Signal() != unix.SIGTERM {
 			t.Errorf("status %#x, %v, want an end by SIGTERM", status, err)
 		}
+		c.Ignored = []os.Signal{unix.SIGKILL}
+		if _, _, err := run(t, t.Context(), c); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("SIGKILL to be ignored: %v, want EINVAL", err)
+		}
 	})
 }
 

@@ -353,7 +353,7 @@ func TestSignalForwarding(t *testing.T) {
 		{"default-term", "", "echo ready; exec sleep 100", syscall.SIGTERM, 143, "ready\n"},
 		{"trapped-int", "", "trap 'echo got; exit 9' INT; echo ready; while :; do sleep 0.05; done", syscall.SIGINT, 9, "ready\ngot\n"},
 		{"trapped-hup", "", "trap 'echo got; exit 8' HUP; echo ready; while :; do sleep 0.05; done", syscall.SIGHUP, 8, "ready\ngot\n"},
-		{"ignored-hup", "trap '' HUP;", "echo ready; sleep 0.5; echo alive", syscall.SIGHUP, 0, "ready\nalive\n"},
+		{"ignored-hup", "trap '' HUP;", "kill -HUP $$; echo ready; sleep 0.5; echo alive", syscall.SIGHUP, 0, "ready\nalive\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			forEachPlatform(t, func(t *testing.T, p string) {

@@ -207,6 +207,9 @@ func (k *Kernel) newInit(fdt *vfs.FDTable, fs *vfs.FSContext) *Task {
 	t.tid.Store(id)
 	tg := newThreadGroup(k, id, t)
 	tg.handlers = &SignalHandlers{}
+	for _, sig := range k.cfg.Ignored {
+		tg.handlers.actions[sig].Handler = linux.SIG_IGN
+	}
 	tg.limits = defaultLimits()
 	tg.execed = true
 	t.tg = tg

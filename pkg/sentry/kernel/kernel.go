@@ -65,6 +65,9 @@ type Config struct {
 	// Strict ends the sandbox at the first system call that is not in the table.
 	Strict bool
 
+	// Ignored are the signals that the first process ignores when it starts.
+	Ignored []linux.Signal
+
 	// Stopped is called, on a goroutine of its own, when the first process has
 	// stopped for job control, and is to see that it gets SIGCONT again. If it is
 	// nil, the first process is one that nobody can continue: the terminal's stop
