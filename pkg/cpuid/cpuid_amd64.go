@@ -19,8 +19,9 @@ func mxcsrMask() uint32
 
 // FeatureSet is what CPUID tells an application. It is safe for concurrent use.
 type FeatureSet struct {
-	// native is the set that this one differs from by hidden, or nil.
-	native *FeatureSet
+	// ask answers what is not in cache: the CPU, or the set that this one differs from
+	// by hidden.
+	ask func(leaf, subleaf uint32) (eax, ebx, ecx, edx uint32)
 
 	vendor string
 	hwcap2 uint64
@@ -84,6 +85,7 @@ const (
 
 func newNative() *FeatureSet {
 	fs := &FeatureSet{
+		ask:       query,
 		hwcap2:    hostHWCap().HWCap2,
 		xcr0:      legacyXFeatures,
 		xsaveSize: legacyXSaveSize,
@@ -112,7 +114,7 @@ func newNative() *FeatureSet {
 // of the CPU.
 func (fs *FeatureSet) clone() *FeatureSet {
 	return &FeatureSet{
-		native: fs, vendor: fs.vendor, hwcap2: fs.hwcap2,
+		ask: fs.Emulate, vendor: fs.vendor, hwcap2: fs.hwcap2,
 		xcr0: fs.xcr0, xsaveSize: fs.xsaveSize, xfeatures: fs.xfeatures,
 		cache: make(map[in]out),
 	}
@@ -202,11 +204,7 @@ func (fs *FeatureSet) Emulate(leaf, subleaf uint32) (eax, ebx, ecx, edx uint32) 
 	o, ok := fs.cache[key]
 	fs.mu.RUnlock()
 	if !ok {
-		ask := query
-		if fs.native != nil {
-			ask = fs.native.Emulate
-		}
-		o.eax, o.ebx, o.ecx, o.edx = ask(leaf, subleaf)
+		o.eax, o.ebx, o.ecx, o.edx = fs.ask(leaf, subleaf)
 		fs.adjust(key, &o)
 		fs.mu.Lock()
 		if first, ok := fs.cache[key]; ok {

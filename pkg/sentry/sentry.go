@@ -14,7 +14,6 @@ import (
 	"log"
 	"os"
 	"path"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -111,6 +110,10 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	if len(c.Argv) == 0 {
 		return Result{}, errors.New("no program to run")
 	}
+	ignored, err := ignoredSignals(c.Ignored)
+	if err != nil {
+		return Result{}, err
+	}
 	if c.Log == nil {
 		c.Log = log.New(io.Discard, "", 0)
 	}
@@ -153,14 +156,8 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		Hostname:   c.Hostname,
 		Trace:      c.Trace,
 		Strict:     c.Strict,
+		Ignored:    ignored,
 		Log:        c.Log,
-	}
-	for _, s := range c.Ignored {
-		if !slices.Contains(ForwardedSignals, s) {
-			fdt.DecRef()
-			return Result{}, fmt.Errorf("signal %v to be ignored: %w: it is none of the ForwardedSignals", s, unix.EINVAL)
-		}
-		config.Ignored = append(config.Ignored, linux.Signal(s.(unix.Signal)))
 	}
 	var signals *forwarder
 	if c.Signals != nil {
@@ -198,7 +195,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		return Result{}, err
 	}
 	if signals != nil {
-		go signals.forward(k, c.Signals)
+		go signals.forward(c.Signals)
 	}
 	stop := context.AfterFunc(ctx, func() { k.Abort(context.Cause(ctx)) })
 	defer stop()

@@ -1,6 +1,7 @@
 package sentry
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -18,29 +19,40 @@ var ForwardedSignals = []os.Signal{
 	unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP, unix.SIGWINCH, unix.SIGHUP, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
 }
 
+// ignoredSignals returns the signals of Config.Ignored.
+func ignoredSignals(signals []os.Signal) (ignored []linux.Signal, err error) {
+	for _, s := range signals {
+		if !slices.Contains(ForwardedSignals, s) {
+			return nil, fmt.Errorf("signal %v to be ignored: %w: it is none of the ForwardedSignals", s, unix.EINVAL)
+		}
+		ignored = append(ignored, linux.Signal(s.(unix.Signal)))
+	}
+	return ignored, nil
+}
+
 // forwarder passes the signals of this process on to the sandbox. Those that a
 // terminal sends go to the process group in its foreground, others to the first
 // program.
 type forwarder struct {
-	// closed is closed when nothing is forwarded any more.
-	closed chan struct{}
+	k *kernel.Kernel
 
-	// mu is held while this process is stopped. k is nil after close.
-	mu sync.Mutex
-	k  *kernel.Kernel
+	// closed is closed when nothing is forwarded any more. mu is held for that, and
+	// while this process is stopped.
+	closed chan struct{}
+	mu     sync.Mutex
 }
 
 func newForwarder() *forwarder { return &forwarder{closed: make(chan struct{})} }
 
 // forward passes signals on until close. The first program exists.
-func (f *forwarder) forward(k *kernel.Kernel, signals <-chan os.Signal) {
+func (f *forwarder) forward(signals <-chan os.Signal) {
 	for {
 		select {
 		case s, ok := <-signals:
 			if !ok {
 				return
 			}
-			deliver(k, s)
+			deliver(f.k, s)
 		case <-f.closed:
 			return
 		}
@@ -63,7 +75,6 @@ func deliver(k *kernel.Kernel, s os.Signal) {
 func (f *forwarder) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.k = nil
 	close(f.closed)
 }
 
@@ -76,8 +87,10 @@ func (f *forwarder) close() {
 func (f *forwarder) stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.k == nil {
+	select {
+	case <-f.closed:
 		return
+	default:
 	}
 	runtime.LockOSThread() // a signal to one's own thread comes at once
 	defer runtime.UnlockOSThread()

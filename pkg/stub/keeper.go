@@ -18,25 +18,21 @@ var theKeeper keeper
 // OnKeeper runs f on the keeper thread, and returns when it is done. Calls are
 // made one after the other. f must not call OnKeeper.
 func OnKeeper(f func()) {
-	done := make(chan struct{})
-	work := func() {
-		defer close(done)
-		f()
-	}
 	theKeeper.once.Do(func() {
-		theKeeper.work = make(chan func())
-		go func(first func()) {
+		// Whoever hands something over does not wait until it is taken.
+		theKeeper.work = make(chan func(), 1)
+		go func() {
 			// Never unlocked.
 			runtime.LockOSThread()
-			first()
 			for f := range theKeeper.work {
 				f()
 			}
-		}(work)
-		work = nil
+		}()
 	})
-	if work != nil {
-		theKeeper.work <- work
+	done := make(chan struct{})
+	theKeeper.work <- func() {
+		defer close(done)
+		f()
 	}
 	<-done
 }
