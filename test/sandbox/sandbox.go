@@ -481,7 +481,9 @@ func where(t *testing.T, pid int) string {
 }
 
 // Leftovers returns this process's descendants that are still there after a grace
-// period: the host may take a moment to end what was killed.
+// period: the host may take a moment to end what was killed. The dead are buried
+// here, but for those that somebody traces: waiting for them is the tracer's, even if
+// that is another thread of this process.
 func Leftovers(t *testing.T) []string {
 	t.Helper()
 	var left []string
@@ -489,7 +491,7 @@ func Leftovers(t *testing.T) []string {
 		left = nil
 		for _, pid := range children(t, os.Getpid()) {
 			comm, f := Stat(fmt.Sprintf("/proc/%d/stat", pid))
-			if len(f) > 0 && f[0] == "Z" {
+			if len(f) > 0 && f[0] == "Z" && !traced(pid) {
 				syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 			} else if len(f) > 0 {
 				left = append(left, fmt.Sprintf("%d (%s) %s", pid, comm, f[0]))
@@ -501,6 +503,12 @@ func Leftovers(t *testing.T) []string {
 		time.Sleep(50 * time.Millisecond)
 	}
 	return left
+}
+
+// traced reports whether somebody traces the process pid.
+func traced(pid int) bool {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return bytes.Contains(status, []byte("\nTracerPid:")) && !bytes.Contains(status, []byte("\nTracerPid:\t0\n"))
 }
 
 // Tail returns the beginning and the end of what is long.
