@@ -533,8 +533,15 @@ func TestForgeCalls(t *testing.T) {
 				binary.LittleEndian.PutUint32(b[off:], uint32(v))
 			}
 		}
+		if rnd.IntN(4) == 0 { // the floating point state, and its header
+			fp := a.c.thread.slot[8*rnd.IntN(theFrame.fpSize/8):]
+			if rnd.IntN(2) == 0 {
+				fp = a.c.thread.slot[fpHeader+8*rnd.IntN(8):]
+			}
+			binary.LittleEndian.PutUint64(fp, interesting[rnd.IntN(len(interesting))])
+		}
 		switch rnd.IntN(4) {
-		case 0: // an answer that needs a signal frame
+		case 0: // an answer that is more than a result
 			a.ac.Regs.Rdx ^= 1
 		case 1: // what an application may ask for meanwhile
 			a.c.PullFullState(a.m.as, a.ac)
@@ -569,8 +576,12 @@ func TestForgeCalls(t *testing.T) {
 		scribbler.ac.Regs.Rax = uint64(round)*0x9e3779b97f4a7c15 + 1
 		scribbler.ac.Regs.Rdi = a.c.thread.headerAddr()
 		scribbler.ac.Regs.Rsi = a.c.thread.headerAddr() + headerSize
-		if round%2 == 0 {
-			scribbler.ac.Regs.Rdi += 8 // all but the state
+		switch round % 4 {
+		case 0, 2:
+			scribbler.ac.Regs.Rdi += 8 // all but the word
+		case 3:
+			scribbler.ac.Regs.Rdi = a.c.thread.addr // of the floating point
+			scribbler.ac.Regs.Rsi = scribbler.ac.Regs.Rdi + uint64(theFrame.fpSize)
 		}
 		stop := scribbler.inBackground(t)
 		for range 200 {
@@ -578,8 +589,12 @@ func TestForgeCalls(t *testing.T) {
 				died++
 				break
 			}
-			if rnd.IntN(4) == 0 {
+			switch rnd.IntN(8) {
+			case 0, 1:
 				a.ac.Regs.Rdx ^= 1
+			case 2:
+				a.c.PullFullState(a.m.as, a.ac)
+				a.c.FullStateChanged()
 			}
 		}
 		check()

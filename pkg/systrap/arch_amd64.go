@@ -113,8 +113,8 @@ func checkCPU() error {
 	if fs.AuxHWCap().HWCap2&hwcap2FSGSBase == 0 {
 		return fmt.Errorf("no FSGSBASE: %w: needs Linux 5.9 or newer, a CPU of the last ten years, and no nofsgsbase on the kernel's command line", platform.ErrNotSupported)
 	}
-	if f := &theFrame; f.sp < slotSize/4 {
-		return fmt.Errorf("a signal frame of %d bytes is too large: %w", stackSize-f.sp, platform.ErrNotSupported)
+	if f := &theFrame; f.sp < f.fpSize+fpMagic2Size { // both are in a slot
+		return fmt.Errorf("floating point state of %d bytes is too large: %w", f.fpSize, platform.ErrNotSupported)
 	}
 	return nil
 }
@@ -285,15 +285,15 @@ func (t *thread) putFrame(regs *arch.Registers) {
 	t.setHeader(headerGS, t.gsBase(regs.Gs_base))
 }
 
-// putFP writes the floating point state. It returns false if no thread can have
-// it.
+// putFP writes the floating point state with which the thread goes on. It returns false
+// if no thread can have it.
 func (t *thread) putFP(fp arch.FPState) bool {
 	if fp.Validate() != nil {
 		return false
 	}
 	f := &theFrame
 	le := binary.LittleEndian
-	b := t.slot[f.fp:]
+	b := t.slot[t.fpOffset():]
 	copy(b[:fpSoftware], fp)
 	sw := b[fpSoftware:fpHeader]
 	clear(sw)
@@ -306,10 +306,10 @@ func (t *thread) putFP(fp arch.FPState) bool {
 	return true
 }
 
-// getFP reads the floating point state.
+// getFP reads the floating point state, as the frame has it or saveCall has brought it.
 func (t *thread) getFP(fp arch.FPState) {
 	f := &theFrame
-	b := t.slot[f.fp:]
+	b := t.slot[t.fpOffset():]
 	copy(fp[:fpSoftware], b)
 	clear(fp[fpSoftware:fpHeader])
 	copy(fp[fpHeader:f.fpSize], b[fpHeader:])

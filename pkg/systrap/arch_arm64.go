@@ -58,7 +58,9 @@ func (as *addressSpace) putAction([]byte) {}
 
 func (t *thread) answer(_, _ *arch.Registers) bool { return false }
 
-func (t *thread) leaveCall(*threadContext, *arch.Registers) (bool, error) {
+func (t *thread) putState(*arch.Registers) {}
+
+func (t *thread) saveCall(*threadContext, *arch.Registers) (bool, error) {
 	return false, platform.ErrNotSupported
 }
 

@@ -41,11 +41,12 @@ type threadContext struct {
 	late bool
 
 	// ac is the state that the last Switch had. known are the general registers as
-	// the thread's frame has them. inFrame says that the floating point state is
-	// only in the frame. changed says that nothing in the frame counts.
+	// the thread has them: in its frame, or in a call. partial says that the floating
+	// point state is only in the thread, and, in a call, some of the general registers.
+	// changed says that nothing in the thread counts.
 	ac      *arch.Context64
 	known   arch.Registers
-	inFrame bool
+	partial bool
 	changed bool
 
 	// sites counts the system calls that could be patched; stopPatches says that
@@ -172,7 +173,7 @@ func (c *threadContext) unbind() {
 	}
 	c.lost = c.pull()
 	c.thread.as.putIdle(c.thread)
-	c.thread, c.inFrame = nil, false
+	c.thread, c.partial = nil, false
 }
 
 // PrepareSleep implements platform.Context.PrepareSleep: the thread is for other
@@ -193,40 +194,39 @@ func contextError(err error) error {
 // run runs the thread with the state ac until the Sentry must see it.
 func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.AccessType, error) {
 	t := c.thread
-	if t.called && !c.answer(ac) {
-		regs := &ac.Regs
-		if c.changed || c.ac != ac {
-			regs = nil
+	if !t.called || !c.answer(ac) {
+		if t.called && !c.changed && c.ac == ac {
+			if err := c.save(); err != nil {
+				c.partial = false
+				return nil, hostarch.NoAccess, contextError(err)
+			}
+			if c.late {
+				c.late = false
+				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+			}
 		}
-		interrupted, err := t.leaveCall(c, regs)
-		if err != nil {
-			c.inFrame = false
-			return nil, hostarch.NoAccess, contextError(err)
+		if !c.load(ac) {
+			// As rt_sigreturn(2) does with a state that no thread can have.
+			return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
 		}
-		if interrupted {
-			return nil, hostarch.NoAccess, platform.ErrContextInterrupt
-		}
-	}
-	if !t.called && !c.load(ac) {
-		// As rt_sigreturn(2) does with a state that no thread can have.
-		return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
 	}
 	for {
 		if err := t.resume(c); err != nil {
-			c.inFrame = false
+			c.partial = false
 			return nil, hostarch.NoAccess, contextError(err)
 		}
 		if t.takeCall(&ac.Regs, &c.known) {
-			c.inFrame = true
+			c.partial = true
 			ac.Fault = arch.FaultInfo{}
 			return nil, hostarch.NoAccess, nil
 		}
 		e, err := t.event(c, &ac.Regs)
 		if err != nil {
-			c.inFrame = false
+			c.partial = false
 			return nil, hostarch.NoAccess, contextError(t.as.fail(err))
 		}
-		c.inFrame = true
+		// A thread that was going on with another state may not have it yet.
+		c.partial, c.changed = !e.loading, e.loading
 		if e.code <= 0 {
 			// Somebody sent it, if only to interrupt; SIGSYS and the others come from
 			// the kernel.
@@ -234,7 +234,7 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 			}
 			if e.called { // and is about to return
-				c.known, t.called = ac.Regs, true
+				c.known, t.called, c.changed = ac.Regs, true, false
 			}
 			continue
 		}
@@ -265,9 +265,10 @@ func (c *threadContext) answer(ac *arch.Context64) bool {
 // event is a signal as a thread has got it. The application may have forged all
 // of it.
 type event struct {
-	// called says that the thread was in a call, early that it was on its way
-	// there, from patched code, and inCall that it had left that.
-	called, early, inCall bool
+	// called says that the thread was in a call, loading that it was going on from there
+	// with a state that was given to it; early that it was on its way there, from patched
+	// code, and inCall that it had left that.
+	called, loading, early, inCall bool
 
 	signo, code int32
 	fault       arch.FaultInfo
@@ -282,15 +283,17 @@ func (e *event) signalInfo() *linux.SignalInfo {
 }
 
 // load gives the thread the state ac. It returns false if no thread can have it.
+//
+// Precondition: ac is complete, or the thread has a frame with the rest.
 func (c *threadContext) load(ac *arch.Context64) bool {
 	t := c.thread
-	changed := c.changed || c.ac != ac
+	all := t.called || c.changed || c.ac != ac
 	if ac.Regs != c.known && !ac.SanitizeRegs() {
 		return false
 	}
-	if !changed {
+	if !all {
 		t.putChangedRegs(&c.known, &ac.Regs)
-		if !c.inFrame {
+		if !c.partial {
 			return t.putFP(ac.FloatingPointData())
 		}
 		return true
@@ -298,30 +301,45 @@ func (c *threadContext) load(ac *arch.Context64) bool {
 	if !t.putFP(ac.FloatingPointData()) {
 		return false
 	}
-	t.putFrame(&ac.Regs)
-	c.ac, c.changed, c.inFrame = ac, false, true
+	if t.called {
+		t.putState(&ac.Regs)
+	} else {
+		t.putFrame(&ac.Regs)
+	}
+	c.ac, c.known, c.changed, c.partial = ac, ac.Regs, false, true
 	return true
 }
 
 // pull completes ac, unless it is complete.
 func (c *threadContext) pull() error {
 	t := c.thread
-	if t == nil || !c.inFrame || c.changed {
+	if t == nil || !c.partial || c.changed {
 		return nil
 	}
 	if err := t.as.enter(); err != nil {
 		return err
 	}
 	defer t.as.leave()
-	if t.called {
-		interrupted, err := t.leaveCall(c, &c.ac.Regs)
+	return c.save()
+}
+
+// save completes ac.
+//
+// Precondition: the AddressSpace was entered.
+func (c *threadContext) save() error {
+	t := c.thread
+	if t.called && c.partial {
+		interrupted, err := t.saveCall(c, &c.ac.Regs)
 		if err != nil {
 			return err
 		}
 		c.late = c.late || interrupted
 	}
-	t.getFP(c.ac.FloatingPointData())
-	// The frame still has the same.
+	if c.partial {
+		t.getFP(c.ac.FloatingPointData())
+	}
+	// A frame still has the same.
+	c.partial = !t.called
 	return nil
 }
 
@@ -335,7 +353,7 @@ func (c *threadContext) PullFullState(_ platform.AddressSpace, ac *arch.Context6
 		err = c.pull()
 	}
 	if err != nil {
-		c.inFrame = false
+		c.partial = false
 		return contextError(err)
 	}
 	return nil
@@ -347,7 +365,7 @@ func (c *threadContext) FullStateChanged() { c.changed, c.lost = true, nil }
 // Release implements platform.Context.Release. The thread is for other Contexts
 // of the AddressSpace.
 func (c *threadContext) Release() {
-	c.inFrame = false
+	c.partial = false
 	c.holder.Free()
 	c.unbind()
 }

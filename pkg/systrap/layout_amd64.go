@@ -14,11 +14,32 @@ const (
 	headerFS     = 152 // segment bases, which a signal frame has not
 	headerGS     = 160
 
-	// Values of headerKind: a signal, and a call without one.
+	// The others go with the whole state of a thread that has made a call, both ways.
+	headerRBX = 192
+	headerRBP = 200
+	headerR12 = 208
+	headerR13 = 216
+	headerR14 = 224
+	headerR15 = 232
+	headerRCX = 240
+	headerR11 = 248
+
+	headerXFeatures = 256 // those in the floating point state
+	headerRFlags    = 264 // as they are after the call: Save pushes them
+	// A stack for the thread's last instructions before it goes on: GS, RAX and what
+	// IRETQ takes, which is RIP, CS, flags, RSP and SS.
+	headerStack    = 272
+	headerStackEnd = headerStack + 7*8
+
+	// Values of headerKind: a signal; a call without one; the state after a call.
 	kindFrame = 0
 	kindCall  = 1
+	kindState = 2
+)
 
-	// Values of headerOrder: to return from the call, and to get a signal.
-	orderReturn = 0
-	orderTrap   = 1
+// What a thread is to do after a call: the values of headerOrder.
+const (
+	orderReturn = iota // from the call
+	orderSave          // write the state
+	orderLoad          // go on with the state that is written there
 )

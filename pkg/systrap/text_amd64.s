@@ -161,7 +161,7 @@ TEXT ·handler(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	LEAQ ·makeCall(SB), CX
 	CMPQ AX, CX
 	JLS event
-	LEAQ ·callTrap(SB), CX
+	LEAQ ·callEnd(SB), CX
 	CMPQ AX, CX
 	JCC event
 	LEAQ const_headerState(BX), DI // it may have been about to do so
@@ -279,6 +279,7 @@ more:
 // on with is the Sentry's to say.
 TEXT ·makeCall(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	XCHGL R11, const_headerState(GS)
+made:
 	MOVL const_headerSpin(GS), CX
 	CMPL R11, $const_stateStubSentryWaits
 	JEQ wake
@@ -327,7 +328,7 @@ changed:
 	MOVQ const_headerRDX(GS), DX
 	MOVQ const_headerR10(GS), R10
 	CMPL const_headerOrder(GS), $const_orderReturn
-	JNE trap
+	JNE all
 	MOVL const_headerFlags(GS), AX
 	ADDB $127, AX // the overflow flag
 	SAHF
@@ -335,13 +336,58 @@ changed:
 	MOVQ const_headerRIP(GS), CX
 	MOVQ const_headerRAX(GS), AX
 	JMP R11
-trap:
-	JMP ·callTrap(SB)
 
-// A signal, for its frame. INT3 is the cheapest: hypervisors look at UD2 first.
-TEXT ·callTrap(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
-	BYTE $0xcc
-	BYTE $0xcc // where RIP is then
+all:
+	CMPL const_headerOrder(GS), $const_orderSave
+	JNE load
+	MOVQ BX, const_headerRBX(GS)
+	MOVQ BP, const_headerRBP(GS)
+	MOVQ R12, const_headerR12(GS)
+	MOVQ R13, const_headerR13(GS)
+	MOVQ R14, const_headerR14(GS)
+	MOVQ R15, const_headerR15(GS)
+	RDFSBASEQ AX
+	MOVQ AX, const_headerFS(GS)
+	// A signal would get its frame where it always is: the header is not on the signal
+	// stack.
+	MOVQ SP, R11
+	RDGSBASEQ AX
+	LEAQ const_headerStack(AX), SP
+	PUSHFQ
+	MOVQ R11, SP
+	MOVL const_headerXFeatures(GS), AX
+	MOVL (const_headerXFeatures+4)(GS), DX
+	XSAVE64 -const_stackSize(GS)
+	MOVL $const_kindState, const_headerKind(GS)
+	MOVL $const_stateSentry, R11
+	XCHGL R11, const_headerState(GS)
+	JMP made
+
+load:
+	MOVL const_headerXFeatures(GS), AX
+	MOVL (const_headerXFeatures+4)(GS), DX
+	XRSTOR64 -const_stackSize(GS)
+	MOVQ const_headerFS(GS), AX
+	WRFSBASEQ AX
+	RDGSBASEQ AX
+	LEAQ const_headerStack(AX), SP
+	PUSHQ $2 // no flag set: with NT there is no IRETQ
+	POPFQ
+	MOVQ const_headerRDX(GS), DX
+	MOVQ const_headerRBX(GS), BX
+	MOVQ const_headerRBP(GS), BP
+	MOVQ const_headerR8(GS), R8
+	MOVQ const_headerR9(GS), R9
+	MOVQ const_headerR12(GS), R12
+	MOVQ const_headerR13(GS), R13
+	MOVQ const_headerR14(GS), R14
+	MOVQ const_headerR15(GS), R15
+	MOVQ const_headerRCX(GS), CX
+	MOVQ const_headerR11(GS), R11
+	POPQ AX
+	WRGSBASEQ AX
+	POPQ AX
+	IRETQ
 
 TEXT ·callEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc

@@ -19,8 +19,10 @@ type thread struct {
 	addr uint64
 	slot []byte
 
-	// called says that the thread waits in a call that it made without a signal.
+	// called says that the thread waits in a call that it made without a signal, and not
+	// in a handler; order what it was told there last.
 	called bool
+	order  uint32
 
 	// word is the slot's state, brief the same for a Wait that ends after followTime.
 	word, brief sysmsg.Word

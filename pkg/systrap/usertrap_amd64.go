@@ -7,12 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/cpuid"
 )
 
 // A call without a signal. Patched code jumps to ·call (text_amd64.s), which saves
 // what a system call consists of in the header and gives the slot away. All other
 // registers stay where they are, in the CPU, and so does the floating point state:
-// whoever wants more makes the thread trap (leaveCall), and has a signal frame.
+// whoever wants more has the thread write it into the slot (saveCall). A thread that has
+// made a call can go on with any state (putState). None of that takes a signal, or the
+// kernel.
 //
 // A signal before the call is made finds the thread on its way there; its state is
 // that before the system call instruction, which is executed again. A signal after
@@ -65,8 +68,44 @@ func (t *thread) answer(known, regs *arch.Registers) bool {
 		return false
 	}
 	t.setHeader(headerRAX, regs.Rax)
-	t.setHeader32(headerOrder, orderReturn)
+	t.give(orderReturn)
 	return true
+}
+
+// give says what the thread is to do when it has the slot.
+func (t *thread) give(order uint32) {
+	t.order = order
+	t.setHeader32(headerOrder, order)
+}
+
+// putState lets the thread go on with regs, and the floating point state that is in
+// the slot.
+//
+// Precondition: t.called.
+func (t *thread) putState(regs *arch.Registers) {
+	for _, r := range [...]struct {
+		off int
+		v   uint64
+	}{
+		{headerRDI, regs.Rdi}, {headerRSI, regs.Rsi}, {headerRDX, regs.Rdx}, {headerR10, regs.R10},
+		{headerR8, regs.R8}, {headerR9, regs.R9}, {headerFS, regs.Fs_base},
+		{headerRBX, regs.Rbx}, {headerRBP, regs.Rbp}, {headerR12, regs.R12}, {headerR13, regs.R13},
+		{headerR14, regs.R14}, {headerR15, regs.R15}, {headerRCX, regs.Rcx}, {headerR11, regs.R11},
+		{headerStack, t.gsBase(regs.Gs_base)}, {headerStack + 8, regs.Rax}, {headerStack + 16, regs.Rip},
+		{headerStack + 24, userCS}, {headerStack + 32, regs.Eflags}, {headerStack + 40, regs.Rsp}, {headerStack + 48, userDS},
+	} {
+		t.setHeader(r.off, r.v)
+	}
+	t.setHeader(headerXFeatures, cpuid.Native().UserXFeatures())
+	t.give(orderLoad)
+}
+
+// fpOffset is where the floating point state is in the slot.
+func (t *thread) fpOffset() int {
+	if t.called {
+		return 0
+	}
+	return theFrame.fp
 }
 
 // flags returns flags with the part that the thread has saved when it made a call:
@@ -96,13 +135,15 @@ func (t *thread) settle(e *event, r, answered *arch.Registers) {
 			r.Eflags = t.flags(r.Eflags)
 		}
 	case ip > at.makeCall && ip < at.callEnd && called:
-		e.called = true
+		e.called, e.loading = true, t.order == orderLoad
 		frame := *r
 		*r = *answered
-		r.Rbx, r.Rbp, r.R12, r.R13, r.R14, r.R15 = frame.Rbx, frame.Rbp, frame.R12, frame.R13, frame.R14, frame.R15
-		r.Fs_base, r.Gs_base = frame.Fs_base, frame.Gs_base
-		r.Eflags = t.flags(frame.Eflags)
-		r.R11 = r.Eflags
+		if !e.loading {
+			r.Rbx, r.Rbp, r.R12, r.R13, r.R14, r.R15 = frame.Rbx, frame.Rbp, frame.R12, frame.R13, frame.R14, frame.R15
+			r.Fs_base, r.Gs_base = frame.Fs_base, frame.Gs_base
+			r.Eflags = t.flags(frame.Eflags)
+			r.R11 = r.Eflags
+		}
 	default:
 		if to, ok := t.as.table.Load().Settle(r.Rip); ok {
 			e.early = true
@@ -111,40 +152,49 @@ func (t *thread) settle(e *event, r, answered *arch.Registers) {
 	}
 }
 
-// beyondCall are the registers that callEvent does not read.
+// beyondCall are the registers that takeCall does not read.
 func beyondCall(r *arch.Registers) [10]*uint64 {
 	return [10]*uint64{&r.Rbx, &r.Rbp, &r.R11, &r.R12, &r.R13, &r.R14, &r.R15, &r.Eflags, &r.Fs_base, &r.Gs_base}
 }
 
-// leaveCall makes a thread that has made a call trap, so that it has a signal
-// frame. It completes regs, unless that is nil. interrupted says that the trap was
-// an interrupt, and one that was sent.
-func (t *thread) leaveCall(c *threadContext, regs *arch.Registers) (interrupted bool, err error) {
-	t.setHeader32(headerOrder, orderTrap)
+// saveCall completes regs, and has a thread that has made a call write its floating
+// point state into the slot. If a signal comes first, the thread is not in the call
+// afterwards, and has a signal frame; interrupted says that it was an interrupt, and one
+// that was sent.
+func (t *thread) saveCall(c *threadContext, regs *arch.Registers) (interrupted bool, err error) {
+	t.setHeader(headerXFeatures, cpuid.Native().UserXFeatures())
+	t.give(orderSave)
 	stale, all := c.known, c.known
 	if err := t.resume(c); err != nil {
 		return false, err
 	}
 	var e event
-	if t.header32(headerKind) != kindCall {
-		e, err = t.event(c, &all)
-	}
-	if err == nil && !e.called {
-		err = fmt.Errorf("stub process %d: a thread does not leave a call: %w", t.as.pid, unix.EPROTO)
+	switch t.header32(headerKind) {
+	case kindState:
+		all.Rbx, all.Rbp = t.header(headerRBX), t.header(headerRBP)
+		all.R12, all.R13, all.R14, all.R15 = t.header(headerR12), t.header(headerR13), t.header(headerR14), t.header(headerR15)
+		all.Fs_base, all.Gs_base = t.header(headerFS), 0
+		all.Eflags = t.flags(t.header(headerRFlags))
+		all.R11 = all.Eflags
+		c.known = all
+	case kindFrame:
+		if e, err = t.event(c, &all); err == nil && !e.called {
+			err = unix.EPROTO
+		}
+	default:
+		err = unix.EPROTO
 	}
 	if err != nil {
-		return false, t.as.fail(err)
+		return false, t.as.fail(fmt.Errorf("stub process %d: a thread does not write the state of a call: %w", t.as.pid, err))
 	}
-	if regs != nil {
-		// What was not changed meanwhile.
-		now, old, full := beyondCall(regs), beyondCall(&stale), beyondCall(&all)
-		for i := range now {
-			if *now[i] == *old[i] {
-				*now[i] = *full[i]
-			}
+	// What was not changed meanwhile.
+	now, old, full := beyondCall(regs), beyondCall(&stale), beyondCall(&all)
+	for i := range now {
+		if *now[i] == *old[i] {
+			*now[i] = *full[i]
 		}
 	}
-	return e.code <= 0 && c.sent.Swap(false), nil
+	return e.code <= 0 && !t.called && c.sent.Swap(false), nil
 }
 
 // wantsGS reports whether the application wants the register that leads to the

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
@@ -182,6 +184,85 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 		t.Error("there was no interrupt")
 	}
 	t.Logf("%d calls, %d interrupts", call, seen.Load())
+}
+
+// setNT sets a flag with which there is no IRETQ, and another. RSP is the address of
+// memory.
+var setNT = []byte{
+	0x68, 0x02, 0x46, 0x00, 0x00, // push $0x4602: NT, DF, IF
+	0x9d, // popf
+}
+
+// A thread that has made a call goes on with any state that there is, and has all of it.
+func TestCallTakesAnyState(t *testing.T) {
+	m := patchedManager(t, func(as *addressSpace) []byte { return append(slices.Clone(setNT), callChecker(as)...) })
+	rnd := rand.New(rand.NewPCG(9, 10))
+	c := &threadContext{}
+	defer c.Release()
+	// next returns the next stop that is not an interrupt.
+	next := func(ac *arch.Context64) (*linux.SignalInfo, error) {
+		for {
+			info, _, err := c.Switch(context.Background(), m, ac, -1)
+			if err != platform.ErrContextInterrupt {
+				return info, err
+			}
+		}
+	}
+	for n := range 2000 {
+		caller := arch.New()
+		caller.SetIP(codeAddr)
+		if n%2 == 1 {
+			caller.SetIP(codeAddr + uintptr(len(setNT)))
+		}
+		caller.Regs.Rsp = uint64(m.as.at.hint) + pageSize
+		c.FullStateChanged()
+		if info, err := next(caller); err != nil || !c.thread.called {
+			t.Fatalf("%v, %+v; the code makes no call: %+v", err, info, caller.Regs)
+		}
+		if n%3 == 0 {
+			if err := c.PullFullState(m.as, caller); err != nil {
+				t.Fatal(err)
+			}
+			const set = 1<<10 | 1<<14
+			if got := caller.Regs.Eflags & set; (got == set) != (n%2 == 0) {
+				t.Fatalf("flags are %#x", caller.Regs.Eflags)
+			}
+		}
+
+		ac := arch.New()
+		for _, r := range scRegisters(&ac.Regs) {
+			*r = rnd.Uint64()
+		}
+		const single = 1 << 8
+		ac.Regs.Eflags &^= single
+		ac.Regs.Fs_base = rnd.Uint64() >> 20
+		ac.SetIP(codeAddr + uintptr(len(setNT)) + 85) // HLT
+		if !ac.SanitizeRegs() {
+			t.Fatal("SanitizeRegs")
+		}
+		fp := ac.FloatingPointData()
+		for i := 160; i < 416; i++ { // XMM registers
+			fp[i] = byte(rnd.Uint32())
+		}
+		binary.LittleEndian.PutUint16(fp, 0x37f&^uint16(rnd.Uint32()&0x3f)) // FCW
+		want := ac.Fork()
+		c.FullStateChanged()
+		if info, err := next(ac); err != platform.ErrContextSignal || info.Signo != int32(linux.SIGSEGV) {
+			t.Fatalf("%v, %+v, want SIGSEGV", err, info)
+		}
+		if err := c.PullFullState(m.as, ac); err != nil {
+			t.Fatal(err)
+		}
+		const rf = 1 << 16 // a fault sets it
+		want.Regs.Eflags |= rf
+		want.Regs.Orig_rax = noSyscall
+		if diff := cmp.Diff(want.Regs, ac.Regs); diff != "" {
+			t.Fatalf("registers (-want +got):\n%s", diff)
+		}
+		if !want.FloatingPointData().Equal(ac.FloatingPointData()) {
+			t.Fatal("the floating point state is another")
+		}
+	}
 }
 
 // A call that the stub says it has made, in a state where it cannot have, or with
