@@ -106,7 +106,7 @@ func newAddressSpaceOf(zygote *stub.Zygote, t stubText) (*addressSpace, error) {
 	as.at.slots = as.at.hint&^(slotSize-1) - maxSlots*slotSize
 	as.at.text, as.at.textEnd = extra, extra+uintptr(len(t.text))
 	as.at.entry, as.at.handler = extra, extra+t.handler
-	as.at.call, as.at.callArgs, as.at.makeCall, as.at.callEnd = extra+t.call, extra+t.callArgs, extra+t.makeCall, extra+t.callEnd
+	as.at.call, as.at.callArgs, as.at.callState, as.at.makeCall, as.at.callEnd = extra+t.call, extra+t.callArgs, extra+t.callState, extra+t.makeCall, extra+t.callEnd
 	if err := as.begin(num); err != nil {
 		dropFile()
 		mem.close()

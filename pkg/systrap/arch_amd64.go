@@ -30,22 +30,22 @@ const (
 )
 
 // textAddresses are where this program's linker has put the stubs' text.
-type textAddresses struct{ start, handler, call, callArgs, makeCall, callEnd, end uintptr }
+type textAddresses struct{ start, handler, call, callArgs, callState, makeCall, callEnd, end uintptr }
 
 func textSymbols() (s textAddresses)
 
 // stubText is the text for stubs, with offsets in it.
 type stubText struct {
-	text                                       []byte
-	handler, call, callArgs, makeCall, callEnd uintptr
+	text                                                  []byte
+	handler, call, callArgs, callState, makeCall, callEnd uintptr
 }
 
 var textOf = sync.OnceValues(func() (stubText, error) {
 	s := textSymbols()
-	if order := []uintptr{s.start, s.handler, s.call, s.callArgs, s.makeCall, s.callEnd, s.end}; !slices.IsSorted(order) {
+	if order := []uintptr{s.start, s.handler, s.call, s.callArgs, s.callState, s.makeCall, s.callEnd, s.end}; !slices.IsSorted(order) {
 		return stubText{}, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", order)
 	}
-	return stubText{freestanding.Text(s.start, s.end), s.handler - s.start, s.call - s.start, s.callArgs - s.start, s.makeCall - s.start, s.callEnd - s.start}, nil
+	return stubText{freestanding.Text(s.start, s.end), s.handler - s.start, s.call - s.start, s.callArgs - s.start, s.callState - s.start, s.makeCall - s.start, s.callEnd - s.start}, nil
 })
 
 // The signal frame (arch/x86/include/asm/sigframe.h, uapi/asm/sigcontext.h).

@@ -17,8 +17,8 @@ import (
 const auditArch = unix.AUDIT_ARCH_AARCH64
 
 type stubText struct {
-	text                                       []byte
-	handler, call, callArgs, makeCall, callEnd uintptr
+	text                                                  []byte
+	handler, call, callArgs, callState, makeCall, callEnd uintptr
 }
 
 func textOf() (stubText, error) { return stubText{}, checkCPU() }
@@ -57,6 +57,10 @@ func (t *thread) checkFrame() error { return platform.ErrNotSupported }
 func (as *addressSpace) putAction([]byte) {}
 
 func (t *thread) answer(_, _ *arch.Registers) bool { return false }
+
+func (t *thread) init() {}
+
+func (t *thread) putOrder(bool) {}
 
 func (t *thread) putState(*arch.Registers) {}
 

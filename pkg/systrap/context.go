@@ -48,6 +48,8 @@ type threadContext struct {
 	known   arch.Registers
 	partial bool
 	changed bool
+	// saves is how many more calls are to come with all of the thread's state.
+	saves int
 
 	// sites counts the system calls that could be patched; stopPatches says that
 	// nothing is to be patched in the thread's AddressSpace.
@@ -259,8 +261,16 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 
 // answer answers a call, if that is all that there is to do.
 func (c *threadContext) answer(ac *arch.Context64) bool {
-	return !c.changed && c.ac == ac && c.thread.answer(&c.known, &ac.Regs)
+	if c.changed || c.ac != ac || !c.thread.answer(&c.known, &ac.Regs) {
+		return false
+	}
+	c.saves = max(c.saves-1, 0)
+	return true
 }
+
+// savesAhead is after how many calls that need no state the thread does not write it any
+// more.
+const savesAhead = 4
 
 // event is a signal as a thread has got it. The application may have forged all
 // of it.
@@ -329,6 +339,9 @@ func (c *threadContext) pull() error {
 func (c *threadContext) save() error {
 	t := c.thread
 	if t.called && c.partial {
+		c.saves = savesAhead
+	}
+	if t.called && c.partial && !t.saved {
 		interrupted, err := t.saveCall(c, &c.ac.Regs)
 		if err != nil {
 			return err

@@ -33,7 +33,7 @@ const (
 	headerState = 0  // sysmsg.Word
 	headerSpin  = 4  // how often the stub looks at the word before it sleeps
 	headerKind  = 8  // what the stub has given the slot away for
-	headerOrder = 12 // what the thread is to do after a call
+	headerOrder = 12 // what the thread is to do after a call, and with the next one
 	headerRAX   = 16
 	headerRDI   = 24
 	headerRSI   = 32
@@ -78,8 +78,8 @@ type layout struct {
 	ro, hint, slots uintptr
 	// entry is the system call thread's, handler that for signals; text is ours.
 	entry, handler, text, textEnd uintptr
-	// call is where patched code calls. From callArgs on flags may be lost; the call is
-	// made by the instruction at makeCall, and all behind it up to callEnd belongs to
-	// it.
-	call, callArgs, makeCall, callEnd uintptr
+	// call is where patched code calls. From callArgs on flags may be lost, from callState
+	// on RDX and RSP; the call is made by the instruction at makeCall, and all behind it
+	// up to callEnd belongs to it.
+	call, callArgs, callState, makeCall, callEnd uintptr
 }

@@ -31,6 +31,27 @@
 #define SECCOMP_SET_MODE_FILTER 1
 #define SECCOMP_FILTER_FLAG_SPEC_ALLOW 4
 
+// Writes what a call does not. A signal would get its frame where it always is: the
+// header, which is the stack for a moment, is not on the signal stack. Changes RAX, RDX
+// and R11.
+#define SAVE \
+	MOVQ BX, const_headerRBX(GS) \
+	MOVQ BP, const_headerRBP(GS) \
+	MOVQ R12, const_headerR12(GS) \
+	MOVQ R13, const_headerR13(GS) \
+	MOVQ R14, const_headerR14(GS) \
+	MOVQ R15, const_headerR15(GS) \
+	RDFSBASEQ AX \
+	MOVQ AX, const_headerFS(GS) \
+	MOVQ SP, R11 \
+	RDGSBASEQ AX \
+	LEAQ const_headerStack(AX), SP \
+	PUSHFQ \
+	MOVQ R11, SP \
+	MOVL const_headerXFeatures(GS), AX \
+	MOVL (const_headerXFeatures+4)(GS), DX \
+	XSAVE64 -const_stackSize(GS)
+
 // The thread that makes system calls for the Sentry. Registers: R13 is the
 // read-only region, R14 the last request; RDI and R12 as Zygote.ForkAt has them.
 TEXT ·syscallThread(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
@@ -266,6 +287,8 @@ TEXT ·callArgs(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	CMPQ SP, const_headerRSP(GS)
 	JNE more
 made:
+	TESTB $const_orderWhole, const_headerOrder(GS)
+	JNE whole
 	MOVL $const_kindCall, const_headerKind(GS)
 	MOVL $const_stateSentry, R11
 	JMP ·makeCall(SB)
@@ -274,6 +297,15 @@ more:
 	MOVQ R9, const_headerR9(GS)
 	MOVQ SP, const_headerRSP(GS)
 	JMP made
+whole:
+	JMP ·callState(SB)
+
+// From here on RDX and RSP are in the header.
+TEXT ·callState(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
+	SAVE
+	MOVL $const_kindState, const_headerKind(GS)
+	MOVL $const_stateSentry, R11
+	JMP ·makeCall(SB)
 
 // With its first instruction the call is made: from then on what the thread goes
 // on with is the Sentry's to say.
@@ -327,7 +359,7 @@ changed:
 	MOVQ const_headerRSI(GS), SI
 	MOVQ const_headerRDX(GS), DX
 	MOVQ const_headerR10(GS), R10
-	CMPL const_headerOrder(GS), $const_orderReturn
+	TESTB $(const_orderSave|const_orderLoad), const_headerOrder(GS)
 	JNE all
 	MOVL const_headerFlags(GS), AX
 	ADDB $127, AX // the overflow flag
@@ -338,26 +370,9 @@ changed:
 	JMP R11
 
 all:
-	CMPL const_headerOrder(GS), $const_orderSave
-	JNE load
-	MOVQ BX, const_headerRBX(GS)
-	MOVQ BP, const_headerRBP(GS)
-	MOVQ R12, const_headerR12(GS)
-	MOVQ R13, const_headerR13(GS)
-	MOVQ R14, const_headerR14(GS)
-	MOVQ R15, const_headerR15(GS)
-	RDFSBASEQ AX
-	MOVQ AX, const_headerFS(GS)
-	// A signal would get its frame where it always is: the header is not on the signal
-	// stack.
-	MOVQ SP, R11
-	RDGSBASEQ AX
-	LEAQ const_headerStack(AX), SP
-	PUSHFQ
-	MOVQ R11, SP
-	MOVL const_headerXFeatures(GS), AX
-	MOVL (const_headerXFeatures+4)(GS), DX
-	XSAVE64 -const_stackSize(GS)
+	TESTB $const_orderSave, const_headerOrder(GS)
+	JEQ load
+	SAVE
 	MOVL $const_kindState, const_headerKind(GS)
 	MOVL $const_stateSentry, R11
 	XCHGL R11, const_headerState(GS)
@@ -367,12 +382,12 @@ load:
 	MOVL const_headerXFeatures(GS), AX
 	MOVL (const_headerXFeatures+4)(GS), DX
 	XRSTOR64 -const_stackSize(GS)
-	MOVQ const_headerFS(GS), AX
-	WRFSBASEQ AX
 	RDGSBASEQ AX
 	LEAQ const_headerStack(AX), SP
 	PUSHQ $2 // no flag set: with NT there is no IRETQ
 	POPFQ
+	POPQ AX
+	WRFSBASEQ AX
 	MOVQ const_headerRDX(GS), DX
 	MOVQ const_headerRBX(GS), BX
 	MOVQ const_headerRBP(GS), BP
@@ -396,7 +411,7 @@ TEXT ·textEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc
 
 // func textSymbols() (s textAddresses)
-TEXT ·textSymbols(SB),NOSPLIT,$0-56
+TEXT ·textSymbols(SB),NOSPLIT,$0-64
 	LEAQ ·syscallThread(SB), AX
 	MOVQ AX, s_start+0(FP)
 	LEAQ ·handler(SB), AX
@@ -405,10 +420,12 @@ TEXT ·textSymbols(SB),NOSPLIT,$0-56
 	MOVQ AX, s_call+16(FP)
 	LEAQ ·callArgs(SB), AX
 	MOVQ AX, s_callArgs+24(FP)
+	LEAQ ·callState(SB), AX
+	MOVQ AX, s_callState+32(FP)
 	LEAQ ·makeCall(SB), AX
-	MOVQ AX, s_makeCall+32(FP)
+	MOVQ AX, s_makeCall+40(FP)
 	LEAQ ·callEnd(SB), AX
-	MOVQ AX, s_callEnd+40(FP)
+	MOVQ AX, s_callEnd+48(FP)
 	LEAQ ·textEnd(SB), AX
-	MOVQ AX, s_end+48(FP)
+	MOVQ AX, s_end+56(FP)
 	RET

@@ -20,9 +20,10 @@ type thread struct {
 	slot []byte
 
 	// called says that the thread waits in a call that it made without a signal, and not
-	// in a handler; order what it was told there last.
-	called bool
-	order  uint32
+	// in a handler; saved that it has written all its state there; order what it was told
+	// to do last.
+	called, saved bool
+	order         uint32
 
 	// word is the slot's state, brief the same for a Wait that ends after followTime.
 	word, brief sysmsg.Word
@@ -56,6 +57,7 @@ func (as *addressSpace) prepareThread(n int) (*thread, []call, error) {
 	t.word, t.brief = sysmsg.NewWord(word, pollPeriod), sysmsg.NewWord(word, followTime)
 	// As after an event, so that the new thread waits for Resume.
 	t.word.Init()
+	t.init()
 
 	stack := stacksOffset + n*stackTSize
 	as.mem.put64(stack, t.addr)       // ss_sp
@@ -89,6 +91,8 @@ func (t *thread) resume(c *threadContext) error {
 func (t *thread) await(c *threadContext) error {
 	spins := t.spins(c)
 	t.setHeader32(headerSpin, spins)
+	// Asking for the state later takes two turns.
+	t.putOrder(c.saves > 0 || spins == 0)
 	t.word.Resume()
 	word := t.word
 	if t.follower.Kept() {

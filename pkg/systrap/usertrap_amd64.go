@@ -13,9 +13,9 @@ import (
 // A call without a signal. Patched code jumps to ·call (text_amd64.s), which saves
 // what a system call consists of in the header and gives the slot away. All other
 // registers stay where they are, in the CPU, and so does the floating point state:
-// whoever wants more has the thread write it into the slot (saveCall). A thread that has
-// made a call can go on with any state (putState). None of that takes a signal, or the
-// kernel.
+// whoever wants more has the thread write it into the slot (saveCall), or does so with
+// the next call (putOrder). A thread that has made a call can go on with any state
+// (putState). None of that takes a signal, or the kernel.
 //
 // A signal before the call is made finds the thread on its way there; its state is
 // that before the system call instruction, which is executed again. A signal after
@@ -38,24 +38,40 @@ func (t *thread) gsBase(v uint64) uint64 {
 const syscallSize = 2
 
 // takeCall reads a call into r and known, or returns false if the thread has got
-// something else. Of r it changes what a system call consists of.
+// something else. Of r it changes what a system call consists of, and more only if the
+// thread has written that.
 func (t *thread) takeCall(r, known *arch.Registers) bool {
-	if t.header32(headerKind) != kindCall {
+	kind := t.header32(headerKind)
+	if kind != kindCall && kind != kindState {
 		return false
 	}
 	if !t.called {
 		*known = *r // later they are the same, but for these
 	}
-	t.called = true
+	t.called, t.saved = true, kind == kindState
 	r.Orig_rax = t.header(headerRAX)
 	r.Rdi, r.Rsi, r.Rdx = t.header(headerRDI), t.header(headerRSI), t.header(headerRDX)
 	r.R10, r.R8, r.R9 = t.header(headerR10), t.header(headerR8), t.header(headerR9)
 	r.Rip, r.Rsp = t.header(headerRIP), t.header(headerRSP)
 	r.Rcx = r.Rip
 	r.Rax = resultNone
+	if t.saved {
+		t.takeState(r)
+		*known = *r
+		return true
+	}
 	known.Orig_rax, known.Rdi, known.Rsi, known.Rdx, known.R10, known.R8, known.R9 = r.Orig_rax, r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9
 	known.Rip, known.Rsp, known.Rcx, known.Rax = r.Rip, r.Rsp, r.Rcx, r.Rax
 	return true
+}
+
+// takeState reads the registers that a call does not consist of.
+func (t *thread) takeState(r *arch.Registers) {
+	r.Rbx, r.Rbp = t.header(headerRBX), t.header(headerRBP)
+	r.R12, r.R13, r.R14, r.R15 = t.header(headerR12), t.header(headerR13), t.header(headerR14), t.header(headerR15)
+	r.Fs_base, r.Gs_base = t.header(headerFS), 0
+	r.Eflags = t.flags(t.header(headerRFlags))
+	r.R11 = r.Eflags
 }
 
 // answer lets the thread return from its call, if regs differ from known in no
@@ -68,15 +84,22 @@ func (t *thread) answer(known, regs *arch.Registers) bool {
 		return false
 	}
 	t.setHeader(headerRAX, regs.Rax)
-	t.give(orderReturn)
+	t.order = orderReturn
 	return true
 }
 
-// give says what the thread is to do when it has the slot.
-func (t *thread) give(order uint32) {
-	t.order = order
+// putOrder tells the thread what it is to do when it has the slot, and whether it is to
+// write all its state with the next call.
+func (t *thread) putOrder(whole bool) {
+	order := t.order
+	if whole {
+		order |= orderWhole
+	}
 	t.setHeader32(headerOrder, order)
 }
+
+// init prepares the slot of a new thread for calls.
+func (t *thread) init() { t.setHeader(headerXFeatures, cpuid.Native().UserXFeatures()) }
 
 // putState lets the thread go on with regs, and the floating point state that is in
 // the slot.
@@ -88,16 +111,15 @@ func (t *thread) putState(regs *arch.Registers) {
 		v   uint64
 	}{
 		{headerRDI, regs.Rdi}, {headerRSI, regs.Rsi}, {headerRDX, regs.Rdx}, {headerR10, regs.R10},
-		{headerR8, regs.R8}, {headerR9, regs.R9}, {headerFS, regs.Fs_base},
+		{headerR8, regs.R8}, {headerR9, regs.R9},
 		{headerRBX, regs.Rbx}, {headerRBP, regs.Rbp}, {headerR12, regs.R12}, {headerR13, regs.R13},
 		{headerR14, regs.R14}, {headerR15, regs.R15}, {headerRCX, regs.Rcx}, {headerR11, regs.R11},
-		{headerStack, t.gsBase(regs.Gs_base)}, {headerStack + 8, regs.Rax}, {headerStack + 16, regs.Rip},
-		{headerStack + 24, userCS}, {headerStack + 32, regs.Eflags}, {headerStack + 40, regs.Rsp}, {headerStack + 48, userDS},
+		{headerStack, regs.Fs_base}, {headerStack + 8, t.gsBase(regs.Gs_base)}, {headerStack + 16, regs.Rax}, {headerStack + 24, regs.Rip},
+		{headerStack + 32, userCS}, {headerStack + 40, regs.Eflags}, {headerStack + 48, regs.Rsp}, {headerStack + 56, userDS},
 	} {
 		t.setHeader(r.off, r.v)
 	}
-	t.setHeader(headerXFeatures, cpuid.Native().UserXFeatures())
-	t.give(orderLoad)
+	t.order = orderLoad
 }
 
 // fpOffset is where the floating point state is in the slot.
@@ -121,7 +143,7 @@ func (t *thread) flags(flags uint64) uint64 {
 // a call.
 func (t *thread) settle(e *event, r, answered *arch.Registers) {
 	called := t.called
-	t.called = false
+	t.called, t.saved = false, false
 	at := &t.as.at
 	switch ip := uintptr(r.Rip); {
 	case ip >= at.call && ip <= at.makeCall:
@@ -133,6 +155,9 @@ func (t *thread) settle(e *event, r, answered *arch.Registers) {
 		}
 		if ip > at.callArgs {
 			r.Eflags = t.flags(r.Eflags)
+		}
+		if ip >= at.callState {
+			r.Rdx, r.Rsp = t.header(headerRDX), t.header(headerRSP)
 		}
 	case ip > at.makeCall && ip < at.callEnd && called:
 		e.called, e.loading = true, t.order == orderLoad
@@ -162,8 +187,7 @@ func beyondCall(r *arch.Registers) [10]*uint64 {
 // afterwards, and has a signal frame; interrupted says that it was an interrupt, and one
 // that was sent.
 func (t *thread) saveCall(c *threadContext, regs *arch.Registers) (interrupted bool, err error) {
-	t.setHeader(headerXFeatures, cpuid.Native().UserXFeatures())
-	t.give(orderSave)
+	t.order = orderSave
 	stale, all := c.known, c.known
 	if err := t.resume(c); err != nil {
 		return false, err
@@ -171,11 +195,8 @@ func (t *thread) saveCall(c *threadContext, regs *arch.Registers) (interrupted b
 	var e event
 	switch t.header32(headerKind) {
 	case kindState:
-		all.Rbx, all.Rbp = t.header(headerRBX), t.header(headerRBP)
-		all.R12, all.R13, all.R14, all.R15 = t.header(headerR12), t.header(headerR13), t.header(headerR14), t.header(headerR15)
-		all.Fs_base, all.Gs_base = t.header(headerFS), 0
-		all.Eflags = t.flags(t.header(headerRFlags))
-		all.R11 = all.Eflags
+		t.saved = true
+		t.takeState(&all)
 		c.known = all
 	case kindFrame:
 		if e, err = t.event(c, &all); err == nil && !e.called {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -18,9 +19,9 @@ import (
 	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
-// callChecker makes calls as patched code does, for ever. RBX counts them; it is the
-// first argument, and the last result must be RBX ^ R15. RBP and XMM0 are another
-// count, and flags must be as they were. It executes HLT when something is wrong.
+// callChecker makes calls as patched code does, for ever. RBX counts them; it is in the
+// first three arguments, and the last result must be RBX ^ R15. XMM0 is the same count,
+// and flags must be as they were. It executes HLT when something is wrong.
 func callChecker(as *addressSpace) []byte {
 	b := []byte{
 		0x48, 0xff, 0xc3, // 0: inc %rbx
@@ -28,37 +29,38 @@ func callChecker(as *addressSpace) []byte {
 		0x48, 0x89, 0xde, // 6: mov %rbx, %rsi
 		0x66, 0x48, 0x0f, 0x6e, 0xc3, // 9: movq %rbx, %xmm0
 		0x49, 0x89, 0xd8, // 14: mov %rbx, %r8
-		0xf9,                // 17: stc
-		0xb8, 0x27, 0, 0, 0, // 18: mov $39, %eax
-		0x48, 0x8d, 0x0d, 56, 0, 0, 0, // 23: lea end(%rip), %rcx, as if behind a system call
-		0x4c, 0x8d, 0x1d, 6, 0, 0, 0, // 30: lea 43(%rip), %r11
-		0xff, 0x25, 44, 0, 0, 0, // 37: jmp *const(%rip)
-		0x73, 0x28, // 43: jnc bad
-		0x48, 0x89, 0xda, // 45: mov %rbx, %rdx
-		0x4c, 0x31, 0xfa, // 48: xor %r15, %rdx
-		0x48, 0x39, 0xd0, // 51: cmp %rdx, %rax
-		0x75, 0x1d, // 54: jne bad
-		0x66, 0x48, 0x0f, 0x7e, 0xc2, // 56: movq %xmm0, %rdx
-		0x48, 0x39, 0xda, // 61: cmp %rbx, %rdx
-		0x75, 0x13, // 64: jne bad
-		0x48, 0x39, 0xdf, // 66: cmp %rbx, %rdi
-		0x75, 0x0e, // 69: jne bad
-		0x48, 0x39, 0xde, // 71: cmp %rbx, %rsi
-		0x75, 0x09, // 74: jne bad
-		0x49, 0x39, 0xd8, // 76: cmp %rbx, %r8
-		0x75, 0x04, // 79: jne bad
-		0xeb, 0xad, // 81: jmp 0
-		0x90, 0x90, // 83
-		0xf4, 0x90, // 85: bad: hlt
+		0x48, 0x89, 0xda, // 17: mov %rbx, %rdx
+		0xf9,                // 20: stc
+		0xb8, 0x27, 0, 0, 0, // 21: mov $39, %eax
+		0x48, 0x8d, 0x0d, 56, 0, 0, 0, // 26: lea end(%rip), %rcx, as if behind a system call
+		0x4c, 0x8d, 0x1d, 6, 0, 0, 0, // 33: lea 46(%rip), %r11
+		0xff, 0x25, 44, 0, 0, 0, // 40: jmp *const(%rip)
+		0x73, 0x28, // 46: jnc bad
+		0x48, 0x89, 0xda, // 48: mov %rbx, %rdx
+		0x4c, 0x31, 0xfa, // 51: xor %r15, %rdx
+		0x48, 0x39, 0xd0, // 54: cmp %rdx, %rax
+		0x75, 0x1d, // 57: jne bad
+		0x66, 0x48, 0x0f, 0x7e, 0xc2, // 59: movq %xmm0, %rdx
+		0x48, 0x39, 0xda, // 64: cmp %rbx, %rdx
+		0x75, 0x13, // 67: jne bad
+		0x48, 0x39, 0xdf, // 69: cmp %rbx, %rdi
+		0x75, 0x0e, // 72: jne bad
+		0x48, 0x39, 0xde, // 74: cmp %rbx, %rsi
+		0x75, 0x09, // 77: jne bad
+		0x49, 0x39, 0xd8, // 79: cmp %rbx, %r8
+		0x75, 0x04, // 82: jne bad
+		0xeb, 0xaa, // 84: jmp 0
+		0x90, 0x90, // 86
+		0xf4, 0x90, // 88: bad: hlt
 	}
-	return binary.LittleEndian.AppendUint64(b, uint64(as.at.call)) // 87
+	return binary.LittleEndian.AppendUint64(b, uint64(as.at.call)) // 90
 }
 
 const (
 	checkerStart = codeAddr
-	checkerMake  = codeAddr + 18 // what executes the call again begins here
-	checkerNext  = codeAddr + 43 // where it goes on
-	checkerIP    = codeAddr + 86 // what it says is behind the system call
+	checkerMake  = codeAddr + 21 // what executes the call again begins here
+	checkerNext  = codeAddr + 46 // where it goes on
+	checkerIP    = codeAddr + 89 // what it says is behind the system call
 )
 
 // patchedManager is newManager for an AddressSpace that may run patched code.
@@ -94,8 +96,8 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 	defer c.Release()
 	ac := arch.New()
 	ac.SetIP(checkerStart)
-	const key = 0x123456789
-	ac.Regs.R15 = key
+	const key, stack = 0x123456789, 0x7654321
+	ac.Regs.R15, ac.Regs.Rsp = key, stack
 
 	var sent, seen atomic.Int64
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -127,7 +129,7 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 		switch err {
 		case platform.ErrContextInterrupt:
 			seen.Add(1)
-			if ac.IP() < checkerStart || ac.IP() >= checkerStart+95 {
+			if ac.IP() < checkerStart || ac.IP() >= checkerStart+98 {
 				t.Fatalf("after %d calls an interrupt at %#x", call, ac.IP())
 			}
 			// There is no system call instruction at the address that the code gives.
@@ -144,8 +146,8 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 		}
 		call++
 		args := ac.SyscallArgs()
-		if ac.SyscallNo() != 39 || args[0].Uint64() != call || args[1].Uint64() != call || ac.IP() != checkerIP {
-			t.Fatalf("call %d is %d%v at %#x", call, ac.SyscallNo(), args, ac.IP())
+		if ac.SyscallNo() != 39 || args[0].Uint64() != call || args[1].Uint64() != call || args[2].Uint64() != call || ac.Regs.Rsp != stack || ac.IP() != checkerIP {
+			t.Fatalf("call %d is %d%v at %#x, RSP %#x", call, ac.SyscallNo(), args, ac.IP(), ac.Regs.Rsp)
 		}
 		ac.SetReturn(uintptr(call ^ key))
 		if storm {
@@ -193,12 +195,19 @@ var setNT = []byte{
 	0x9d, // popf
 }
 
-// A thread that has made a call goes on with any state that there is, and has all of it.
+// A thread that has made a call goes on with any state that there is, and has all of it,
+// even if it is interrupted on the way.
 func TestCallTakesAnyState(t *testing.T) {
+	t.Run("quiet", func(t *testing.T) { testCallTakesAnyState(t, false) })
+	t.Run("storm", func(t *testing.T) { testCallTakesAnyState(t, true) })
+}
+
+func testCallTakesAnyState(t *testing.T, storm bool) {
 	m := patchedManager(t, func(as *addressSpace) []byte { return append(slices.Clone(setNT), callChecker(as)...) })
 	rnd := rand.New(rand.NewPCG(9, 10))
 	c := &threadContext{}
 	defer c.Release()
+	interrupts := 0
 	// next returns the next stop that is not an interrupt.
 	next := func(ac *arch.Context64) (*linux.SignalInfo, error) {
 		for {
@@ -206,8 +215,37 @@ func TestCallTakesAnyState(t *testing.T) {
 			if err != platform.ErrContextInterrupt {
 				return info, err
 			}
+			interrupts++
+			// There is no system call instruction at the address that the code gives.
+			if ac.IP() == checkerIP+uintptr(len(setNT))-syscallSize {
+				ac.SetIP(checkerMake + uintptr(len(setNT)))
+			}
 		}
 	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		rnd := rand.New(rand.NewPCG(11, 12))
+		for storm {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for range rnd.IntN(20000) {
+				runtime.KeepAlive(rnd) // takes a moment
+			}
+			c.Interrupt()
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-done
+		t.Logf("%d interrupts", interrupts)
+		if storm && interrupts == 0 {
+			t.Error("there was no interrupt")
+		}
+	}()
 	for n := range 2000 {
 		caller := arch.New()
 		caller.SetIP(codeAddr)
@@ -236,7 +274,7 @@ func TestCallTakesAnyState(t *testing.T) {
 		const single = 1 << 8
 		ac.Regs.Eflags &^= single
 		ac.Regs.Fs_base = rnd.Uint64() >> 20
-		ac.SetIP(codeAddr + uintptr(len(setNT)) + 85) // HLT
+		ac.SetIP(codeAddr + uintptr(len(setNT)) + 88) // HLT
 		if !ac.SanitizeRegs() {
 			t.Fatal("SanitizeRegs")
 		}
@@ -255,6 +293,11 @@ func TestCallTakesAnyState(t *testing.T) {
 		}
 		const rf = 1 << 16 // a fault sets it
 		want.Regs.Eflags |= rf
+		if storm { // rt_sigreturn(2) does not change NT and ID
+			const others = 1<<14 | 1<<21
+			want.Regs.Eflags &^= others
+			ac.Regs.Eflags &^= others
+		}
 		want.Regs.Orig_rax = noSyscall
 		if diff := cmp.Diff(want.Regs, ac.Regs); diff != "" {
 			t.Fatalf("registers (-want +got):\n%s", diff)
