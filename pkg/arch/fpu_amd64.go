@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"github.com/ringfence/ringfence/pkg/cpuid"
 )
@@ -90,6 +91,39 @@ func (f FPState) Sanitize() {
 	binary.LittleEndian.PutUint32(f[fpMXCSR:], f.mxcsr()&fs.MXCSRMask())
 	f.setXStateBV(f.xstateBV() & fs.UserXFeatures())
 	clear(f[fpXCompBV:fpExtended])
+}
+
+// fpComponents are the state components that have a place of their own in an area.
+var fpComponents = sync.OnceValue(func() (cs []fpComponent) {
+	fs := cpuid.Native()
+	for i := 2; i < 63; i++ {
+		if off, size := fs.XFeatureLayout(i); size != 0 && off+size <= fs.XSaveSize() {
+			cs = append(cs, fpComponent{1 << i, off, off + size})
+		}
+	}
+	return cs
+})
+
+type fpComponent struct {
+	feature  uint64
+	off, end int
+}
+
+// CopyExtended copies what follows the header from src, which is at least as large as
+// f: the state components that f's header, where it has been checked, says are not in
+// their initial configuration. What is in f of the others stays, and counts for nothing
+// (Intel SDM vol. 1, 13.6).
+func (f FPState) CopyExtended(src []byte) { copyExtended(f, src, f.xstateBV()) }
+
+// CopyExtendedTo is the reverse of CopyExtended.
+func (f FPState) CopyExtendedTo(dst []byte) { copyExtended(dst, f, f.xstateBV()) }
+
+func copyExtended(dst, src []byte, xbv uint64) {
+	for _, c := range fpComponents() {
+		if xbv&c.feature != 0 {
+			copy(dst[c.off:c.end], src[c.off:c.end])
+		}
+	}
 }
 
 // Equal reports whether f and g are the same state to an application. A state

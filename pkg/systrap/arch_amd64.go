@@ -76,6 +76,7 @@ const (
 	// The part of the XSAVE area that is software's: struct _fpx_sw_bytes.
 	fpSoftware   = 464
 	fpHeader     = 512
+	fpExtended   = 576
 	fpMagic1     = 0x46505853
 	fpMagic2     = 0x46505845
 	fpMagic2Size = 4
@@ -301,7 +302,8 @@ func (t *thread) putFP(fp arch.FPState) bool {
 	le.PutUint32(sw[4:], uint32(f.fpSize+fpMagic2Size))
 	le.PutUint64(sw[8:], cpuid.Native().UserXFeatures())
 	le.PutUint32(sw[16:], uint32(f.fpSize))
-	copy(b[fpHeader:f.fpSize], fp[fpHeader:])
+	copy(b[fpHeader:fpExtended], fp[fpHeader:])
+	fp.CopyExtendedTo(b[:f.fpSize])
 	le.PutUint32(b[f.fpSize:], fpMagic2)
 	return true
 }
@@ -312,8 +314,9 @@ func (t *thread) getFP(fp arch.FPState) {
 	b := t.slot[t.fpOffset():]
 	copy(fp[:fpSoftware], b)
 	clear(fp[fpSoftware:fpHeader])
-	copy(fp[fpHeader:f.fpSize], b[fpHeader:])
+	copy(fp[fpHeader:fpExtended], b[fpHeader:])
 	fp.Sanitize()
+	fp.CopyExtended(b[:f.fpSize])
 }
 
 // checkFrame returns an error unless the frame that the kernel has written is as
