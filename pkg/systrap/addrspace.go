@@ -158,7 +158,7 @@ func (as *addressSpace) initRegion(num int) error {
 	m.put64(requestHint, uint64(as.at.hint))
 	m.put64(constantText, uint64(as.at.text))
 	m.put64(constantText+8, uint64(as.at.textEnd-as.at.text))
-	as.putAction(m.region[constantAction:])
+	as.putActions(m.region[constantAction:])
 	off := constantFilter
 	progs, err := filters.of(uint64(as.at.text), uint64(as.at.textEnd))
 	if err != nil {
@@ -185,15 +185,15 @@ func (as *addressSpace) ro(off int) uint64 { return uint64(as.at.ro) + uint64(of
 // startCalls are what makes a new stub complete, but for threads.
 func (as *addressSpace) startCalls(num int) []call {
 	calls := []call{{unix.SYS_MMAP, [6]uint64{uint64(as.at.hint), pageSize, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_FIXED, uint64(num), hintOffset}}}
-	for _, sig := range handledSignals {
-		calls = append(calls, call{unix.SYS_RT_SIGACTION, [6]uint64{uint64(sig), as.ro(constantAction), 0, 8}})
+	for i, sig := range handledSignals {
+		calls = append(calls, call{unix.SYS_RT_SIGACTION, [6]uint64{uint64(sig), as.ro(constantAction + min(i, 1)*actionSize), 0, 8}})
 	}
 	return append(calls, call{unix.SYS_SECCOMP, [6]uint64{unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, as.ro(constantProgs + 16*progSyscallThread)}})
 }
 
-// handledSignals are those of system calls, of exceptions, and of Interrupt.
+// handledSignals are those of Interrupt, of system calls, and of exceptions.
 var handledSignals = []unix.Signal{
-	unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.Signal(platform.SignalInterrupt),
+	unix.Signal(platform.SignalInterrupt), unix.SIGSYS, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP,
 }
 
 // enter, leave and fail are those of stub.Process.

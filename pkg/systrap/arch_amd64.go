@@ -27,6 +27,9 @@ const (
 	stateSentryStubWaits = sysmsg.SentryStubWaits
 	//lint:ignore U1000 text_amd64.s uses it
 	stateStubSentryWaits = sysmsg.StubSentryWaits
+
+	//lint:ignore U1000 text_amd64.s uses it
+	sigInterrupt = platform.SignalInterrupt
 )
 
 // textAddresses are where this program's linker has put the stubs' text.
@@ -61,7 +64,9 @@ const (
 	ucMask    = ucContext + 256
 
 	scRegs    = 0
+	scRsp     = scRegs + 15*8
 	scRip     = scRegs + 16*8
+	scEflags  = scRegs + 17*8
 	scCS      = 144
 	scSS      = 150
 	scErr     = 152
@@ -337,14 +342,21 @@ func (t *thread) checkFrame() error {
 	return nil
 }
 
-// putAction writes the struct sigaction of all signals that have a handler
-// (asm/signal.h). All signals are blocked in it: those that come wait until the
-// thread runs the application again.
-func (as *addressSpace) putAction(b []byte) {
-	const saSigInfo, saRestorer, saOnStack = 0x4, 0x04000000, 0x08000000
+// putActions writes the struct sigaction of interrupts, and of the other signals that
+// have a handler (asm/signal.h). In that of an interrupt all signals are blocked. The
+// others block none, so that the thread can go on without rt_sigreturn(2).
+func (as *addressSpace) putActions(b []byte) {
+	const saSigInfo, saRestorer, saOnStack, saNoDefer = 0x4, 0x04000000, 0x08000000, 0x40000000
 	le := binary.LittleEndian
-	le.PutUint64(b, uint64(as.at.handler))
-	le.PutUint64(b[8:], saSigInfo|saRestorer|saOnStack)
-	le.PutUint64(b[16:], uint64(as.at.handler)) // never used, but there must be one
-	le.PutUint64(b[24:], ^uint64(0))
+	for _, a := range [...]struct{ flags, mask uint64 }{{0, ^uint64(0)}, {saNoDefer, 0}} {
+		le.PutUint64(b, uint64(as.at.handler))
+		le.PutUint64(b[8:], saSigInfo|saRestorer|saOnStack|a.flags)
+		le.PutUint64(b[16:], uint64(as.at.handler)) // never used, but there must be one
+		le.PutUint64(b[24:], a.mask)
+		b = b[actionSize:]
+	}
 }
+
+// nested reports whether the thread was interrupted before it went on after a signal.
+// Its state is what it was to go on with.
+func (t *thread) nested() bool { return t.header32(headerKind) == kindNested }

@@ -54,19 +54,17 @@ func (t *thread) getFP(arch.FPState) {}
 
 func (t *thread) checkFrame() error { return platform.ErrNotSupported }
 
-func (as *addressSpace) putAction([]byte) {}
+func (as *addressSpace) putActions([]byte) {}
 
 func (t *thread) answer(_, _ *arch.Registers) bool { return false }
-
-func (t *thread) init() {}
-
-func (t *thread) putOrder(bool) {}
 
 func (t *thread) putState(*arch.Registers) {}
 
 func (t *thread) saveCall(*threadContext, *arch.Registers) (bool, error) {
 	return false, platform.ErrNotSupported
 }
+
+func (t *thread) nested() bool { return false }
 
 func wantsGS(*arch.Context64) bool { return false }
 

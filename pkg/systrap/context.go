@@ -222,6 +222,12 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 			ac.Fault = arch.FaultInfo{}
 			return nil, hostarch.NoAccess, nil
 		}
+		if t.nested() {
+			if c.sent.Swap(false) {
+				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
+			}
+			continue
+		}
 		e, err := t.event(c, &ac.Regs)
 		if err != nil {
 			c.partial = false

@@ -40,6 +40,14 @@ const (
 	headerRDX   = 40
 	headerR10   = 48
 	headerRIP   = 56
+
+	// What a thread is to do after a call, in headerOrder: return from it, write its
+	// state, or go on with the state that is written there. And whether it is to write
+	// its state with the next call.
+	orderReturn = 0
+	orderSave   = 1
+	orderLoad   = 2
+	orderWhole  = 4
 )
 
 // The read-only region. The first page is the request to the system call thread.
@@ -57,9 +65,10 @@ const (
 	// number of calls that were not made, the one that failed included.
 	resultLeftShift = 12
 
-	constantAction = pageSize       // struct sigaction
-	constantText   = pageSize + 32  // address and size of our text
-	constantProgs  = pageSize + 64  // struct sock_fprog: of the system call thread, of the others
+	constantAction = pageSize       // struct sigaction: of interrupts, of all other signals
+	actionSize     = 32             // no less than sizeof(struct sigaction)
+	constantText   = pageSize + 64  // address and size of our text
+	constantProgs  = pageSize + 96  // struct sock_fprog: of the system call thread, of the others
 	constantFilter = pageSize + 128 // their instructions
 	stacksOffset   = 2 * pageSize   // a stack_t for each slot
 	stackTSize     = 32             // more than sizeof(stack_t)

@@ -24,24 +24,17 @@ const (
 	headerRCX = 240
 	headerR11 = 248
 
-	headerXFeatures = 256 // those in the floating point state
-	headerRFlags    = 264 // as they are after the call: Save pushes them
+	headerRFlags = 264 // as they are after the call: SAVE pushes them
 	// A stack for the thread's last instructions before it goes on: the segment bases of FS
 	// and GS, RAX and what IRETQ takes, which is RIP, CS, flags, RSP and SS. A handler, of
 	// a signal that comes first, does not write there.
 	headerStack = 272
 
 	// Values of headerKind: a signal; a call without one; a call, or one that was made
-	// before, and all state.
-	kindFrame = 0
-	kindCall  = 1
-	kindState = 2
-
-	// What a thread is to do after a call, in headerOrder: return from it, write its
-	// state, or go on with the state that is written there. And whether it is to write
-	// its state with the next call.
-	orderReturn = 0
-	orderSave   = 1
-	orderLoad   = 2
-	orderWhole  = 4
+	// before, and all state; an interrupt that came before the thread went on after a
+	// signal.
+	kindFrame  = 0
+	kindCall   = 1
+	kindState  = 2
+	kindNested = 3
 )

@@ -57,7 +57,6 @@ func (as *addressSpace) prepareThread(n int) (*thread, []call, error) {
 	t.word, t.brief = sysmsg.NewWord(word, pollPeriod), sysmsg.NewWord(word, followTime)
 	// As after an event, so that the new thread waits for Resume.
 	t.word.Init()
-	t.init()
 
 	stack := stacksOffset + n*stackTSize
 	as.mem.put64(stack, t.addr)       // ss_sp
@@ -133,4 +132,14 @@ func (t *thread) await(c *threadContext) error {
 // setHeader32 writes half a word of the header.
 func (t *thread) setHeader32(off int, v uint32) {
 	binary.LittleEndian.PutUint32(t.slot[stackSize+off:], v)
+}
+
+// putOrder tells the thread what it is to do when it has the slot, and whether it is to
+// write all its state with the next call.
+func (t *thread) putOrder(whole bool) {
+	order := t.order
+	if whole {
+		order |= orderWhole
+	}
+	t.setHeader32(headerOrder, order)
 }

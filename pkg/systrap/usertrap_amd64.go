@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ringfence/ringfence/pkg/arch"
-	"github.com/ringfence/ringfence/pkg/cpuid"
 )
 
 // A call without a signal. Patched code jumps to ·call (text_amd64.s), which saves
@@ -87,19 +86,6 @@ func (t *thread) answer(known, regs *arch.Registers) bool {
 	t.order = orderReturn
 	return true
 }
-
-// putOrder tells the thread what it is to do when it has the slot, and whether it is to
-// write all its state with the next call.
-func (t *thread) putOrder(whole bool) {
-	order := t.order
-	if whole {
-		order |= orderWhole
-	}
-	t.setHeader32(headerOrder, order)
-}
-
-// init prepares the slot of a new thread for calls.
-func (t *thread) init() { t.setHeader(headerXFeatures, cpuid.Native().UserXFeatures()) }
 
 // putState lets the thread go on with regs, and the floating point state that is in
 // the slot.
