@@ -3,6 +3,7 @@ package systrap
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -56,7 +57,19 @@ func callChecker(as *addressSpace) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(as.at.call)) // 90
 }
 
+// plainChecker is callChecker with a system call instruction.
+func plainChecker(as *addressSpace) []byte {
+	b := callChecker(as)
+	copy(b[checkerSyscall-checkerStart:checkerNext-checkerStart], []byte{
+		0x0f, 0x05, // 26: syscall
+		0xeb, 0x10, // 28: jmp 46
+	})
+	return b
+}
+
 const (
+	checkerSyscall = codeAddr + 26
+
 	checkerStart = codeAddr
 	checkerMake  = codeAddr + 21 // what executes the call again begins here
 	checkerNext  = codeAddr + 46 // where it goes on
@@ -72,25 +85,33 @@ func patchedManager(tb testing.TB, code func(as *addressSpace) []byte) *manager 
 	return m
 }
 
-// A thread makes calls without a signal while it is interrupted all the time, and
-// the Sentry asks for all of its state, replaces it, or moves it to another thread
-// of the stub. No call is lost or made twice, no register changes, and there is an
-// interrupt for each that was sent.
-func TestCallStorm(t *testing.T) {
+// A thread makes calls while it is interrupted all the time, and the Sentry asks for all
+// of its state, replaces it, or moves it to another thread of the stub. No call is lost or
+// made twice, no register changes, and there is an interrupt for each that was sent.
+func TestCallStorm(t *testing.T) { testStorm(t, false) }
+
+// The same with calls that are signals.
+func TestSyscallStorm(t *testing.T) { testStorm(t, true) }
+
+func testStorm(t *testing.T, plain bool) {
 	for _, storm := range []bool{false, true} {
 		for _, mode := range []string{"call", "pull", "replace", "rebind", "mixed"} {
 			name := mode
 			if storm {
 				name += "/storm"
 			}
-			t.Run(name, func(t *testing.T) { testCallStorm(t, mode, storm) })
+			t.Run(name, func(t *testing.T) { testCallStorm(t, plain, mode, storm) })
 		}
 	}
 }
 
-func testCallStorm(t *testing.T, mode string, storm bool) {
-	m := patchedManager(t, callChecker)
-	other := patchedManager(t, callChecker)
+func testCallStorm(t *testing.T, plain bool, mode string, storm bool) {
+	code, behind := callChecker, uintptr(checkerIP)
+	if plain {
+		code, behind = plainChecker, checkerSyscall+syscallSize
+	}
+	m := patchedManager(t, code)
+	other := patchedManager(t, code)
 	rnd := rand.New(rand.NewPCG(7, 8))
 	c := &threadContext{}
 	defer c.Release()
@@ -132,7 +153,7 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 			if ac.IP() < checkerStart || ac.IP() >= checkerStart+98 {
 				t.Fatalf("after %d calls an interrupt at %#x", call, ac.IP())
 			}
-			// There is no system call instruction at the address that the code gives.
+			// There may be no system call instruction at the address that the code gives.
 			switch ac.IP() {
 			case checkerIP - syscallSize:
 				ac.SetIP(checkerMake)
@@ -146,7 +167,7 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 		}
 		call++
 		args := ac.SyscallArgs()
-		if ac.SyscallNo() != 39 || args[0].Uint64() != call || args[1].Uint64() != call || args[2].Uint64() != call || ac.Regs.Rsp != stack || ac.IP() != checkerIP {
+		if ac.SyscallNo() != 39 || args[0].Uint64() != call || args[1].Uint64() != call || args[2].Uint64() != call || ac.Regs.Rsp != stack || ac.IP() != behind {
 			t.Fatalf("call %d is %d%v at %#x, RSP %#x", call, ac.SyscallNo(), args, ac.IP(), ac.Regs.Rsp)
 		}
 		ac.SetReturn(uintptr(call ^ key))
@@ -171,7 +192,7 @@ func testCallStorm(t *testing.T, mode string, storm bool) {
 			} else if err := c.PullFullState(m.as, ac); err != nil {
 				t.Fatal(err)
 			}
-			if ac.Regs.Rbx != call || ac.Regs.R15 != key || ac.Regs.Eflags&1 == 0 || ac.IP() != checkerIP {
+			if ac.Regs.Rbx != call || ac.Regs.R15 != key || ac.Regs.Eflags&1 == 0 || ac.IP() != behind {
 				t.Fatalf("call %d: the full state is %+v", call, ac.Regs)
 			}
 			// The platform goes on where the trampoline would, not at IP.
@@ -195,21 +216,24 @@ var setNT = []byte{
 	0x9d, // popf
 }
 
-// A thread that has made a call goes on with any state that there is, and has all of it,
-// even if it is interrupted on the way.
-func TestCallTakesAnyState(t *testing.T) {
-	t.Run("quiet", func(t *testing.T) { testCallTakesAnyState(t, false) })
-	t.Run("storm", func(t *testing.T) { testCallTakesAnyState(t, true) })
+// A thread that has made a call, by a signal or without, goes on with any state that there
+// is, and has all of it, even if it is interrupted on the way.
+func TestAnyState(t *testing.T) {
+	for name, code := range map[string]func(*addressSpace) []byte{"call": callChecker, "syscall": plainChecker} {
+		t.Run(name, func(t *testing.T) { testAnyState(t, code, name == "call", false) })
+		t.Run(name+"/storm", func(t *testing.T) { testAnyState(t, code, name == "call", true) })
+	}
 }
 
-func testCallTakesAnyState(t *testing.T, storm bool) {
-	m := patchedManager(t, func(as *addressSpace) []byte { return append(slices.Clone(setNT), callChecker(as)...) })
+func testAnyState(t *testing.T, code func(*addressSpace) []byte, calls, storm bool) {
+	m := patchedManager(t, func(as *addressSpace) []byte { return append(slices.Clone(setNT), code(as)...) })
 	rnd := rand.New(rand.NewPCG(9, 10))
 	c := &threadContext{}
 	defer c.Release()
 	interrupts := 0
-	// next returns the next stop that is not an interrupt.
-	next := func(ac *arch.Context64) (*linux.SignalInfo, error) {
+	// next returns the next stop that is not an interrupt, and calls interrupted at
+	// those.
+	next := func(ac *arch.Context64, interrupted func()) (*linux.SignalInfo, error) {
 		for {
 			info, _, err := c.Switch(context.Background(), m, ac, -1)
 			if err != platform.ErrContextInterrupt {
@@ -220,7 +244,28 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 			if ac.IP() == checkerIP+uintptr(len(setNT))-syscallSize {
 				ac.SetIP(checkerMake + uintptr(len(setNT)))
 			}
+			interrupted()
 		}
+	}
+	// fill gives ac a state that goes on to HLT.
+	fill := func(ac *arch.Context64) {
+		for _, r := range scRegisters(&ac.Regs) {
+			*r = rnd.Uint64()
+		}
+		const single = 1 << 8
+		ac.Regs.Eflags &^= single
+		ac.Regs.Fs_base = rnd.Uint64() >> 20
+		ac.SetIP(codeAddr + uintptr(len(setNT)) + 88)
+		if !ac.SanitizeRegs() {
+			t.Fatal("SanitizeRegs")
+		}
+	}
+	fillFP := func(ac *arch.Context64) {
+		fp := ac.FloatingPointData()
+		for i := 160; i < 416; i++ { // XMM registers
+			fp[i] = byte(rnd.Uint32())
+		}
+		binary.LittleEndian.PutUint16(fp, 0x37f&^uint16(rnd.Uint32()&0x3f)) // FCW
 	}
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -232,7 +277,7 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 				return
 			default:
 			}
-			for range rnd.IntN(20000) {
+			for range rnd.IntN(5000) {
 				runtime.KeepAlive(rnd) // takes a moment
 			}
 			c.Interrupt()
@@ -246,7 +291,11 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 			t.Error("there was no interrupt")
 		}
 	}()
-	for n := range 2000 {
+	rounds := 2000
+	if storm {
+		rounds = 4000 // few interrupts come when it matters
+	}
+	for n := range rounds {
 		caller := arch.New()
 		caller.SetIP(codeAddr)
 		if n%2 == 1 {
@@ -254,8 +303,8 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 		}
 		caller.Regs.Rsp = uint64(m.as.at.hint) + pageSize
 		c.FullStateChanged()
-		if info, err := next(caller); err != nil || !c.thread.called {
-			t.Fatalf("%v, %+v; the code makes no call: %+v", err, info, caller.Regs)
+		if info, err := next(caller, func() {}); err != nil || c.thread.called != calls {
+			t.Fatalf("%v, %+v; the code does not make its call: %+v", err, info, caller.Regs)
 		}
 		if n%3 == 0 {
 			if err := c.PullFullState(m.as, caller); err != nil {
@@ -268,24 +317,23 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 		}
 
 		ac := arch.New()
-		for _, r := range scRegisters(&ac.Regs) {
-			*r = rnd.Uint64()
-		}
-		const single = 1 << 8
-		ac.Regs.Eflags &^= single
-		ac.Regs.Fs_base = rnd.Uint64() >> 20
-		ac.SetIP(codeAddr + uintptr(len(setNT)) + 88) // HLT
-		if !ac.SanitizeRegs() {
-			t.Fatal("SanitizeRegs")
-		}
-		fp := ac.FloatingPointData()
-		for i := 160; i < 416; i++ { // XMM registers
-			fp[i] = byte(rnd.Uint32())
-		}
-		binary.LittleEndian.PutUint16(fp, 0x37f&^uint16(rnd.Uint32()&0x3f)) // FCW
+		fill(ac)
+		fillFP(ac)
 		want := ac.Fork()
 		c.FullStateChanged()
-		if info, err := next(ac); err != platform.ErrContextSignal || info.Signo != int32(linux.SIGSEGV) {
+		if info, err := next(ac, func() {
+			// Another one, or other general registers alone.
+			fill(ac)
+			if rnd.IntN(2) == 0 {
+				if err := c.PullFullState(m.as, ac); err != nil {
+					t.Fatal(err)
+				}
+				fillFP(ac)
+				c.FullStateChanged()
+				want = ac.Fork()
+			}
+			want.Regs = ac.Regs
+		}); err != platform.ErrContextSignal || info.Signo != int32(linux.SIGSEGV) {
 			t.Fatalf("%v, %+v, want SIGSEGV", err, info)
 		}
 		if err := c.PullFullState(m.as, ac); err != nil {
@@ -293,7 +341,7 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 		}
 		const rf = 1 << 16 // a fault sets it
 		want.Regs.Eflags |= rf
-		if storm { // rt_sigreturn(2) does not change NT and ID
+		if storm || !calls { // rt_sigreturn(2) does not change NT and ID
 			const others = 1<<14 | 1<<21
 			want.Regs.Eflags &^= others
 			ac.Regs.Eflags &^= others
@@ -305,6 +353,47 @@ func testCallTakesAnyState(t *testing.T, storm bool) {
 		if !want.FloatingPointData().Equal(ac.FloatingPointData()) {
 			t.Fatal("the floating point state is another")
 		}
+	}
+}
+
+// An interrupt is never lost: a thread that makes a call and then none any more stops for
+// the one that is sent while it goes on.
+func TestInterruptOnTheWay(t *testing.T) {
+	for name, code := range map[string]func(*addressSpace) []byte{"call": callChecker, "syscall": plainChecker} {
+		t.Run(name, func(t *testing.T) {
+			m := patchedManager(t, func(as *addressSpace) []byte {
+				b := code(as)
+				copy(b[checkerNext-checkerStart:], []byte{0xeb, 0xfe}) // jmp .
+				return b
+			})
+			c := &threadContext{}
+			defer c.Release()
+			rnd := rand.New(rand.NewPCG(13, 14))
+			for n := range 3000 {
+				ac := arch.New()
+				ac.SetIP(checkerStart)
+				c.FullStateChanged()
+				if _, _, err := c.Switch(context.Background(), m, ac, -1); err != nil {
+					t.Fatal(err)
+				}
+				ac.SetReturn(1)
+				done, wait := make(chan struct{}), rnd.IntN(3000)
+				go func() {
+					defer close(done)
+					for range wait {
+						runtime.KeepAlive(rnd) // takes a moment
+					}
+					c.Interrupt()
+				}()
+				watchdog := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("interrupt %d was lost", n)) })
+				_, _, err := c.Switch(context.Background(), m, ac, -1)
+				watchdog.Stop()
+				<-done
+				if err != platform.ErrContextInterrupt {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
