@@ -7,8 +7,8 @@
 // slot: memory that the Sentry shares, so that the frame that the kernel writes for
 // SIGSYS, or for a fault, is the thread's state, and nobody has to copy it. The
 // handler hands the slot to the Sentry (package sysmsg), waits until it comes back,
-// and returns into the application by rt_sigreturn(2), with what the Sentry made of
-// the frame. Interrupts are signals, too.
+// and goes on in the application with what the Sentry made of the frame. Interrupts are
+// signals, too.
 //
 // One more thread of the stub, under another filter, makes the few system calls
 // that change it: mmap, munmap, clone. Its requests are in memory that the stub
