@@ -109,19 +109,27 @@ type fpComponent struct {
 	off, end int
 }
 
-// CopyExtended copies what follows the header from src, which is at least as large as
-// f: the state components that f's header, where it has been checked, says are not in
-// their initial configuration. What is in f of the others stays, and counts for nothing
-// (Intel SDM vol. 1, 13.6).
-func (f FPState) CopyExtended(src []byte) { copyExtended(f, src, f.xstateBV()) }
-
-// CopyExtendedTo is the reverse of CopyExtended.
-func (f FPState) CopyExtendedTo(dst []byte) { copyExtended(dst, f, f.xstateBV()) }
-
-func copyExtended(dst, src []byte, xbv uint64) {
+// CopyExtended copies what follows the header from src, which is at least as large as f
+// and may be shared: the state components that f's header, which is there and has been
+// checked, says are in use. It clears the others.
+func (f FPState) CopyExtended(src []byte) {
+	xbv := f.xstateBV()
 	for _, c := range fpComponents() {
 		if xbv&c.feature != 0 {
-			copy(dst[c.off:c.end], src[c.off:c.end])
+			copy(f[c.off:c.end], src[c.off:c.end])
+		} else {
+			clear(f[c.off:c.end])
+		}
+	}
+}
+
+// CopyExtendedTo is the reverse of CopyExtended. What is in dst of components that are
+// not in use stays: XRSTOR does not read it (Intel SDM vol. 1, 13.6).
+func (f FPState) CopyExtendedTo(dst []byte) {
+	xbv := f.xstateBV()
+	for _, c := range fpComponents() {
+		if xbv&c.feature != 0 {
+			copy(dst[c.off:c.end], f[c.off:c.end])
 		}
 	}
 }

@@ -11,9 +11,9 @@
 //	+--> SentryStubWaits -------+
 //	stub: sleeps (CAS)  Sentry: resume (swap), and it wakes the stub
 //
-// A side touches the rest of the slot only while it owns it. It gives the slot
-// away with a swap, which also says whether the other side sleeps and must be
-// woken; it takes it when it loads a state that says so. Before a side sleeps it
+// A side changes what the other one reads of the slot only while it owns it. It gives
+// the slot away with a swap, which also says whether the other side sleeps and must
+// be woken; it takes it when it loads a state that says so. Before a side sleeps it
 // says so with a compare-and-swap of the state that it has seen, and then sleeps
 // with futex(2) as long as the state is that one: the wake-up cannot be lost. All
 // accesses of the word are sequentially consistent, so that what was written

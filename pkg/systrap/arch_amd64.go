@@ -33,7 +33,9 @@ const (
 )
 
 // textAddresses are where this program's linker has put the stubs' text.
-type textAddresses struct{ start, handler, call, callArgs, callState, makeCall, callEnd, end uintptr }
+type textAddresses struct {
+	start, handler, give, goOnEnd, call, callArgs, callState, makeCall, callEnd, end uintptr
+}
 
 func textSymbols() (s textAddresses)
 
@@ -45,7 +47,7 @@ type stubText struct {
 
 var textOf = sync.OnceValues(func() (stubText, error) {
 	s := textSymbols()
-	if order := []uintptr{s.start, s.handler, s.call, s.callArgs, s.callState, s.makeCall, s.callEnd, s.end}; !slices.IsSorted(order) {
+	if order := []uintptr{s.start, s.handler, s.give, s.goOnEnd, s.call, s.callArgs, s.callState, s.makeCall, s.callEnd, s.end}; !slices.IsSorted(order) {
 		return stubText{}, fmt.Errorf("stub text: the linker has put its parts out of order: %#x", order)
 	}
 	return stubText{freestanding.Text(s.start, s.end), s.handler - s.start, s.call - s.start, s.callArgs - s.start, s.callState - s.start, s.makeCall - s.start, s.callEnd - s.start}, nil
@@ -119,8 +121,11 @@ func checkCPU() error {
 	if fs.AuxHWCap().HWCap2&hwcap2FSGSBase == 0 {
 		return fmt.Errorf("no FSGSBASE: %w: needs Linux 5.9 or newer, a CPU of the last ten years, and no nofsgsbase on the kernel's command line", platform.ErrNotSupported)
 	}
-	if f := &theFrame; f.sp < f.fpSize+fpMagic2Size { // both are in a slot
-		return fmt.Errorf("floating point state of %d bytes is too large: %w", f.fpSize, platform.ErrNotSupported)
+	// Two frames have room on a signal stack (goOn in text_amd64.s), or one and the
+	// state of a call.
+	const redZone = 128
+	if size := stackSize - theFrame.sp; 2*(size+redZone) > stackSize {
+		return fmt.Errorf("a signal frame of %d bytes is too large: %w", size, platform.ErrNotSupported)
 	}
 	return nil
 }
@@ -313,7 +318,8 @@ func (t *thread) putFP(fp arch.FPState) bool {
 	return true
 }
 
-// getFP reads the floating point state, as the frame has it or saveCall has brought it.
+// getFP reads the floating point state, as the frame has it or the thread has written it
+// in a call.
 func (t *thread) getFP(fp arch.FPState) {
 	f := &theFrame
 	b := t.slot[t.fpOffset():]

@@ -241,8 +241,11 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 			if c.sent.Swap(false) {
 				return nil, hostarch.NoAccess, platform.ErrContextInterrupt
 			}
-			if e.called { // and is about to return
+			switch {
+			case e.called: // and is about to return
 				c.known, t.called, c.changed = ac.Regs, true, false
+			case e.inCall && !c.load(ac): // it makes the call again, with the slot as it was
+				return protectionFault(ac), hostarch.NoAccess, platform.ErrContextSignal
 			}
 			continue
 		}
@@ -304,7 +307,7 @@ func (e *event) signalInfo() *linux.SignalInfo {
 func (c *threadContext) load(ac *arch.Context64) bool {
 	t := c.thread
 	all := t.called || c.changed || c.ac != ac
-	if ac.Regs != c.known && !ac.SanitizeRegs() {
+	if (all || ac.Regs != c.known) && !ac.SanitizeRegs() {
 		return false
 	}
 	if !all {

@@ -16,8 +16,8 @@ const (
 	// A slot is a thread's signal stack with a header above it. Slots are aligned
 	// to their size, so that the stack pointer leads to the header. A signal frame
 	// with all that XCR0 can have is less than 13 KiB; of an ordinary one everything
-	// is in the slot's last page. It never comes near the beginning of the slot, where
-	// the floating point state is in a call (usertrap_amd64.go).
+	// is in the slot's last page. There may be two. At the beginning of the slot is the
+	// floating point state of a call (usertrap_amd64.go), when there is one frame at most.
 	slotSize   = 32 << 10
 	headerSize = 384
 	stackSize  = slotSize - headerSize

@@ -2,12 +2,12 @@ package systrap
 
 // More of the header (layout.go).
 const (
-	// The second line is only written when something in it changes.
+	// The second line is only written when something in it changes, or with all state.
 	headerR8  = 64
 	headerR9  = 72
 	headerRSP = 80
 
-	// Of the third one the Sentry reads a part after a signal alone.
+	// The third one the Sentry reads after a signal, or with all state.
 	headerReturn = 128 // where the thread goes on
 	headerFlags  = 136
 	headerSP     = 144 // where the signal frame is
@@ -24,7 +24,7 @@ const (
 	headerRCX = 240
 	headerR11 = 248
 
-	headerRFlags = 264 // as they are after the call: SAVE pushes them
+	headerRFlags = 264 // SAVE pushes them; those of arithmetic are in headerFlags
 	// A stack for the thread's last instructions before it goes on: the segment bases of FS
 	// and GS, RAX and what IRETQ takes, which is RIP, CS, flags, RSP and SS. A handler, of
 	// a signal that comes first, does not write there.

@@ -202,13 +202,13 @@ dismiss:
 exception:
 	// A call without a signal may be under way: the slot is the Sentry's, and the
 	// signal has to wait until it is not, as if it were blocked.
-	LEAQ ·event(SB), R12
 	LEAQ ·makeCall(SB), CX
 	CMPQ AX, CX
 	JLS event
 	LEAQ ·callEnd(SB), CX
 	CMPQ AX, CX
 	JCC event
+	LEAQ ·event(SB), R12
 later:
 	LEAQ const_headerState(BX), DI // it may have been about to do so
 	MOVL $FUTEX_WAKE, SI
@@ -218,7 +218,7 @@ later:
 	XORL CX, CX
 	JMP ·await(SB)
 event:
-	JMP R12
+	JMP ·event(SB) // not by a register: from here an interrupt is dismissed
 
 // R13 is where to go on when the slot has come back.
 TEXT ·event(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
@@ -295,10 +295,12 @@ TEXT ·goOn(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	XRSTOR64 (CX)
 	PUSHQ $2 // no flag set: with NT there is no IRETQ
 	POPFQ
-	PUSHQ $const_userDS
+	MOVWQZX const_scSS(R12), AX
+	PUSHQ AX
 	PUSHQ const_scRsp(R12)
 	PUSHQ const_scEflags(R12)
-	PUSHQ $const_userCS
+	MOVWQZX const_scCS(R12), AX // that of 32-bit code
+	PUSHQ AX
 	PUSHQ const_scRip(R12)
 	PUSHQ 80(R12)
 	POPQ BP // a MOVQ is what go vet takes for a mistake
@@ -493,21 +495,25 @@ TEXT ·textEnd(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	BYTE $0xcc
 
 // func textSymbols() (s textAddresses)
-TEXT ·textSymbols(SB),NOSPLIT,$0-64
+TEXT ·textSymbols(SB),NOSPLIT,$0-80
 	LEAQ ·syscallThread(SB), AX
 	MOVQ AX, s_start+0(FP)
 	LEAQ ·handler(SB), AX
 	MOVQ AX, s_handler+8(FP)
+	LEAQ ·give(SB), AX
+	MOVQ AX, s_give+16(FP)
+	LEAQ ·goOnEnd(SB), AX
+	MOVQ AX, s_goOnEnd+24(FP)
 	LEAQ ·call(SB), AX
-	MOVQ AX, s_call+16(FP)
+	MOVQ AX, s_call+32(FP)
 	LEAQ ·callArgs(SB), AX
-	MOVQ AX, s_callArgs+24(FP)
+	MOVQ AX, s_callArgs+40(FP)
 	LEAQ ·callState(SB), AX
-	MOVQ AX, s_callState+32(FP)
+	MOVQ AX, s_callState+48(FP)
 	LEAQ ·makeCall(SB), AX
-	MOVQ AX, s_makeCall+40(FP)
+	MOVQ AX, s_makeCall+56(FP)
 	LEAQ ·callEnd(SB), AX
-	MOVQ AX, s_callEnd+48(FP)
+	MOVQ AX, s_callEnd+64(FP)
 	LEAQ ·textEnd(SB), AX
-	MOVQ AX, s_end+56(FP)
+	MOVQ AX, s_end+72(FP)
 	RET

@@ -74,7 +74,7 @@ func (as *addressSpace) added(t *thread, tid int) {
 }
 
 // patience is how many times in a row pollPeriod may pass after an interrupt was
-// sent, and nothing come of it, until the thread is taken for one that has blocked
+// sent, or a thread was asked for its state, and nothing come of it, until the thread is taken for one that has blocked
 // the signal. On a host with many more threads than CPUs one that only waits for a CPU
 // was seen to need more than 10 seconds.
 var patience = 300
@@ -121,10 +121,12 @@ func (t *thread) await(c *threadContext) error {
 		if err := t.as.check(); err != nil {
 			return err
 		}
-		if !c.sent.Load() || isStopped(t.as.pid) {
+		// Writing its state takes a thread no time, unless the application has said in
+		// its name that it has made a call.
+		if !c.sent.Load() && t.order != orderSave || isStopped(t.as.pid) {
 			unanswered = 0
 		} else if unanswered++; unanswered > patience {
-			return t.as.fail(fmt.Errorf("stub process %d: a thread does not react to the interrupt: %w", t.as.pid, unix.ETIMEDOUT))
+			return t.as.fail(fmt.Errorf("stub process %d: a thread does not react: %w", t.as.pid, unix.ETIMEDOUT))
 		}
 	}
 }

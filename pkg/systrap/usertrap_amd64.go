@@ -168,14 +168,16 @@ func beyondCall(r *arch.Registers) [10]*uint64 {
 	return [10]*uint64{&r.Rbx, &r.Rbp, &r.R11, &r.R12, &r.R13, &r.R14, &r.R15, &r.Eflags, &r.Fs_base, &r.Gs_base}
 }
 
-// saveCall completes regs, and has a thread that has made a call write its floating
-// point state into the slot. If a signal comes first, the thread is not in the call
+// saveCall completes regs: it has a thread that has made a call write its state into the
+// slot. If a signal comes first, the thread is not in the call
 // afterwards, and has a signal frame; interrupted says that it was an interrupt, and one
 // that was sent.
 func (t *thread) saveCall(c *threadContext, regs *arch.Registers) (interrupted bool, err error) {
 	t.order = orderSave
 	stale, all := c.known, c.known
-	if err := t.resume(c); err != nil {
+	err = t.resume(c)
+	t.order = orderReturn
+	if err != nil {
 		return false, err
 	}
 	var e event

@@ -1,8 +1,10 @@
 package systrap
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -16,6 +18,8 @@ import (
 
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/arch"
+	"github.com/ringfence/ringfence/pkg/cpuid"
+	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/usertrap"
 )
@@ -33,7 +37,7 @@ func callChecker(as *addressSpace) []byte {
 		0x48, 0x89, 0xda, // 17: mov %rbx, %rdx
 		0xf9,                // 20: stc
 		0xb8, 0x27, 0, 0, 0, // 21: mov $39, %eax
-		0x48, 0x8d, 0x0d, 56, 0, 0, 0, // 26: lea end(%rip), %rcx, as if behind a system call
+		0x48, 0x8d, 0x0d, 55, 0, 0, 0, // 26: lea 88(%rip), %rcx, as if behind a system call
 		0x4c, 0x8d, 0x1d, 6, 0, 0, 0, // 33: lea 46(%rip), %r11
 		0xff, 0x25, 44, 0, 0, 0, // 40: jmp *const(%rip)
 		0x73, 0x28, // 46: jnc bad
@@ -51,7 +55,7 @@ func callChecker(as *addressSpace) []byte {
 		0x49, 0x39, 0xd8, // 79: cmp %rbx, %r8
 		0x75, 0x04, // 82: jne bad
 		0xeb, 0xaa, // 84: jmp 0
-		0x90, 0x90, // 86
+		0xeb, 0xbd, // 86: jmp 21, which stands for the system call instruction
 		0xf4, 0x90, // 88: bad: hlt
 	}
 	return binary.LittleEndian.AppendUint64(b, uint64(as.at.call)) // 90
@@ -71,9 +75,8 @@ const (
 	checkerSyscall = codeAddr + 26
 
 	checkerStart = codeAddr
-	checkerMake  = codeAddr + 21 // what executes the call again begins here
 	checkerNext  = codeAddr + 46 // where it goes on
-	checkerIP    = codeAddr + 89 // what it says is behind the system call
+	checkerIP    = codeAddr + 88 // what it says is behind the system call
 )
 
 // patchedManager is newManager for an AddressSpace that may run patched code.
@@ -153,11 +156,7 @@ func testCallStorm(t *testing.T, plain bool, mode string, storm bool) {
 			if ac.IP() < checkerStart || ac.IP() >= checkerStart+98 {
 				t.Fatalf("after %d calls an interrupt at %#x", call, ac.IP())
 			}
-			// There may be no system call instruction at the address that the code gives.
-			switch ac.IP() {
-			case checkerIP - syscallSize:
-				ac.SetIP(checkerMake)
-			case checkerIP:
+			if ac.IP() == checkerIP {
 				ac.SetIP(checkerNext)
 			}
 			continue
@@ -240,10 +239,6 @@ func testAnyState(t *testing.T, code func(*addressSpace) []byte, calls, storm bo
 				return info, err
 			}
 			interrupts++
-			// There is no system call instruction at the address that the code gives.
-			if ac.IP() == checkerIP+uintptr(len(setNT))-syscallSize {
-				ac.SetIP(checkerMake + uintptr(len(setNT)))
-			}
 			interrupted()
 		}
 	}
@@ -394,6 +389,134 @@ func TestInterruptOnTheWay(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Signals of which the Context knows nothing, such as an interrupt that comes late, change
+// nothing: no call is lost.
+func TestSignalsOfNobody(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		t.Run(fmt.Sprintf("whole=%t", whole), func(t *testing.T) {
+			m := patchedManager(t, callChecker)
+			c := &threadContext{}
+			defer c.Release()
+			ac := arch.New()
+			ac.SetIP(checkerStart)
+			const key = 0x123456789
+			ac.Regs.R15 = key
+			stop, done := make(chan struct{}), make(chan struct{})
+			defer func() { close(stop); <-done }()
+			call := uint64(0)
+			for deadline := time.Now().Add(4 * time.Second); time.Now().Before(deadline); {
+				if whole {
+					c.saves = savesAhead
+				}
+				if info, _, err := c.Switch(context.Background(), m, ac, -1); err != nil {
+					t.Fatalf("after %d calls: %v, %+v, at %#x, regs %+v", call, err, info, ac.IP(), ac.Regs)
+				}
+				call++
+				if got := ac.SyscallArgs()[0].Uint64(); got != call {
+					t.Fatalf("call %d is %d", call, got)
+				}
+				ac.SetReturn(uintptr(call ^ key))
+				if call > 1 {
+					continue
+				}
+				pid, tid := c.thread.as.pid, c.thread.tid
+				go func() {
+					defer close(done)
+					rnd := rand.New(rand.NewPCG(15, 16))
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						unix.Tgkill(pid, tid, unix.Signal(platform.SignalInterrupt))
+						pause := time.Duration(1000 + rnd.IntN(7000))
+						for start := time.Now(); time.Since(start) < pause; {
+						}
+					}
+				}()
+			}
+			t.Logf("%d calls", call)
+		})
+	}
+}
+
+// A thread that only says that it has made a call is given up when its state is asked
+// for.
+func TestPullOfForgedCall(t *testing.T) {
+	shorten(t)
+	m := patchedManager(t, func(*addressSpace) []byte {
+		return []byte{
+			0xc7, 0x43, headerKind, kindCall, 0, 0, 0, // movl $kindCall, headerKind(%rbx)
+			0xb8, stateSentry, 0, 0, 0, // mov $stateSentry, %eax
+			0x87, 0x03, // xchg %eax, headerState(%rbx)
+			0xeb, 0xfe, // jmp .
+		}
+	})
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.SetIP(codeAddr)
+	ac.Regs.Rbx = uint64(m.as.at.slots) + stackSize // the first slot's header
+	if _, _, err := c.Switch(context.Background(), m, ac, -1); err != nil || !c.thread.called {
+		t.Fatalf("%v, or no call", err)
+	}
+	if err := c.PullFullState(m.as, ac); !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("%v, want ETIMEDOUT", err)
+	}
+}
+
+// 32-bit code that faults goes on as 32-bit code.
+func TestFaultIn32BitCode(t *testing.T) {
+	code := []byte{
+		0xb8, userDS, 0, 0, 0, // mov $userDS, %eax
+		0x8e, 0xd8, // mov %eax, %ds
+		0x6a, 0x23, // push $0x23
+		0x68, 0, 0, 0, 0, // push $target
+		0x48, 0xcb, // lretq
+		0xa1, 0x00, 0x00, 0x00, 0x30, // target: mov 0x30000000, %eax; there is nothing
+		0x90, 0x90, 0x90, 0x90, // of the address, in 64-bit code
+	}
+	binary.LittleEndian.PutUint32(code[10:], codeAddr+16)
+	m := newManager(t, code)
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.SetIP(codeAddr)
+	ac.Regs.Rsp = uint64(m.as.at.hint) + pageSize
+	for range 3 {
+		_, at, err := c.Switch(context.Background(), m, ac, -1)
+		if err != platform.ErrContextSignal || ac.Regs.Cs != 0x23 || ac.Fault.Addr != 0x30000000 || at != hostarch.Read {
+			t.Fatalf("%v, access %v at %#x, CS %#x", err, at, ac.Fault.Addr, ac.Regs.Cs)
+		}
+	}
+}
+
+// Registers in their initial configuration are that in the full state, too, whatever was
+// there before.
+func TestFPStateNotInUse(t *testing.T) {
+	off, size := cpuid.Native().XFeatureLayout(2) // AVX
+	if size == 0 {
+		t.Log("the CPU has no AVX, nor anything else that could be left")
+		return
+	}
+	m := newManager(t, []byte{0xc5, 0xf8, 0x77, 0x0f, 0x05}) // vzeroupper; syscall
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.SetIP(codeAddr)
+	fp := ac.FloatingPointData()
+	fp[fpHeader] |= 1 << 2
+	copy(fp[off:], bytes.Repeat([]byte{0xaa}, size))
+	c.FullStateChanged()
+	if _, _, err := c.Switch(context.Background(), m, ac, -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.PullFullState(m.as, ac); err != nil {
+		t.Fatal(err)
+	}
+	if got := fp[off : off+size]; !bytes.Equal(got, make([]byte, size)) {
+		t.Errorf("%x", got)
 	}
 }
 
