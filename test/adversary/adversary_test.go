@@ -248,7 +248,7 @@ func TestKilledStubs(t *testing.T) {
 			}
 			// A program hears of its child's end before the stub is gone.
 			pids := sandbox.Stubs(t, s.Pid())
-			for deadline := time.Now().Add(10 * time.Second); len(pids) != 2 && (len(pids) != 3 || p != "systrap"); pids = sandbox.Stubs(t, s.Pid()) {
+			for deadline := time.Now().Add(time.Minute); len(pids) != 2 && (len(pids) != 3 || p != "systrap"); pids = sandbox.Stubs(t, s.Pid()) {
 				if time.Now().After(deadline) {
 					t.Fatalf("stubs %v, want the zygote, one, and systrap's spare", pids)
 				}

@@ -113,7 +113,7 @@ func environ() []string {
 func leftovers(t *testing.T) []string {
 	t.Helper()
 	var left []string
-	for range 100 {
+	for range 600 {
 		left = nil
 		stats, err := filepath.Glob("/proc/[0-9]*/stat")
 		if err != nil {

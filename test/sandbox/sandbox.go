@@ -487,7 +487,7 @@ func where(t *testing.T, pid int) string {
 func Leftovers(t *testing.T) []string {
 	t.Helper()
 	var left []string
-	for range 100 {
+	for range 600 {
 		left = nil
 		for _, pid := range children(t, os.Getpid()) {
 			comm, f := Stat(fmt.Sprintf("/proc/%d/stat", pid))

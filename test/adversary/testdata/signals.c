@@ -174,7 +174,7 @@ int main(int argc, char **argv) {
 	double start = now();
 	for (int i = 0; i < processes; i++)
 		pids[i] = run(stormProcess, seed + 1000 * i);
-	while (*sent < storm && now() - start < 20) {
+	while (*sent < storm && now() - start < 60) {
 		usleep(1000);
 		// Those that have stopped go on, those that have ended are replaced.
 		for (int i = 0; i < processes; i++) {
