@@ -28,6 +28,12 @@ const (
 	//lint:ignore U1000 text_amd64.s uses it
 	stateStubSentryWaits = sysmsg.StubSentryWaits
 
+	// xfeatures are the state components that XSAVE and XRSTOR see to: all that there
+	// are but one of 8 KiB, which no stub asks the kernel for.
+	//
+	//lint:ignore U1000 text_amd64.s uses it
+	xfeatures = 1<<32 - 1 - cpuid.XFeatureTileData
+
 	//lint:ignore U1000 text_amd64.s uses it
 	sigInterrupt = platform.SignalInterrupt
 )

@@ -48,7 +48,7 @@
 	LEAQ const_headerStack(AX), SP \
 	PUSHFQ \
 	MOVQ R11, SP \
-	MOVL $-1, AX \
+	MOVL $const_xfeatures, AX \
 	MOVL $-1, DX \
 	XSAVE64 -const_stackSize(GS)
 
@@ -290,7 +290,7 @@ TEXT ·goOn(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	WRGSBASEQ AX
 	LEAQ (const_frameUC+const_ucContext)(SP), R12
 	MOVQ const_scFPState(R12), CX
-	MOVL $-1, AX
+	MOVL $const_xfeatures, AX
 	MOVL $-1, DX
 	XRSTOR64 (CX)
 	PUSHQ $2 // no flag set: with NT there is no IRETQ
@@ -463,7 +463,7 @@ all:
 	JMP made
 
 load:
-	MOVL $-1, AX
+	MOVL $const_xfeatures, AX
 	MOVL $-1, DX
 	XRSTOR64 -const_stackSize(GS)
 	RDGSBASEQ AX
