@@ -143,7 +143,6 @@ func (f FPState) Equal(g FPState) bool {
 
 // normal returns a copy of f with every component spelt out and the rest zero.
 func (f FPState) normal() FPState {
-	fs := cpuid.Native()
 	n := append(FPState(nil), f...)
 	xbv := f.xstateBV()
 	if xbv&cpuid.XFeatureX87 == 0 {
@@ -157,15 +156,11 @@ func (f FPState) normal() FPState {
 	clear(n[fpMXCSRMask:fpST0])
 	clear(n[fpXMMEnd:fpExtended])
 	end := fpExtended
-	for i := 2; i < 63; i++ {
-		off, size := fs.XFeatureLayout(i)
-		if size == 0 {
-			continue
+	for _, c := range fpComponents() {
+		if xbv&c.feature == 0 {
+			clear(n[c.off:c.end])
 		}
-		if xbv&(1<<i) == 0 {
-			clear(n[off : off+size])
-		}
-		end = max(end, off+size)
+		end = max(end, c.end)
 	}
 	clear(n[end:])
 	return n

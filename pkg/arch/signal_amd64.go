@@ -232,9 +232,9 @@ func readFPState(ctx context.Context, io usermem.IO, addr uint64, buf []byte) (F
 	// Components that the frame does not offer, or is too small for, are in
 	// their initial state.
 	xbv := f.xstateBV() & le.Uint64(legacy[swXFeatures:]) & fs.UserXFeatures()
-	for i := 2; i < 63; i++ {
-		if off, n := fs.XFeatureLayout(i); uint64(off+n) > size {
-			xbv &^= 1 << i
+	for _, c := range fpComponents() {
+		if uint64(c.end) > size {
+			xbv &^= c.feature
 		}
 	}
 	f.setXStateBV(xbv)
