@@ -225,11 +225,6 @@ func (w *Watch) Run(sentry int) (unix.WaitStatus, error) {
 		if err == unix.EINTR {
 			continue
 		}
-		if err == unix.ECHILD && sentry == 0 {
-			// One was killed before whoever made it said that it had, and is not
-			// there although it has been counted.
-			return status, nil
-		}
 		if err != nil {
 			return status, os.NewSyscallError("wait4", err)
 		}
