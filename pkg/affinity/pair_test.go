@@ -30,8 +30,7 @@ func cpusOf(t *testing.T, tid int) (set unix.CPUSet) {
 	return set
 }
 
-// heat has p pinned. A machine that stops for long
-// may need several attempts.
+// heat has p pinned. A machine that stops for long may need several attempts.
 func heat(t *testing.T, p *Pair) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {

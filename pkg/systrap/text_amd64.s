@@ -31,9 +31,9 @@
 #define SECCOMP_SET_MODE_FILTER 1
 #define SECCOMP_FILTER_FLAG_SPEC_ALLOW 4
 
-// Writes what a call does not. A signal would get its frame where it always is: the
-// header, which is the stack for a moment, is not on the signal stack. Changes RAX, RDX
-// and R11.
+// Writes what a call does not, and says so. A signal would get its frame where it
+// always is: the header, which is the stack for a moment, is not on the signal stack.
+// Changes RAX, RDX and R11.
 #define SAVE \
 	MOVQ BX, const_headerRBX(GS) \
 	MOVQ BP, const_headerRBP(GS) \
@@ -50,7 +50,8 @@
 	MOVQ R11, SP \
 	MOVL $const_xfeatures, AX \
 	MOVL $-1, DX \
-	XSAVE64 -const_stackSize(GS)
+	XSAVE64 -const_stackSize(GS) \
+	MOVL $const_kindState, const_headerKind(GS)
 
 // The thread that makes system calls for the Sentry. Registers: R13 is the
 // read-only region, R14 the last request; RDI and R12 as Zygote.ForkAt has them.
@@ -195,10 +196,7 @@ TEXT ·handler(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	LEAQ ·nested(SB), R12
 	JMP later
 dismiss:
-	ADDQ $8, SP
-	MOVL $SYS_rt_sigreturn, AX
-	SYSCALL
-	UNDEF
+	JMP ·sigreturn(SB)
 exception:
 	// A call without a signal may be under way: the slot is the Sentry's, and the
 	// signal has to wait until it is not, as if it were blocked.
@@ -341,6 +339,9 @@ TEXT ·resume(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	WRFSBASEQ AX
 	MOVQ const_headerGS(BX), AX
 	WRGSBASEQ AX
+	JMP ·sigreturn(SB)
+
+TEXT ·sigreturn(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	ADDQ $8, SP // the return address, which the kernel does not want
 	MOVL $SYS_rt_sigreturn, AX
 	SYSCALL
@@ -387,7 +388,6 @@ whole:
 // From here on RDX and RSP are in the header.
 TEXT ·callState(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	SAVE
-	MOVL $const_kindState, const_headerKind(GS)
 	MOVL $const_stateSentry, R11
 	JMP ·makeCall(SB)
 
@@ -457,7 +457,6 @@ all:
 	TESTB $const_orderSave, const_headerOrder(GS)
 	JEQ load
 	SAVE
-	MOVL $const_kindState, const_headerKind(GS)
 	MOVL $const_stateSentry, R11
 	XCHGL R11, const_headerState(GS)
 	JMP made

@@ -74,9 +74,9 @@ func (as *addressSpace) added(t *thread, tid int) {
 }
 
 // patience is how many times in a row pollPeriod may pass after an interrupt was
-// sent, or a thread was asked for its state, and nothing come of it, until the thread is taken for one that has blocked
-// the signal. On a host with many more threads than CPUs one that only waits for a CPU
-// was seen to need more than 10 seconds.
+// sent, or a thread was asked for its state, and nothing come of it, until the thread
+// is taken for one that has blocked the signal. On a host with many more threads than
+// CPUs one that only waits for a CPU was seen to need more than 10 seconds.
 var patience = 300
 
 // resume lets the thread run, and waits until it has an event.

@@ -169,9 +169,8 @@ func beyondCall(r *arch.Registers) [10]*uint64 {
 }
 
 // saveCall completes regs: it has a thread that has made a call write its state into the
-// slot. If a signal comes first, the thread is not in the call
-// afterwards, and has a signal frame; interrupted says that it was an interrupt, and one
-// that was sent.
+// slot. If a signal comes first, the thread is not in the call afterwards, and has a
+// signal frame; interrupted says that it was an interrupt, and one that was sent.
 func (t *thread) saveCall(c *threadContext, regs *arch.Registers) (interrupted bool, err error) {
 	t.order = orderSave
 	stale, all := c.known, c.known

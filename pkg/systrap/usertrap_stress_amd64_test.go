@@ -71,6 +71,9 @@ func plainChecker(as *addressSpace) []byte {
 	return b
 }
 
+// checkers are both.
+var checkers = map[string]func(*addressSpace) []byte{"call": callChecker, "syscall": plainChecker}
+
 const (
 	checkerSyscall = codeAddr + 26
 
@@ -218,7 +221,7 @@ var setNT = []byte{
 // A thread that has made a call, by a signal or without, goes on with any state that there
 // is, and has all of it, even if it is interrupted on the way.
 func TestAnyState(t *testing.T) {
-	for name, code := range map[string]func(*addressSpace) []byte{"call": callChecker, "syscall": plainChecker} {
+	for name, code := range checkers {
 		t.Run(name, func(t *testing.T) { testAnyState(t, code, name == "call", false) })
 		t.Run(name+"/storm", func(t *testing.T) { testAnyState(t, code, name == "call", true) })
 	}
@@ -354,7 +357,7 @@ func testAnyState(t *testing.T, code func(*addressSpace) []byte, calls, storm bo
 // An interrupt is never lost: a thread that makes a call and then none any more stops for
 // the one that is sent while it goes on.
 func TestInterruptOnTheWay(t *testing.T) {
-	for name, code := range map[string]func(*addressSpace) []byte{"call": callChecker, "syscall": plainChecker} {
+	for name, code := range checkers {
 		t.Run(name, func(t *testing.T) {
 			m := patchedManager(t, func(as *addressSpace) []byte {
 				b := code(as)
