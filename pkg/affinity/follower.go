@@ -1,21 +1,32 @@
 package affinity
 
-import "golang.org/x/sys/unix"
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
 
 // Follower keeps a thread that is about to be woken on the CPU of whoever wakes it, if
-// that one sleeps then, or on another, if it goes on. It is not safe for concurrent
-// use. Nothing that fails here matters.
+// that one sleeps then, or on another, if it goes on. Nothing that fails here matters.
 type Follower struct {
 	tid int
+
 	// cpu is the one that the thread may run on, or all but which if away; or free.
-	cpu  int
+	// It changes while mu is held, which guards the rest.
+	cpu  atomic.Int32
+	mu   sync.Mutex
 	away bool
 	// allowed is where it could run before.
 	allowed unix.CPUSet
 }
 
 // NewFollower returns the Follower of an OS thread, by its id.
-func NewFollower(tid int) Follower { return Follower{tid: tid, cpu: free} }
+func NewFollower(tid int) *Follower {
+	f := &Follower{tid: tid}
+	f.cpu.Store(free)
+	return f
+}
 
 // Follow lets the thread run on the calling thread's CPU only.
 func (f *Follower) Follow() { f.keepHere(false) }
@@ -30,12 +41,58 @@ func (f *Follower) keepHere(away bool) {
 	}
 }
 
+// Join lets the thread and that of g run on one CPU only, where the calling thread is
+// not. If there is no such CPU, it does nothing.
+func (f *Follower) Join(g *Follower) {
+	if here, err := CurrentCPU(); err == nil {
+		if cpu := g.leave(here); cpu != free {
+			f.keep(cpu, false)
+		}
+	}
+}
+
+// leave keeps the thread on one CPU that is not here, the same as before if it can be,
+// and returns that, or free.
+func (f *Follower) leave(here int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if cpu := int(f.cpu.Load()); cpu != free && !f.away && cpu != here {
+		return cpu
+	}
+	if !f.known() {
+		return free
+	}
+	n := len(f.allowed) * 64
+	for i := 1; i < n; i++ {
+		if cpu := (here + i) % n; f.allowed.IsSet(cpu) {
+			f.set(cpu, false)
+			return int(f.cpu.Load())
+		}
+	}
+	return free
+}
+
 // keep keeps the thread on cpu, or away from it.
 func (f *Follower) keep(cpu int, away bool) {
-	if cpu == f.cpu && away == f.away {
-		return
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if cpu != int(f.cpu.Load()) || away != f.away {
+		f.set(cpu, away)
 	}
-	if f.allowed == (unix.CPUSet{}) && unix.SchedGetaffinity(f.tid, &f.allowed) != nil {
+}
+
+// known reports whether f.allowed is known.
+//
+// Preconditions: f.mu is held.
+func (f *Follower) known() bool {
+	return f.allowed != (unix.CPUSet{}) || unix.SchedGetaffinity(f.tid, &f.allowed) == nil
+}
+
+// set is keep, whatever was before.
+//
+// Preconditions: f.mu is held.
+func (f *Follower) set(cpu int, away bool) {
+	if !f.known() {
 		return
 	}
 	var set unix.CPUSet
@@ -45,17 +102,20 @@ func (f *Follower) keep(cpu int, away bool) {
 		set.Clear(cpu)
 	}
 	if unix.SchedSetaffinity(f.tid, &set) == nil {
-		f.cpu, f.away = cpu, away
+		f.cpu.Store(int32(cpu))
+		f.away = away
 	}
 }
 
 // Kept reports whether there are CPUs that the thread is kept on, or from.
-func (f *Follower) Kept() bool { return f.cpu != free }
+func (f *Follower) Kept() bool { return f.cpu.Load() != free }
 
 // Free lets the thread run where it could before.
 func (f *Follower) Free() {
-	if f.cpu != free {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.Kept() {
 		unix.SchedSetaffinity(f.tid, &f.allowed)
-		f.cpu = free
+		f.cpu.Store(free)
 	}
 }

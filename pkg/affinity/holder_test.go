@@ -20,13 +20,13 @@ func TestHolder(t *testing.T) {
 	for round := range 3 {
 		held := 0
 		for range heldAfter - 1 {
-			h.Turn(&f)
+			h.Turn(f)
 			if got := cpusOf(t, 0); got != all {
 				t.Fatalf("round %d: held too early, on %v", round, got)
 			}
 		}
 		for range heldTurns + 1 {
-			h.Turn(&f)
+			h.Turn(f)
 			got := cpusOf(t, 0)
 			cpu, err := CurrentCPU()
 			if err != nil {
@@ -47,7 +47,7 @@ func TestHolder(t *testing.T) {
 		if round == 1 {
 			h.Free()
 		} else {
-			h.Turn(&f)
+			h.Turn(f)
 		}
 		if got := cpusOf(t, 0); got != all {
 			t.Fatalf("round %d: set free it can run on %v", round, got)

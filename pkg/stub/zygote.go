@@ -31,7 +31,7 @@ type Zygote struct {
 	mu       sync.Mutex
 	sock     int // -1 when the zygote is gone
 	dead     error
-	follower affinity.Follower
+	follower *affinity.Follower
 }
 
 // shared are the zygotes by the backend's text that they have.

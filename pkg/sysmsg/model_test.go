@@ -21,6 +21,9 @@ type model struct {
 	failure      string
 	known        bool // all that follows was looked at before
 
+	// sent is how often the stub was sent on an errand, gone how often it went.
+	sent, gone int
+
 	// timeouts is how many sleeps may still time out.
 	timeouts int
 }
@@ -50,7 +53,7 @@ func (a *actor) atRound(i int) { a.seen = []uint32{uint32(i)} }
 
 // key is what all that can still happen follows from.
 func (m *model) key() string {
-	k := fmt.Sprint(m.word, m.timeouts, m.data, m.stubIn, m.ours)
+	k := fmt.Sprint(m.word, m.timeouts, m.data, m.stubIn, m.ours, m.sent, m.gone)
 	for _, a := range m.actors {
 		k += fmt.Sprint(a.asleep, a.timeout, a.done, a.seen)
 	}
@@ -166,15 +169,21 @@ func stub(a *actor, rounds int, spins uint32) {
 			}
 		}
 	wait:
-		for n := uint32(0); n < spins; n++ {
-			if s := a.load(); s != Sentry && s != SentryStubWaits {
-				break
-			}
+		s := uint32(Sentry)
+		for n := uint32(0); n < spins && s == Sentry; n++ {
+			s = a.load()
 		}
-		a.cas(Sentry, SentryStubWaits)
-		s := a.load()
+		if s == Sentry {
+			a.cas(Sentry, SentryStubWaits)
+			s = a.load()
+		}
 		for ; s == SentryStubWaits; s = a.load() {
 			a.wait(SentryStubWaits)
+		}
+		if s == Errand {
+			a.cas(Errand, Sentry)
+			m.gone++
+			goto wait
 		}
 		if s == Sentry {
 			goto wait
@@ -302,6 +311,49 @@ func testEveryInterleaving(t *testing.T, timeouts int) {
 	}
 }
 
+// The same while somebody sends the stub on errands: it goes at most as often as it is
+// sent, and each time if nobody resumes it.
+func TestErrands(t *testing.T) {
+	for _, spins := range []uint32{0, 1, 2} {
+		for rounds := range 3 {
+			went := 0
+			states := explore(t, func(m *model) {
+				m.ours = true
+				m.start(func(a *actor) { stub(a, rounds+1, spins) })
+				m.start(func(a *actor) {
+					if err := sentry(a, rounds, spins); err != nil {
+						m.fail("%v", err)
+					}
+				})
+				m.start(func(a *actor) {
+					for range 2 {
+						if (Word{a}).Errand() {
+							m.sent++
+						}
+					}
+				})
+			}, func(m *model) {
+				for i, a := range m.actors[1:] {
+					if !a.done {
+						m.fail("actor %d sleeps for ever, the word is %d", i+1, m.word)
+					}
+				}
+				if m.gone > m.sent || rounds == 0 && m.gone != m.sent {
+					m.fail("the stub was sent on %d errands, and went on %d", m.sent, m.gone)
+				}
+				if !m.actors[0].asleep {
+					m.fail("the stub does not wait at the end, the word is %d", m.word)
+				}
+				went = max(went, m.gone)
+			})
+			t.Logf("%d rounds, spinning %d times: %d states, %d errands at most", rounds, spins, states, went)
+			if went != 2 {
+				t.Errorf("%d rounds, spinning %d times: %d errands at most", rounds, spins, went)
+			}
+		}
+	}
+}
+
 // The same while somebody wakes both without cause.
 func TestSpuriousWakeUps(t *testing.T) {
 	states := explore(t, func(m *model) {
@@ -326,7 +378,7 @@ func TestSpuriousWakeUps(t *testing.T) {
 // Whatever is written to the word, and whenever: the Sentry gets the slot, or an
 // error, or sleeps until its time is over. It never loops.
 func TestForgery(t *testing.T) {
-	values := []uint32{0, Sentry, SentryStubWaits, Stub, StubSentryWaits, 5, 1 << 31}
+	values := []uint32{0, Sentry, SentryStubWaits, Stub, StubSentryWaits, Errand, 6, 1 << 31}
 	states := 0
 	for _, x := range values {
 		for _, y := range values {

@@ -3,13 +3,21 @@
 //
 //	        stub: event (swap)               Sentry: sleeps (CAS)
 //	Sentry <------------------ Stub ------------------> StubSentryWaits
-//	|    ^                      ^                              |
-//	|    |                      | Sentry: resume (swap)        |
-//	|    +----------------------|------------------------------+
-//	|      stub: event (swap), and it wakes the Sentry
-//	|                           |
-//	+--> SentryStubWaits -------+
-//	stub: sleeps (CAS)  Sentry: resume (swap), and it wakes the stub
+//	| ^  ^                      ^                              |
+//	| |  |                      | Sentry: resume (swap)        |
+//	| |  +----------------------|------------------------------+
+//	| |    stub: event (swap), and it wakes the Sentry
+//	| |                         |
+//	+-|--> SentryStubWaits -----+
+//	| |stub: sleeps (CAS)       |  Sentry: resume (swap), and it wakes the stub
+//	| |                         |
+//	+-|--> Errand --------------+
+//	  +------+
+//	Sentry: errand (CAS), stub: goes (CAS)
+//
+// A stub that looks at the word can be sent on an errand: it does something that was
+// agreed upon, and looks again. Anybody in the Sentry may send it, at any time: if the
+// slot is given to the stub before it has seen that, it does not go.
 //
 // A side changes what the other one reads of the slot only while it owns it. It gives
 // the slot away with a swap, which also says whether the other side sleeps and must
@@ -25,9 +33,11 @@
 //	event:
 //		if swap(word, Sentry) == StubSentryWaits { futex_wake(word, all) }
 //	wait:
-//		for a while: if word is neither Sentry nor SentryStubWaits { return }
+//		for a while: if word != Sentry { goto changed }
 //		compare_and_swap(word, Sentry, SentryStubWaits)
+//	changed:
 //		for word == SentryStubWaits { futex_wait(word, SentryStubWaits) }
+//		if word == Errand { compare_and_swap(word, Errand, Sentry); errand(); goto wait }
 //		if word == Sentry { goto wait }
 //
 // The application can write the word at any time, and wake those who sleep on
@@ -56,6 +66,9 @@ const (
 	Stub
 	// StubSentryWaits is Stub while the Sentry sleeps.
 	StubSentryWaits
+	// Errand is Sentry while the stub, which looks at the word, has something else to do
+	// first.
+	Errand
 )
 
 // Outcome is why Wait returned.
@@ -106,6 +119,10 @@ func (w Word) Resume() {
 	}
 }
 
+// Errand sends the stub on an errand, if the slot is the Sentry's and the stub looks at
+// the word. It reports whether it did; the stub does not go if Resume comes first.
+func (w Word) Errand() bool { return w.ops.cas(Sentry, Errand) }
+
 // Wait waits until the slot is the Sentry's: it looks at the word up to spins
 // times, and then sleeps. After TimedOut it may be called again.
 func (w Word) Wait(spins uint32) (Outcome, error) {
@@ -113,7 +130,7 @@ func (w Word) Wait(spins uint32) (Outcome, error) {
 	s := w.ops.spin(Stub, spins)
 	for {
 		switch {
-		case s == Sentry || s == SentryStubWaits:
+		case s == Sentry || s == SentryStubWaits || s == Errand:
 			return outcome, nil
 		case s == Stub && !marked:
 			marked = w.ops.cas(Stub, StubSentryWaits)

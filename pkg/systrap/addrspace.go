@@ -43,8 +43,10 @@ type addressSpace struct {
 	seq, lastSeq uint32
 	// caller is the system call thread. It runs on the CPU of whoever makes a request,
 	// who is about to sleep for it: to wake a thread on another one, which may be idle,
-	// takes several times as long.
-	caller affinity.Follower
+	// takes several times as long. If looker is a thread of the stub that looks at its
+	// slot, it is woken by that, on its CPU (errand).
+	caller *affinity.Follower
+	looker atomic.Pointer[thread]
 	pace   *pace
 
 	// growMu is held while a thread is made. chunks is how many chunks of slots the
@@ -257,15 +259,42 @@ func (as *addressSpace) do(calls ...call) (int, error) { return as.doWithin(0, c
 func (as *addressSpace) doWithin(timeout time.Duration, calls ...call) (int, error) {
 	as.reqMu.Lock()
 	defer as.reqMu.Unlock()
-	if calls[len(calls)-1].nr != unix.SYS_CLONE {
-		as.caller.Follow()
-	} else {
+	as.pace.request()
+	clone := calls[len(calls)-1].nr == unix.SYS_CLONE
+	if clone {
 		as.caller.Free() // The new thread inherits it.
 	}
-	as.pace.request()
 	as.post(calls)
+	if !clone {
+		if as.errand() {
+			return as.finish(timeout)
+		}
+		as.caller.Follow()
+	}
 	sysmsg.FutexWake(word32(as.mem.region, requestSeq))
 	return as.finish(timeout)
+}
+
+// errand has a thread that looks at its slot wake the system call thread, on the CPU
+// that both share, and sleep until that has done the request. So nobody wakes anybody
+// on another CPU, and none has to be interrupted because memory has changed. It reports
+// whether the request is done.
+//
+// Preconditions: as.reqMu is held, and the request was posted.
+func (as *addressSpace) errand() bool {
+	t := as.looker.Load()
+	if t == nil {
+		return false
+	}
+	as.caller.Join(t.follower)
+	binary.LittleEndian.PutUint64(t.slot[stackSize+headerWake:], as.ro(requestSeq))
+	binary.LittleEndian.PutUint64(t.slot[stackSize+headerUntil:], uint64(as.at.hint))
+	t.setHeader32(headerWhile, as.lastSeq)
+	if !t.word.Errand() {
+		as.looker.CompareAndSwap(t, nil)
+		return false
+	}
+	return sysmsg.SpinWhile(as.hintWord(), as.lastSeq, maxSpins()) != as.lastSeq
 }
 
 // post makes a request of calls, which the system call thread sees when it looks.

@@ -27,6 +27,8 @@ const (
 	stateSentryStubWaits = sysmsg.SentryStubWaits
 	//lint:ignore U1000 text_amd64.s uses it
 	stateStubSentryWaits = sysmsg.StubSentryWaits
+	//lint:ignore U1000 text_amd64.s uses it
+	stateErrand = sysmsg.Errand
 
 	// xfeatures are the state components that XSAVE and XRSTOR see to: all that there
 	// are but one of 8 KiB, which no stub asks the kernel for.

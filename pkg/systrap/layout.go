@@ -41,6 +41,12 @@ const (
 	headerR10   = 48
 	headerRIP   = 56
 
+	// What an errand is: to wake the thread that sleeps on the word at headerWake, and to
+	// sleep as long as that at headerUntil has the value headerWhile.
+	headerWake  = 168
+	headerUntil = 176
+	headerWhile = 184
+
 	// What a thread is to do after a call, in headerOrder: return from it, write its
 	// state, or go on with the state that is written there. And whether it is to write
 	// its state with the next call.

@@ -10,10 +10,10 @@ import (
 )
 
 // The Sentry and a stub's thread that both find the slot theirs while they look at
-// it, each on a CPU of its own, are fastest. Two things make that slow: when more
-// threads want to run than there are CPUs, whoever looks is in the way; and when the
-// stub's memory changes often, since the CPU of a thread that runs has to be
-// interrupted each time. Then they sleep, and wake each other on one CPU.
+// it, each on a CPU of its own, are fastest. But whoever looks is in the way when more
+// threads want to run than there are CPUs; and a program that starts changes its memory
+// with about every turn, and keeps two CPUs busy then for little. Then they sleep, and
+// wake each other on one CPU.
 
 const (
 	// spinTime is how long the Sentry and a stub look at a slot before they sleep:
@@ -24,11 +24,8 @@ const (
 	// there while the Sentry sleeps: others may want that CPU, and another be idle.
 	followTime = 2 * time.Millisecond
 
-	// requestCost is how many turns it takes to make up for what a request to the
-	// system call thread loses when threads run on two CPUs. maxPace is how far a
-	// pace remembers.
-	requestCost = 8
-	maxPace     = 64
+	// maxPace is how far a pace remembers.
+	maxPace = 64
 )
 
 // switches is the number of Switches under way in this process.
@@ -45,8 +42,8 @@ func spinLimit() uint32 {
 var maxSpins = sync.OnceValue(func() uint32 { return sysmsg.Spins(spinTime) })
 
 // pace says what an AddressSpace's Contexts do more: requests to the system call
-// thread, or turns without one. A new one expects requests, since programs map a lot
-// when they start.
+// thread, or turns. A new one expects requests, since programs map a lot when they
+// start.
 type pace struct{ score atomic.Int32 }
 
 func newPace() *pace {
@@ -56,7 +53,7 @@ func newPace() *pace {
 }
 
 // request counts a request. That several threads may count at once does no harm.
-func (p *pace) request() { p.score.Store(max(p.score.Load()-requestCost, -maxPace)) }
+func (p *pace) request() { p.score.Store(max(p.score.Load()-1, -maxPace)) }
 
 // turn counts a turn. It reports whether looking at slots is better than to sleep.
 func (p *pace) turn() bool {
@@ -74,7 +71,7 @@ func (t *thread) spins(c *threadContext) (n uint32) {
 		n = c.spinner.Next(limit)
 	}
 	if n == 0 {
-		c.holder.Turn(&t.follower)
+		c.holder.Turn(t.follower)
 		return 0
 	}
 	c.holder.Free()

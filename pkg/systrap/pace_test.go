@@ -24,14 +24,20 @@ func TestPace(t *testing.T) {
 	if got := turns(p, 1000, 0); got != 1000 {
 		t.Errorf("without requests: looked in %d turns of 1000", got)
 	}
-	turns(p, maxPace, 2)
-	if got := turns(p, 1000, 2); got != 0 {
-		t.Errorf("with a request in every other turn: looked in %d of 1000", got)
+	turns(p, 2*maxPace, 1)
+	if got := turns(p, 1000, 1); got != 1000 {
+		t.Errorf("with a request in every turn, as before: looked in %d of 1000", got)
+	}
+	for range 2 * maxPace {
+		p.request()
+	}
+	if got := turns(p, 1000, 1); got != 0 {
+		t.Errorf("with a request in every turn, after many: looked in %d of 1000", got)
 	}
 	if got := turns(p, 1000, 0); got < 1000-2*maxPace {
 		t.Errorf("without requests again: looked in %d of 1000", got)
 	}
-	if got := turns(p, 10000, 10*requestCost); got != 10000 {
-		t.Errorf("with a request now and then: looked in %d of 10000", got)
+	if got := turns(p, 10000, 2); got != 10000 {
+		t.Errorf("with a request in every other turn: looked in %d of 10000", got)
 	}
 }

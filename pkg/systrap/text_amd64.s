@@ -277,7 +277,26 @@ sleep:
 changed:
 	CMPL AX, $const_stateSentryStubWaits
 	JEQ sleep
+	CMPL AX, $const_stateErrand
+	JEQ errand
 	JMP R12
+errand:
+	MOVL $const_stateSentry, DX
+	LOCK
+	CMPXCHGL DX, const_headerState(BX)
+	MOVQ const_headerWake(BX), DI
+	MOVL $FUTEX_WAKE, SI
+	MOVL $ALL, DX
+	MOVL $SYS_futex, AX
+	SYSCALL
+	MOVQ const_headerUntil(BX), DI
+	MOVL $FUTEX_WAIT, SI
+	MOVL const_headerWhile(BX), DX
+	XORL R10, R10
+	MOVL $SYS_futex, AX
+	SYSCALL
+	MOVL const_headerSpin(BX), CX
+	JMP look
 
 // Runs the application after an exception. By rt_sigreturn(2) a system call by signal
 // would take a quarter longer. An interrupt that comes here gets its frame below.
@@ -437,6 +456,8 @@ wake:
 changed:
 	CMPL AX, $const_stateSentryStubWaits
 	JEQ sleep
+	CMPL AX, $const_stateErrand
+	JEQ errand
 	// Early, so that this CPU has the line when the next call is made.
 	MOVL $const_kindCall, const_headerKind(GS)
 	MOVQ const_headerRDI(GS), DI
@@ -452,6 +473,24 @@ changed:
 	MOVQ const_headerRIP(GS), CX
 	MOVQ const_headerRAX(GS), AX
 	JMP R11
+
+errand:
+	MOVL $const_stateSentry, DX
+	LOCK
+	CMPXCHGL DX, const_headerState(GS)
+	MOVQ const_headerWake(GS), DI
+	MOVL $FUTEX_WAKE, SI
+	MOVL $ALL, DX
+	MOVL $SYS_futex, AX
+	SYSCALL
+	MOVQ const_headerUntil(GS), DI
+	MOVL $FUTEX_WAIT, SI
+	MOVL const_headerWhile(GS), DX
+	XORL R10, R10
+	MOVL $SYS_futex, AX
+	SYSCALL
+	MOVL const_headerSpin(GS), CX
+	JMP look
 
 all:
 	TESTB $const_orderSave, const_headerOrder(GS)

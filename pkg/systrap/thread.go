@@ -28,7 +28,7 @@ type thread struct {
 	// word is the slot's state, brief the same for a Wait that ends after followTime.
 	word, brief sysmsg.Word
 
-	follower affinity.Follower
+	follower *affinity.Follower
 	// met says that the last event was seen by looking.
 	met bool
 }
@@ -88,6 +88,7 @@ func (t *thread) resume(c *threadContext) error {
 }
 
 func (t *thread) await(c *threadContext) error {
+	t.as.looker.CompareAndSwap(t, nil)
 	spins := t.spins(c)
 	t.setHeader32(headerSpin, spins)
 	// Asking for the state later takes two turns.
@@ -110,6 +111,9 @@ func (t *thread) await(c *threadContext) error {
 				c.spinner.Report(o)
 			}
 			t.met = o == sysmsg.Spun
+			if t.met && spins > 0 {
+				t.as.looker.Store(t)
+			}
 			return nil
 		}
 		if t.follower.Kept() {
