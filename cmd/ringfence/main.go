@@ -1,6 +1,8 @@
 // Command ringfence runs programs in a sandbox of package sentry.
 //
-// Sub-commands are listed in commands; each has a file of its own.
+// Sub-commands are listed in commands; each has a file of its own. It depends on the
+// Sentry and its filter, and links in every backend. What a sandbox does must never be
+// in it: that is package sentry's.
 package main
 
 import (

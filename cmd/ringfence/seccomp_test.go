@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// command runs the command with a hook, and returns how it ended and what it
+// runCommand runs the command with a hook, and returns how it ended and what it
 // printed.
 func runCommand(t *testing.T, hook string, args ...string) (ws syscall.WaitStatus, stdout, stderr string) {
 	t.Helper()

@@ -42,7 +42,7 @@ type slots struct {
 	max  uint32
 }
 
-// add makes a slot.
+// addSlot makes a slot.
 func (m *machine) addSlot(gpa uint64, mem []byte) (uint32, error) {
 	s := &m.slots
 	s.mu.Lock()

@@ -2,8 +2,8 @@
 // system calls together on a platform. It is a reference: small enough to read,
 // complete enough to run unmodified programs, and a place to start from.
 //
-// It depends on every package of the Sentry and on the platform registry. It
-// must not import a backend: the command links those in.
+// It depends on every package of the Sentry but filter, and on the platform registry.
+// It must not import a backend: the command links those in.
 package sentry
 
 import (

@@ -46,9 +46,8 @@ type Layout struct {
 
 	// AltStack is a constant stack_t that describes SignalStack, a piece of memory
 	// that the application can write, which is the signal stack of every thread.
-	// The signals of exceptions have a handler
-	// that must not be reached: it is there so that the kernel writes a signal
-	// frame.
+	// The signals of exceptions have a handler that must not be reached: it is there
+	// so that the kernel writes a signal frame.
 	AltStack uintptr
 	// SignalStack is the bounds of that memory.
 	SignalStack [2]uintptr

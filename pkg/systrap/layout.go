@@ -22,7 +22,8 @@ const (
 	headerSize = 384
 	stackSize  = slotSize - headerSize
 
-	// maxSlots bounds the Contexts that are live in one AddressSpace at a time.
+	// maxSlots bounds the threads of a stub, and so the Contexts that run in one
+	// AddressSpace at a time.
 	maxSlots = 4096
 	// chunkSlots is how many slots are mapped at a time.
 	chunkSlots = 8

@@ -2,9 +2,9 @@
 // without ptrace(2) and without any privilege.
 //
 // Every AddressSpace is a stub process (package stub). A Context that runs in it has
-// a thread there until it sleeps in the Sentry, under a filter that turns each system
-// call that the application makes into SIGSYS. The signal stack of a thread is a
-// slot: memory that the Sentry shares, so that the frame that the kernel writes for
+// a thread there until it sleeps in the Sentry. Syscall User Dispatch and a filter turn
+// each system call that the application makes into SIGSYS. The signal stack of a thread
+// is a slot: memory that the Sentry shares, so that the frame that the kernel writes for
 // SIGSYS, or for a fault, is the thread's state, and nobody has to copy it. The
 // handler hands the slot to the Sentry (package sysmsg), waits until it comes back,
 // and goes on in the application with what the Sentry made of the frame. Interrupts are

@@ -208,7 +208,8 @@ exception:
 	JCC event
 	LEAQ ·event(SB), R12
 later:
-	LEAQ const_headerState(BX), DI // it may have been about to do so
+	// What was interrupted may have been about to wake the Sentry.
+	LEAQ const_headerState(BX), DI
 	MOVL $FUTEX_WAKE, SI
 	MOVL $ALL, DX
 	MOVL $SYS_futex, AX

@@ -1,7 +1,7 @@
 // Package usermem defines how the Sentry reads and writes application memory,
 // and the helpers that every user of that memory needs.
 //
-// It depends on hostarch alone. Everything that comes out of an IO was written
+// It depends on hostarch and golang.org/x/sys. Everything that comes out of an IO was written
 // by the application and is hostile: copy once, then validate the copy.
 package usermem
 

@@ -12,7 +12,7 @@
 // The mov becomes a jump, and the system call instruction stays: whoever jumps to
 // it directly traps as before, and no thread can be between the two. It must be
 // proven that the mov is an instruction, and not the end of another one: see
-// before.
+// certain.
 //
 //	syscall                0f 05
 //	cmp $-4095, %rax       48 3d 01 f0 ff ff
@@ -32,7 +32,8 @@
 // the instruction does, and that where the thread goes on into R11, which the
 // instruction destroys as well.
 //
-// It depends on package platform and must not know of a backend, nor of a Sentry.
+// It depends on package platform, and on golang.org/x/arch to decode instructions. It
+// must not know of a backend, nor of a Sentry.
 package usertrap
 
 import (

@@ -195,13 +195,13 @@ func reaches(s *site, at uint64) bool {
 	return d == int64(int32(d)) && (s.pattern != syscallCmp || invalidOpcode(byte(d>>8)))
 }
 
-// relative appends the distance from the end of an instruction that ends with it
-// to to. at is where it goes.
+// relative appends the distance to the address to from the end of an instruction that
+// ends with the distance. at is the address of the distance itself.
 func relative(b []byte, at, to uint64) []byte {
 	return binary.LittleEndian.AppendUint32(b, uint32(to-(at+rel32End)))
 }
 
-// jump returns the instruction at from that jumps to to.
+// jump returns the instruction that jumps from one address to the other.
 func jump(from, to uint64) []byte { return relative([]byte{0xe9}, from+1, to) }
 
 // code returns the trampoline. The address to be called is at call.

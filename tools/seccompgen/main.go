@@ -1,6 +1,7 @@
 // Command seccompgen writes the Go files of package programs
 // (pkg/sentry/filter/programs): the Sentry's rules with those of every platform's
-// every configuration.
+// every configuration. It depends on package filter and every backend, and must not
+// depend on what it makes.
 package main
 
 import (

@@ -1,7 +1,7 @@
 // Package platforms links in every backend of this architecture: import it for
 // its side effect, then use platform.Lookup.
 //
-// It must hold nothing but imports.
+// It depends on the backends. It must hold nothing but imports.
 package platforms
 
 import (

@@ -1,7 +1,7 @@
 #include "textflag.h"
 
 // Programs that run as application code. Each is a TEXT symbol that a Go
-// variable of the same name points to; loadPrograms copies its bytes into
+// variable of the same name points to; newTextFile copies its bytes into
 // application memory, up to the END mark. They are position-independent, know
 // nothing of Go, and take their arguments where a system call has them: DI, SI,
 // DX, R10, R8, R9. Most of them report by the system call 0x5afe (nrReport) and
@@ -185,7 +185,7 @@ loop:
 	JMP  loop
 	END
 
-// R15 is the buffer: see dumpedRegs for the order.
+// R15 is the buffer: see generalRegs for the order.
 PROGRAM(·progDump, dump<>)
 	JMP loop
 loop:

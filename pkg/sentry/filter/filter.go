@@ -2,8 +2,9 @@
 // need: with a seccomp filter whose program is usually compiled at build time
 // (package programs), and a Monitor that names the call which breaks the rules.
 //
-// It depends on pkg/platform, for the platform's rules, and on pkg/seccomp. It
-// must not import a backend, nor the rest of the Sentry.
+// It depends on pkg/platform, for the platform's rules, on pkg/seccomp, and on
+// pkg/freestanding, for the monitor. It must not import a backend, nor the rest of the
+// Sentry.
 package filter
 
 import (

@@ -16,7 +16,7 @@ import (
 
 var oldCode, newCode = []byte("ABCDE"), []byte("vwxyz")
 
-// textEnv has oldCode at codeAt in three pages of code, of a file if f is not nil.
+// text returns oldCode at codeAt, in three pages of code, of a file if f is not nil.
 func (e *env) text(f *testFile) (*MemoryManager, hostarch.Addr) {
 	mm := e.newMM()
 	o := anon(3)

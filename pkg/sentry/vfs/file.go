@@ -1,7 +1,7 @@
 // Package vfs is the Sentry's view of files: open file descriptions, descriptor
 // tables, path resolution through mounts, and the file systems behind them.
 //
-// It depends on abi/linux, memmap, usermem, fd and waiter. It knows nothing of
+// It depends on hostarch, memmap, usermem and waiter. It knows nothing of
 // tasks: the syscalls package waits and copies on their behalf.
 package vfs
 

@@ -51,7 +51,7 @@ func NewPipeFiles(flags uint32) (r, w *FileDescription) {
 }
 
 // Open adds the end, or with O_RDWR both, that flags ask for. It does not wait
-// for the other end: see PeerOpened.
+// for the other end: see PeerCount.
 func (p *Pipe) Open(flags uint32, path func() string) *FileDescription {
 	end := &pipeEnd{p: p}
 	p.mu.Lock()

@@ -175,7 +175,7 @@ func (fs *FS) inode(st *unix.Stat_t) *inode {
 	return i
 }
 
-// isLink returns the shortest beginning of rel, from the root, that is known as
+// linkIn returns the shortest beginning of rel, from the root, that is known as
 // a symbolic link.
 func (fs *FS) linkIn(rel string) (string, bool) {
 	fs.linksMu.RLock()

@@ -1,7 +1,7 @@
 // Package hostfs shows host files to tasks: directories confined beneath a root,
 // and descriptors that the Sentry inherited.
 //
-// It depends on vfs, filemap and memmap. It opens nothing by a name that the
+// It depends on abi/linux, vfs, filemap and memmap. It opens nothing by a name that the
 // host would resolve outside a root.
 package hostfs
 

@@ -263,7 +263,7 @@ func (b *builder) mountinfo() string {
 	return s.String()
 }
 
-// stat returns /proc/PID/stat (proc_pid_stat(5)).
+// taskStat returns /proc/PID/stat (proc_pid_stat(5)).
 func (b *builder) taskStat(t vfs.ProcTask, id int32) string {
 	st := t.Status()
 	return fmt.Sprintf("%d (%s) %c %d %d %d 0 -1 0 0 0 0 0 %d %d %d %d 20 0 %d 0 %d %d %d "+

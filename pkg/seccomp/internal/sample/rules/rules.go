@@ -2,7 +2,8 @@
 // kind that a Sentry and its platforms have.
 //
 // It is for tests and benchmarks of pkg/seccomp and below, and an example of
-// rules that can be made for either architecture on any host.
+// rules that can be made for either architecture on any host. It depends on pkg/seccomp
+// and below, and must never know a platform.
 package rules
 
 import (
