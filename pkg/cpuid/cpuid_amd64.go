@@ -57,7 +57,6 @@ const (
 	leafXSave       = 0xd
 	leafTopologyV2  = 0x1f
 	leafExtended    = 0x80000001
-	leafAddressSize = 0x80000008
 	leafAMDTopology = 0x8000001e
 	leafAMDTopo26   = 0x80000026
 )

@@ -25,11 +25,6 @@ func (fr FileRange) Length() uint64 { return fr.End - fr.Start }
 // WellFormed reports whether Start <= End.
 func (fr FileRange) WellFormed() bool { return fr.Start <= fr.End }
 
-// IsSupersetOf reports whether every offset of fr2 lies in fr.
-func (fr FileRange) IsSupersetOf(fr2 FileRange) bool {
-	return fr.Start <= fr2.Start && fr2.End <= fr.End
-}
-
 // String returns fr as "[start, end)" in hexadecimal.
 func (fr FileRange) String() string { return fmt.Sprintf("[%#x, %#x)", fr.Start, fr.End) }
 

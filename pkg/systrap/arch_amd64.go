@@ -68,7 +68,6 @@ const (
 	frameSize = frameInfo + linux.SignalInfoSize
 
 	ucFlags   = 0
-	ucLink    = 8
 	ucStack   = 16
 	ucContext = 40
 	ucMask    = ucContext + 256

@@ -71,9 +71,6 @@ func (c *Creds) finish() *Creds {
 // Has reports whether the capability is effective.
 func (c *Creds) Has(capability uint) bool { return c.Effective&(1<<capability) != 0 }
 
-// InGroup reports whether gid is the effective group or a supplementary one.
-func (c *Creds) InGroup(gid uint32) bool { return c.EGID == gid || slices.Contains(c.Groups, gid) }
-
 // SetUIDs installs new user IDs, and changes the capabilities as Linux does
 // when a task gives up or gains the user 0 (capabilities(7), "Effect of user ID
 // changes").

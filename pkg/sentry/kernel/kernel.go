@@ -151,9 +151,6 @@ func New(cfg Config) *Kernel {
 // Platform returns the platform that runs the tasks.
 func (k *Kernel) Platform() platform.Platform { return k.cfg.Platform }
 
-// MemoryFile returns the file behind the applications' memory.
-func (k *Kernel) MemoryFile() *pgalloc.MemoryFile { return k.cfg.MemoryFile }
-
 // BootTime implements vfs.ProcProvider.BootTime.
 func (k *Kernel) BootTime() time.Time { return k.bootTime }
 

@@ -131,13 +131,6 @@ func (t *Task) SendSignal(info *linux.SignalInfo) error {
 	return t.k.sendLocked(t.tg, t, info, nil)
 }
 
-// SendSignal sends a signal to the process. Any goroutine may call it.
-func (tg *ThreadGroup) SendSignal(info *linux.SignalInfo) error {
-	tg.k.mu.Lock()
-	defer tg.k.mu.Unlock()
-	return tg.k.sendLocked(tg, nil, info, nil)
-}
-
 // sendLocked sends a signal to the thread to, or to any of tg if that is nil.
 func (k *Kernel) sendLocked(tg *ThreadGroup, to *Task, info *linux.SignalInfo, timer *posixTimer) error {
 	sig := linux.Signal(info.Signo)

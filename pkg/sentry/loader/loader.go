@@ -25,8 +25,6 @@ import (
 // File is an open program.
 type File interface {
 	io.ReaderAt
-	// Size returns the length of the file in bytes.
-	Size() int64
 	// ConfigureMMap sets what the mapping needs of the file.
 	ConfigureMMap(ctx context.Context, opts *memmap.MMapOpts) error
 	// Path is the absolute path in the application's namespace.

@@ -66,9 +66,3 @@ func (mm *MemoryManager) StackTop() hostarch.Addr { return mm.layout.stackTop }
 // PIEBase returns the page boundary where a program without fixed addresses is
 // to lie.
 func (mm *MemoryManager) PIEBase() hostarch.Addr { return mm.layout.pieBase }
-
-// MinAddress and MaxAddress bound what can be mapped.
-func (mm *MemoryManager) MinAddress() hostarch.Addr { return mm.layout.min }
-
-// MaxAddress is the end of what can be mapped.
-func (mm *MemoryManager) MaxAddress() hostarch.Addr { return mm.layout.max }

@@ -1301,7 +1301,7 @@ func TestIO(t *testing.T) {
 		}
 	}
 	// The very last page.
-	last := mm.MaxAddress() - page
+	last := mm.layout.max - page
 	mmap(t, mm, at(anon(1), last))
 	if n, err := mm.CopyIn(ctx, last+10, got, usermem.IOOpts{}); n != page-10 || !errors.Is(err, unix.EFAULT) {
 		t.Errorf("CopyIn at the end = %d, %v", n, err)

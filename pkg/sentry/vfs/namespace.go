@@ -144,9 +144,6 @@ type Dentry struct {
 // Node returns the file.
 func (d *Dentry) Node() Node { return d.node }
 
-// Mount returns the mount that the file is in.
-func (d *Dentry) Mount() *Mount { return d.mnt }
-
 // SetNode makes d stand for node, whose reference it takes over, and drops that
 // on the Node before. Only the owner of a Dentry not yet in use calls it.
 func (d *Dentry) SetNode(node Node) {

@@ -853,8 +853,6 @@ func (f *FileDescription) Xattrs(write bool) (Xattrer, error) {
 type Executable struct {
 	ctx  context.Context
 	file *FileDescription
-	size int64
-	stat unix.Stat_t
 	path string
 }
 
@@ -894,19 +892,13 @@ func (fs *FSContext) OpenExecutable(ctx context.Context, at *FileDescription, pa
 		return nil, err
 	}
 	p.d = nil
-	return &Executable{ctx: ctx, file: file, size: st.Size, stat: st, path: name}, nil
+	return &Executable{ctx: ctx, file: file, path: name}, nil
 }
 
 // ReadAt implements io.ReaderAt.
 func (e *Executable) ReadAt(p []byte, off int64) (int, error) {
 	return readFullAt(e.ctx, e.file, p, off)
 }
-
-// Size returns the length in bytes when the program was opened.
-func (e *Executable) Size() int64 { return e.size }
-
-// Stat returns the attributes when the program was opened.
-func (e *Executable) Stat() unix.Stat_t { return e.stat }
 
 // ConfigureMMap prepares opts for a mapping of the program.
 func (e *Executable) ConfigureMMap(ctx context.Context, opts *memmap.MMapOpts) error {
@@ -915,9 +907,6 @@ func (e *Executable) ConfigureMMap(ctx context.Context, opts *memmap.MMapOpts) e
 
 // Path returns the canonical path.
 func (e *Executable) Path() string { return e.path }
-
-// File returns the open file, owned by e.
-func (e *Executable) File() *FileDescription { return e.file }
 
 // Close ends the use of the program; mappings stay.
 func (e *Executable) Close() { e.file.DecRef() }
