@@ -48,8 +48,10 @@ func nativeCall() float64 {
 // BenchmarkSyscall measures a system call that the application makes and we
 // answer, and how many getpid(2) it takes. The figures are those of the best
 // batch, so that what else the machine does counts little.
-func BenchmarkSyscall(b *testing.B) {
-	m := newManager(b, syscallLoop)
+func BenchmarkSyscall(b *testing.B) { benchCalls(b, newManager(b, syscallLoop)) }
+
+// benchCalls answers the calls of the code in m.
+func benchCalls(b *testing.B, m *manager) {
 	c := &threadContext{}
 	defer c.Release()
 	ac := arch.New()

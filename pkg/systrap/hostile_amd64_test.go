@@ -242,7 +242,7 @@ func TestInterruptBlocked(t *testing.T) {
 	c, ac := &threadContext{}, arch.New()
 	defer c.Release()
 	ac.Regs.Rax, ac.Regs.Rsp = unix.SYS_RT_SIGRETURN, stack
-	ac.SetIP(m.as.at.text + sigreturnOffset(t))
+	ac.SetIP(m.as.at.text + lastSyscall(t))
 	start := time.Now()
 	var err error
 	for range 20 {
@@ -255,8 +255,8 @@ func TestInterruptBlocked(t *testing.T) {
 	}
 }
 
-// sigreturnOffset is where the text makes its last system call.
-func sigreturnOffset(t *testing.T) uintptr {
+// lastSyscall is where the text's last system call instruction is. It makes any call.
+func lastSyscall(t *testing.T) uintptr {
 	text, err := textOf()
 	if err != nil {
 		t.Fatal(err)

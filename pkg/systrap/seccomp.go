@@ -34,9 +34,8 @@ func (s seccompInfo) SyscallFilters(precompiled.Values) seccomp.SyscallRules {
 	var any seccomp.AnyValue
 	id := seccomp.AllOf{seccomp.GreaterThan(0), seccomp.NonNegativeFD}
 	zero := seccomp.EqualTo(0)
-	const pPID = 1
 	wait := func(what uint64) seccomp.SyscallRule {
-		return seccomp.PerArg{seccomp.EqualTo(pPID), id, any, seccomp.EqualTo(what | unix.WNOHANG | unix.WNOWAIT | unix.WALL), zero}
+		return seccomp.PerArg{seccomp.EqualTo(unix.P_PID), id, any, seccomp.EqualTo(what | unix.WNOHANG | unix.WNOWAIT | unix.WALL), zero}
 	}
 	r := stub.SyscallFilters(s.arch)
 	r.Merge(seccomp.MakeSyscallRules(map[uintptr]seccomp.SyscallRule{

@@ -20,13 +20,18 @@ type waitInfo struct {
 	_                  [100]byte
 }
 
+// waitFor is waitid(2) for the child pid, which does not wait, and leaves it to be reaped.
+// what is WEXITED or WSTOPPED; a pid of 0 in the result says that it has not.
+func waitFor(pid int, what uintptr) (info waitInfo, errno unix.Errno) {
+	_, _, errno = unix.RawSyscall6(unix.SYS_WAITID, unix.P_PID, uintptr(pid), uintptr(unsafe.Pointer(&info)),
+		what|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
+	return info, errno
+}
+
 // hasEnded reports whether the child pid, which was not reaped, has ended, with a
 // status as wait4(2) has it.
 func hasEnded(pid int) (ended bool, status unix.WaitStatus) {
-	var info waitInfo
-	const pPID = 1
-	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)),
-		unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
+	info, errno := waitFor(pid, unix.WEXITED)
 	if errno != 0 {
 		return true, 0 // There is no such child.
 	}
@@ -39,9 +44,6 @@ func hasEnded(pid int) (ended bool, status unix.WaitStatus) {
 
 // isStopped reports whether the child pid was stopped by a signal.
 func isStopped(pid int) bool {
-	var info waitInfo
-	const pPID = 1
-	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)),
-		unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, 0, 0)
+	info, errno := waitFor(pid, unix.WSTOPPED)
 	return errno == 0 && info.pid != 0
 }
