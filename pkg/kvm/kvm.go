@@ -5,7 +5,7 @@
 // the registers in the page that KVM shares with us, and resumes.
 //
 // One VM serves all AddressSpaces. An AddressSpace is a set of page tables in
-// guest memory that we own; guest-physical memory is the Sentry's files, in slots
+// guest memory that we own; guest-physical memory is the Sentry's files, in regions
 // that are added when they are first mapped. vCPUs are a pool of fixed size: a
 // Context takes one for a Switch, the one that it had before if it can, and gives
 // it up when others have waited too long.
