@@ -27,7 +27,7 @@ type TextPatcher interface {
 	RestoreText(ctx context.Context) error
 
 	// TextState returns what the platform knows of the text: the result of create,
-	// which is called the first time, or of Fork in a process that was forked.
+	// which is called as long as that is nil, or of Fork in a process that was forked.
 	TextState(create func() TextState) TextState
 }
 

@@ -54,10 +54,12 @@ type addressSpace struct {
 	growMu sync.Mutex
 	chunks int
 
-	// stats counts patches; nil if there must be none. table are the trampolines, once
-	// there may be some.
-	stats *usertrap.Stats
-	table atomic.Pointer[usertrap.Table]
+	// patching says that code may be patched, stats counts that. table are the trampolines,
+	// once there may be some; noTable says that there never are.
+	patching bool
+	stats    *usertrap.Stats
+	table    atomic.Pointer[usertrap.Table]
+	noTable  atomic.Bool
 
 	// gone says that the AddressSpace was released or given up.
 	gone atomic.Bool

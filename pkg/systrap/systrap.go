@@ -141,9 +141,7 @@ func (p *systrap) NewAddressSpace(any) (platform.AddressSpace, <-chan struct{}, 
 		as.Release()
 		return nil, nil, fmt.Errorf("new stub processes end at %v, and the platform promised %v: %w", end, p.maxUserAddr, unix.ENOMEM)
 	}
-	if p.patching.Load() {
-		as.stats = &p.stats
-	}
+	as.patching, as.stats = p.patching.Load(), &p.stats
 	return as, nil, nil
 }
 

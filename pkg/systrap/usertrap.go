@@ -26,17 +26,29 @@ func (as *addressSpace) patches() bool { return as.table.Load().On() }
 func (as *addressSpace) preparePatches(ctx context.Context, mm platform.MemoryManager, c *threadContext, ac *arch.Context64) error {
 	t := as.table.Load()
 	if t == nil {
-		text, ok := mm.(platform.TextPatcher)
-		if !ok || as.stats == nil {
+		if as.noTable.Load() {
 			return nil
 		}
 		call := uint64(as.at.call)
-		t, ok = text.TextState(func() platform.TextState { return usertrap.NewTable(call, as.stats) }).(*usertrap.Table)
+		text, ok := mm.(platform.TextPatcher)
+		if ok {
+			// Another AddressSpace, before fork, may have had what this one must not.
+			t, ok = text.TextState(func() platform.TextState {
+				if !as.patching {
+					return nil
+				}
+				return usertrap.NewTable(call, as.stats)
+			}).(*usertrap.Table)
+		}
 		if !ok {
-			return nil // another platform's
+			as.noTable.Store(true)
+			return nil
 		}
 		as.table.CompareAndSwap(nil, t)
-		if t.Call() != call {
+		switch {
+		case !as.patching:
+			as.stopPatches(ctx, mm, usertrap.Asked)
+		case t.Call() != call:
 			as.stopPatches(ctx, mm, usertrap.Moved)
 		}
 	}
