@@ -205,6 +205,17 @@ func (as *addressSpace) enter() error         { return as.proc.Enter() }
 func (as *addressSpace) leave()               { as.proc.Leave() }
 func (as *addressSpace) fail(err error) error { return as.proc.Fail(err) }
 
+// Kill implements platform.Killer.Kill. An application can block the interrupt, by
+// rt_sigreturn(2) in our text; then this is faster than to wait until it is found out.
+func (as *addressSpace) Kill() {
+	if as.enter() == nil {
+		as.fail(fmt.Errorf("stub process %d was killed on purpose: %w", as.pid, unix.ESRCH))
+		as.leave()
+	}
+}
+
+var _ platform.Killer = (*addressSpace)(nil)
+
 // killed wakes those who wait for the stub, which was killed.
 func (as *addressSpace) killed() {
 	as.gone.Store(true)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -98,4 +99,29 @@ func TestStubMemory(t *testing.T) {
 	if !ro {
 		t.Errorf("the region at %#x is not read-only:\n%s", m.as.at.ro, b)
 	}
+}
+
+// Kill ends what runs, although nothing interrupts it.
+func TestKill(t *testing.T) {
+	m := newManager(t, []byte{0xeb, 0xfe}) // jmp .
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.SetIP(codeAddr)
+	returned := make(chan error, 1)
+	go func() {
+		_, _, err := c.Switch(context.Background(), m, ac, -1)
+		returned <- err
+	}()
+	select {
+	case err := <-returned:
+		t.Fatalf("Switch returned before Kill: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	m.as.Kill()
+	if err := <-returned; !isContextError(err) || !errors.Is(err, unix.ESRCH) {
+		t.Errorf("Switch: %v", err)
+	}
+	m.as.Kill()
+	m.as.Release()
+	m.as.Kill()
 }

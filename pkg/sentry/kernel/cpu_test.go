@@ -53,7 +53,7 @@ func (p *fakePlatform) MapUnit() uint64                          { return 0 }
 func (p *fakePlatform) MinUserAddress() hostarch.Addr            { return 0x10000 }
 func (p *fakePlatform) MaxUserAddress() hostarch.Addr            { return 1<<47 - hostarch.PageSize }
 func (p *fakePlatform) NewAddressSpace(any) (platform.AddressSpace, <-chan struct{}, error) {
-	return fakeAddressSpace{}, nil, nil
+	return &fakeAddressSpace{killed: make(chan struct{})}, nil, nil
 }
 
 func (p *fakePlatform) NewContext(ctx context.Context) platform.Context {
@@ -70,15 +70,21 @@ func (p *fakePlatform) NewContext(ctx context.Context) platform.Context {
 	return c
 }
 
-type fakeAddressSpace struct{ platform.NoAddressSpaceIO }
+type fakeAddressSpace struct {
+	platform.NoAddressSpaceIO
+	kill   sync.Once
+	killed chan struct{}
+}
 
-func (fakeAddressSpace) MapFile(hostarch.Addr, memmap.File, memmap.FileRange, hostarch.AccessType, bool) error {
+func (as *fakeAddressSpace) Kill() { as.kill.Do(func() { close(as.killed) }) }
+
+func (*fakeAddressSpace) MapFile(hostarch.Addr, memmap.File, memmap.FileRange, hostarch.AccessType, bool) error {
 	return nil
 }
-func (fakeAddressSpace) Unmap(hostarch.Addr, uint64) {}
-func (fakeAddressSpace) Release()                    {}
-func (fakeAddressSpace) PreFork()                    {}
-func (fakeAddressSpace) PostFork()                   {}
+func (*fakeAddressSpace) Unmap(hostarch.Addr, uint64) {}
+func (*fakeAddressSpace) Release()                    {}
+func (*fakeAddressSpace) PreFork()                    {}
+func (*fakeAddressSpace) PostFork()                   {}
 
 // An event ends a Switch.
 type event struct {
@@ -86,6 +92,8 @@ type event struct {
 	at   hostarch.AccessType
 	err  error
 	spin bool
+	// deaf is spin that no interrupt ends.
+	deaf bool
 }
 
 type fakeContext struct {
@@ -95,7 +103,7 @@ type fakeContext struct {
 	intr    chan struct{}
 }
 
-func (c *fakeContext) Switch(_ context.Context, _ platform.MemoryManager, ac *arch.Context64, _ int32) (*linux.SignalInfo, hostarch.AccessType, error) {
+func (c *fakeContext) Switch(_ context.Context, mm platform.MemoryManager, ac *arch.Context64, _ int32) (*linux.SignalInfo, hostarch.AccessType, error) {
 	c.app.ac = ac
 	if !c.started {
 		c.started = true
@@ -107,6 +115,10 @@ func (c *fakeContext) Switch(_ context.Context, _ platform.MemoryManager, ac *ar
 	}
 	c.app.resume <- true
 	e := <-c.app.event
+	if e.deaf {
+		<-mm.AddressSpace().(*fakeAddressSpace).killed
+		return nil, hostarch.NoAccess, &platform.ContextError{Err: unix.ESRCH, Errno: unix.ESRCH}
+	}
 	if e.spin {
 		<-c.intr
 		return nil, hostarch.NoAccess, platform.ErrContextInterrupt
@@ -207,6 +219,9 @@ func (a *app) spin(done func() bool) {
 		a.yield(event{spin: true})
 	}
 }
+
+// block runs code for ever that does not let itself be interrupted.
+func (a *app) block() { a.yield(event{deaf: true}) }
 
 // fault is an instruction that raises a signal.
 func (a *app) fault(info *linux.SignalInfo) {

@@ -222,6 +222,9 @@ func (k *Kernel) parentDiedLocked(t *Task) {
 func (k *Kernel) endGroupLocked(tg *ThreadGroup) {
 	tg.zombie = true
 	tg.timers.stopLocked()
+	if tg.killer != nil {
+		tg.killer.Stop()
+	}
 	k.queued -= tg.pending.discard(^linux.SignalSet(0))
 	tg.ended.Notify(waiter.ReadableEvents)
 

@@ -1,11 +1,19 @@
 package kernel
 
 import (
+	"time"
+
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/sentry/mm"
 	"github.com/ringfence/ringfence/pkg/sentry/vfs"
 )
+
+// SetKillDelay sets killDelay, and returns what it was.
+func SetKillDelay(d time.Duration) time.Duration {
+	defer func() { killDelay = d }()
+	return killDelay
+}
 
 // StartBare makes the first process without a program: its memory is length
 // bytes at addr, which are its stack as well.

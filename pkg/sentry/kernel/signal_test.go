@@ -11,6 +11,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/abi/linux"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/sentry/kernel"
 )
 
 func TestExitStatus(t *testing.T) {
@@ -467,6 +468,44 @@ func TestStopContinue(t *testing.T) {
 		if !codes[c] {
 			t.Errorf("no SIGCHLD with code %d", c)
 		}
+	}
+}
+
+// A process that does not let itself be interrupted ends when it is killed, but not while
+// another one needs its memory.
+func TestKillDeaf(t *testing.T) {
+	old := kernel.SetKillDelay(10 * time.Millisecond)
+	defer kernel.SetKillDelay(old)
+	status := run(t, func(a *app) {
+		for _, f := range []func(*app){
+			(*app).block,
+			func(a *app) { a.thread((*app).block); a.thread((*app).block); a.block() },
+			func(a *app) { a.thread((*app).block); a.sleep(time.Hour) },
+		} {
+			pid := a.fork(f)
+			a.sleep(10 * time.Millisecond)
+			a.kill(pid, linux.SIGKILL)
+			if p, status, errno := a.wait4(pid, 0); p != pid || status != uint32(linux.SIGKILL) || errno != 0 {
+				t.Errorf("killed: pid %d, status %#x, %v; want %d", p, status, errno, pid)
+			}
+		}
+		// Threads end as well, one of which makes the others end.
+		pid := a.fork(func(a *app) { a.thread((*app).block); a.sleep(10 * time.Millisecond); a.exit(5) })
+		if p, status, errno := a.wait4(pid, 0); p != pid || status != 5<<8 || errno != 0 {
+			t.Errorf("exit_group: pid %d, status %#x, %v; want %d", p, status, errno, pid)
+		}
+
+		pid = a.clone(linux.CLONE_VM|uintptr(linux.SIGCHLD), (*app).block)
+		a.sleep(10 * time.Millisecond)
+		a.kill(pid, linux.SIGKILL)
+		a.sleep(100 * time.Millisecond)
+		if p, _, errno := a.wait4(pid, linux.WNOHANG); p != 0 || errno != 0 {
+			t.Errorf("memory that is needed: pid %d, %v", p, errno)
+		}
+		a.exit(6) // and so does the other user
+	})
+	if status != 6<<8 {
+		t.Errorf("status %#x", status)
 	}
 }
 

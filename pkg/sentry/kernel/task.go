@@ -186,6 +186,13 @@ func (t *Task) Creds() *Creds { return t.creds.Load() }
 // SetCreds installs c, which must not be changed any more.
 func (t *Task) SetCreds(c *Creds) { t.creds.Store(c.finish()) }
 
+// memory returns t's memory, or nil. Any goroutine may call it.
+func (t *Task) memory() *mm.MemoryManager {
+	t.resMu.Lock()
+	defer t.resMu.Unlock()
+	return t.mm
+}
+
 // Name returns the thread's name (comm). Any goroutine may call it.
 func (t *Task) Name() string {
 	t.resMu.Lock()

@@ -3,6 +3,7 @@ package kernel
 import (
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,8 @@ type ThreadGroup struct {
 	// exiting says that all threads are to end, with exitStatus.
 	exiting    bool
 	exitStatus uint32
+	// killer calls killMemory, unless all threads have ended before.
+	killer *time.Timer
 	// zombie says that all threads have ended.
 	zombie bool
 	// execing is the thread that runs execve(2), and is to be the only one;
@@ -594,9 +597,39 @@ func (k *Kernel) exitGroupLocked(tg *ThreadGroup, status uint32) {
 		tg.stopSignal = 0
 		close(tg.resume)
 	}
+	inApp := false
 	for _, t := range tg.tasks {
 		t.interrupt()
+		inApp = inApp || t.inApp.Load()
 	}
+	if inApp {
+		tg.killer = time.AfterFunc(killDelay, func() { k.killMemory(tg) })
+	}
+}
+
+// killDelay is how long a process that is to end may take to react to interrupts.
+var killDelay = time.Second
+
+// killMemory ends what tg's threads run, unless somebody else needs their memory.
+func (k *Kernel) killMemory(tg *ThreadGroup) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	users := make(map[*mm.MemoryManager]int)
+	k.eachProcessLocked(func(other *ThreadGroup) {
+		if other.exiting {
+			for _, t := range other.tasks {
+				if m := t.memory(); m != nil {
+					users[m]++
+				}
+			}
+		}
+	})
+	for _, t := range tg.tasks {
+		if m := t.memory(); m != nil {
+			m.Kill(users[m])
+		}
+	}
+	tg.killer.Reset(killDelay) // somebody may have been about to let go of it
 }
 
 // stopLocked begins to stop tg because of sig.

@@ -120,9 +120,7 @@ func (tg *ThreadGroup) usageLocked(who int32) linux.Rusage {
 func (tg *ThreadGroup) peakLocked() uint64 {
 	peak := tg.maxRSS
 	for _, t := range tg.tasks {
-		t.resMu.Lock()
-		_, _, p := memoryOf(t.mm)
-		t.resMu.Unlock()
+		_, _, p := memoryOf(t.memory())
 		peak = max(peak, p)
 	}
 	return peak

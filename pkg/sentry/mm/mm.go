@@ -164,6 +164,14 @@ func (mm *MemoryManager) IncUsers() { mm.users.Add(1) }
 // Shared reports whether there is more than one user.
 func (mm *MemoryManager) Shared() bool { return mm.users.Load() > 1 }
 
+// Kill ends what application code runs in the memory, if there are not more than users
+// users, and if it can be ended.
+func (mm *MemoryManager) Kill(users int) {
+	if k, ok := mm.AddressSpace().(platform.Killer); ok && mm.users.Load() <= int64(users) {
+		k.Kill()
+	}
+}
+
 // DecUsers drops one; the last unmaps everything and releases the AddressSpace.
 func (mm *MemoryManager) DecUsers(context.Context) {
 	if n := mm.users.Add(-1); n > 0 {
