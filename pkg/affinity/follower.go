@@ -10,7 +10,7 @@ import (
 // Follower keeps a thread that is about to be woken on the CPU of whoever wakes it, if
 // that one sleeps then, or on another, if it goes on. Nothing that fails here matters.
 type Follower struct {
-	tid int
+	pid, tid int
 
 	// cpu is the one that the thread may run on, or all but which if away; or free.
 	// It changes while mu is held, which guards the rest.
@@ -21,9 +21,10 @@ type Follower struct {
 	allowed unix.CPUSet
 }
 
-// NewFollower returns the Follower of an OS thread, by its id.
-func NewFollower(tid int) *Follower {
-	f := &Follower{tid: tid}
+// NewFollower returns the Follower of an OS thread, by the ids of its process, which is
+// not reaped as long as the Follower is in use, and its own.
+func NewFollower(pid, tid int) *Follower {
+	f := &Follower{pid: pid, tid: tid}
 	f.cpu.Store(free)
 	return f
 }
@@ -88,6 +89,14 @@ func (f *Follower) known() bool {
 	return f.allowed != (unix.CPUSet{}) || unix.SchedGetaffinity(f.tid, &f.allowed) == nil
 }
 
+// pin is sched_setaffinity(2). If the thread has died its id may be that of another one.
+func (f *Follower) pin(set *unix.CPUSet) error {
+	if err := unix.Tgkill(f.pid, f.tid, 0); err != nil {
+		return err
+	}
+	return unix.SchedSetaffinity(f.tid, set)
+}
+
 // set is keep, whatever was before.
 //
 // Preconditions: f.mu is held.
@@ -101,7 +110,7 @@ func (f *Follower) set(cpu int, away bool) {
 		set = f.allowed
 		set.Clear(cpu)
 	}
-	if unix.SchedSetaffinity(f.tid, &set) == nil {
+	if f.pin(&set) == nil {
 		f.cpu.Store(int32(cpu))
 		f.away = away
 	}
@@ -115,7 +124,7 @@ func (f *Follower) Free() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.Kept() {
-		unix.SchedSetaffinity(f.tid, &f.allowed)
+		f.pin(&f.allowed)
 		f.cpu.Store(free)
 	}
 }

@@ -1,6 +1,7 @@
 package affinity
 
 import (
+	"os"
 	"runtime"
 	"testing"
 
@@ -13,7 +14,7 @@ func TestFollower(t *testing.T) {
 	all := cpusOf(t, 0)
 	defer unix.SchedSetaffinity(0, &all)
 	tid := other(t)
-	f := NewFollower(tid)
+	f := NewFollower(os.Getpid(), tid)
 	f.Free()
 	if f.Kept() || cpusOf(t, tid) != all {
 		t.Errorf("at first it can run on %v", cpusOf(t, tid))
@@ -50,7 +51,7 @@ func TestFollower(t *testing.T) {
 
 // A thread that is gone follows nobody, even if it did before.
 func TestFollowerGone(t *testing.T) {
-	f := NewFollower(1<<22 - 1)
+	f := NewFollower(os.Getpid(), 1<<22-1)
 	f.Follow()
 	if f.Kept() {
 		t.Error("it follows")
@@ -62,6 +63,19 @@ func TestFollowerGone(t *testing.T) {
 	}
 }
 
+// A thread of another process, whose id it has now, is left alone.
+func TestFollowerOfAnother(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tid := other(t)
+	all := cpusOf(t, tid)
+	f := NewFollower(os.Getppid(), tid)
+	f.Follow()
+	if got := cpusOf(t, tid); f.Kept() || got != all {
+		t.Errorf("it follows, and can run on %v", got)
+	}
+}
+
 // Two threads that join are on one CPU, where the caller is not, and stay there while it
 // is not; without another CPU nothing changes.
 func TestJoin(t *testing.T) {
@@ -69,7 +83,7 @@ func TestJoin(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	all := cpusOf(t, 0)
 	defer unix.SchedSetaffinity(0, &all)
-	f, g := NewFollower(other(t)), NewFollower(other(t))
+	f, g := NewFollower(os.Getpid(), other(t)), NewFollower(os.Getpid(), other(t))
 	for _, prepare := range []func(){func() {}, g.Avoid, g.Follow, f.Follow, func() {}, f.Free} {
 		for cpu, left := 0, all.Count(); left > 0; cpu++ {
 			if !all.IsSet(cpu) {

@@ -1,6 +1,7 @@
 package affinity
 
 import (
+	"os"
 	"runtime"
 	"testing"
 
@@ -14,7 +15,7 @@ func TestHolder(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	all := cpusOf(t, 0)
 	tid := other(t)
-	f := NewFollower(tid)
+	f := NewFollower(os.Getpid(), tid)
 	var h Holder
 	h.Free()
 	for round := range 3 {

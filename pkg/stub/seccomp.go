@@ -24,7 +24,8 @@ func SyscallFilters(a sysno.Arch) seccomp.SyscallRules {
 		sysno.Kill.On(a):  seccomp.PerArg{process, seccomp.EqualTo(unix.SIGKILL)},
 		sysno.Wait4.On(a): seccomp.PerArg{process, any, seccomp.EqualTo(unix.WALL), seccomp.EqualTo(0)},
 
-		// Threads that alternate, on one CPU.
+		// Threads that alternate, on one CPU, if they are there.
+		sysno.Tgkill.On(a):           seccomp.PerArg{process, process, seccomp.EqualTo(0)},
 		sysno.Getcpu.On(a):           seccomp.PerArg{1: seccomp.EqualTo(0), 2: seccomp.EqualTo(0)},
 		sysno.SchedGetaffinity.On(a): seccomp.PerArg{seccomp.NonNegativeFD},
 		sysno.SchedSetaffinity.On(a): seccomp.PerArg{seccomp.NonNegativeFD},

@@ -103,6 +103,10 @@ func TestForkIsBare(t *testing.T) {
 				t.Errorf("status has no %q:\n%s", want, status)
 			}
 		}
+		var core unix.Rlimit
+		if err := unix.Prlimit(pid, unix.RLIMIT_CORE, nil, &core); err != nil || core.Max > 1 {
+			t.Errorf("it may write a core of %d bytes, %v", core.Max, err)
+		}
 		z.Release(pid)
 		if err := unix.Kill(pid, 0); err != unix.ESRCH {
 			t.Errorf("after Release process %d is there: %v", pid, err)

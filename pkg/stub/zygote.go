@@ -157,6 +157,10 @@ func start(image []freestanding.Segment, layout Layout) (*Zygote, error) {
 		}
 		return nil, fmt.Errorf("starting the stub process %s: %w%s", path, err, hint(err))
 	}
+	// The host is not to write applications' memory into cores. With 0 it would still hand
+	// them to a program, if it has one for that (core(5), fs/coredump.c). If the limit was 0
+	// before, and we may not raise it, that cannot be helped.
+	unix.Prlimit(z.pid, unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}, nil)
 	timeout := unix.NsecToTimeval(int64(replyCheck))
 	if err := unix.SetsockoptTimeval(z.sock, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		z.fail(fmt.Errorf("setsockopt(SO_RCVTIMEO): %w", err))
@@ -171,7 +175,7 @@ func start(image []freestanding.Segment, layout Layout) (*Zygote, error) {
 		z.fail(err)
 		return nil, err
 	case r.op == stageReady:
-		z.follower = affinity.NewFollower(z.pid)
+		z.follower = affinity.NewFollower(z.pid, z.pid)
 		return z, nil
 	}
 	err = unix.Errno(-r.result)

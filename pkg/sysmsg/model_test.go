@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"testing"
+	"time"
 )
 
 // This file runs the Sentry's side of the protocol as it is, the stub's side as
@@ -137,6 +138,8 @@ func (a *actor) wait(v uint32) bool {
 	}
 	return !a.timeout
 }
+
+func (a *actor) late(*time.Time) bool { return false }
 
 func (a *actor) wake() {
 	a.step()

@@ -100,6 +100,8 @@ type ops interface {
 	// wait sleeps while the word is v. It may return early, and returns false when
 	// it has slept for too long.
 	wait(v uint32) bool
+	// late sets *woken to now if it is not set, and reports whether that was too long ago.
+	late(woken *time.Time) bool
 	wake()
 }
 
@@ -127,6 +129,7 @@ func (w Word) Errand() bool { return w.ops.cas(Sentry, Errand) }
 // times, and then sleeps. After TimedOut it may be called again.
 func (w Word) Wait(spins uint32) (Outcome, error) {
 	outcome, marked := Spun, false
+	var woken time.Time
 	s := w.ops.spin(Stub, spins)
 	for {
 		switch {
@@ -135,7 +138,11 @@ func (w Word) Wait(spins uint32) (Outcome, error) {
 		case s == Stub && !marked:
 			marked = w.ops.cas(Stub, StubSentryWaits)
 		case s == StubSentryWaits:
-			// From here on only the stub's event changes the word.
+			// From here on only the stub's event changes the word. But the application can
+			// wake us for nothing, and do that for ever.
+			if outcome == Slept && w.ops.late(&woken) {
+				return TimedOut, nil
+			}
 			outcome, marked = Slept, true
 			if !w.ops.wait(s) {
 				return TimedOut, nil
@@ -166,5 +173,12 @@ func (s *shared) cas(old, v uint32) bool { return s.p.CompareAndSwap(old, v) }
 func (s *shared) wake()                  { FutexWake(s.p) }
 
 func (s *shared) spin(v, n uint32) uint32 { return SpinWhile(s.p, v, n) }
+
+func (s *shared) late(woken *time.Time) bool {
+	if woken.IsZero() {
+		*woken = time.Now()
+	}
+	return time.Since(*woken) > s.timeout
+}
 
 func (s *shared) wait(v uint32) bool { return FutexWait(s.p, v, s.timeout) }

@@ -55,6 +55,33 @@ func TestWaitTimesOut(t *testing.T) {
 	}
 }
 
+// Nor does it go on for ever when it is woken for nothing.
+func TestWaitTimesOutAwake(t *testing.T) {
+	var word atomic.Uint32
+	w := NewWord(&word, 100*time.Millisecond)
+	w.Init()
+	w.Resume()
+	returned, woken := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(woken)
+		for {
+			select {
+			case <-returned:
+				return
+			default:
+				FutexWake(&word)
+			}
+		}
+	}()
+	for range 2 {
+		if o, err := w.Wait(0); o != TimedOut || err != nil {
+			t.Errorf("Wait: %v, %v", o, err)
+		}
+	}
+	close(returned)
+	<-woken
+}
+
 func TestSpinWhile(t *testing.T) {
 	var word atomic.Uint32
 	word.Store(7)

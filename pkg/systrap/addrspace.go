@@ -139,7 +139,7 @@ func (as *addressSpace) begin(num int) error {
 	if err != nil {
 		return err
 	}
-	as.pid, as.caller = pid, affinity.NewFollower(tid)
+	as.pid, as.caller = pid, affinity.NewFollower(pid, tid)
 	as.proc = stub.NewProcess(as.zygote, pid, as.killed)
 	return nil
 }
@@ -348,7 +348,8 @@ func (as *addressSpace) finish(timeout time.Duration) (int, error) {
 // Preconditions: as.reqMu is held.
 func (as *addressSpace) await(timeout time.Duration) (int32, error) {
 	hint := as.hintWord()
-	for start := time.Now(); ; {
+	start := time.Now()
+	for polled := start; ; {
 		v := hint.Load()
 		if v == as.seq {
 			break
@@ -359,7 +360,9 @@ func (as *addressSpace) await(timeout time.Duration) (int32, error) {
 		if as.gone.Load() {
 			return 0, as.check()
 		}
-		if !sysmsg.FutexWait(hint, as.lastSeq, pollPeriod) {
+		// The application can wake us for nothing, too.
+		if !sysmsg.FutexWait(hint, as.lastSeq, pollPeriod) || time.Since(polled) > pollPeriod {
+			polled = time.Now()
 			if result, done, err := as.result(); done || err != nil {
 				// The thread is slow, or the application has undone what it wrote.
 				hint.Store(as.seq)

@@ -1,6 +1,7 @@
 package systrap
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/platform/platformtest"
+	"github.com/ringfence/ringfence/pkg/sysmsg"
 )
 
 // bounded is Switch that is interrupted all the time. It fails the test if Switch
@@ -213,11 +215,24 @@ func TestScribble(t *testing.T) {
 
 // A thread that returns from a signal of its own making, with all signals blocked,
 // cannot be interrupted: its stub is given up after a time.
-func TestInterruptBlocked(t *testing.T) {
+func TestInterruptBlocked(t *testing.T) { testInterruptBlocked(t, []byte{0xeb, 0xfe}) } // jmp .
+
+// And if it wakes the Sentry all the time.
+func TestInterruptBlockedAwake(t *testing.T) {
+	testInterruptBlocked(t, []byte{
+		0xb8, unix.SYS_FUTEX, 0, 0, 0, // mov $SYS_futex, %eax
+		0x4c, 0x89, 0xf7, // mov %r14, %rdi
+		0xbe, futexWake, 0, 0, 0, // mov $FUTEX_WAKE, %esi
+		0xba, 0xff, 0xff, 0xff, 0x7f, // mov $0x7fffffff, %edx
+		0x41, 0xff, 0xe7, // jmp *%r15
+	})
+}
+
+func testInterruptBlocked(t *testing.T, code []byte) {
 	shorten(t)
 	// rt_sigreturn is let through from our text only: the frame is on the
 	// application's stack, and says that all signals are blocked.
-	m := newManager(t, []byte{0xeb, 0xfe}) // jmp .
+	m := newManager(t, code)
 	f := platformtest.NewMemFile(t, hostarch.PageSize)
 	const stack = 0x20000000
 	if err := m.as.MapFile(stack, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.ReadWrite, false); err != nil {
@@ -229,6 +244,10 @@ func TestInterruptBlocked(t *testing.T) {
 	sc := uc[ucContext:]
 	var regs arch.Registers
 	regs.Rip, regs.Rsp, regs.Eflags = codeAddr, stack+2048, 0x202
+	// Where the text wakes the Sentry, and goes on at R12 if the word at RBX is 0.
+	regs.R14 = uint64(m.as.at.slots) + stackSize + headerState
+	regs.R15 = uint64(m.as.at.text + wakeOffset(t))
+	regs.Rbx, regs.R12 = stack+3072, codeAddr
 	for i, r := range scRegisters(&regs) {
 		le.PutUint64(sc[8*i:], *r)
 	}
@@ -252,6 +271,50 @@ func TestInterruptBlocked(t *testing.T) {
 	}
 	if !errors.Is(err, unix.ETIMEDOUT) {
 		t.Fatalf("after %v: %v", time.Since(start), err)
+	}
+}
+
+// wakeOffset is where the text makes a FUTEX_WAKE, and goes on in ·await.
+func wakeOffset(t *testing.T) uintptr {
+	text, err := textOf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := bytes.Index(text.text, []byte{0x0f, 0x05, 0x31, 0xc9}) // syscall; xor %ecx, %ecx
+	if i < 0 {
+		t.Fatal("there is none")
+	}
+	return uintptr(i)
+}
+
+// A request that is not answered is given up, also if the application wakes the Sentry
+// all the time.
+func TestRequestAwake(t *testing.T) {
+	m := newManager(t, nil)
+	as := m.as
+	as.reqMu.Lock()
+	defer as.reqMu.Unlock()
+	as.post([]call{{unix.SYS_MUNMAP, [6]uint64{codeAddr, hostarch.PageSize}}}) // and nobody tells the thread
+	given, woken := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(woken)
+		for {
+			select {
+			case <-given:
+				return
+			default:
+				sysmsg.FutexWake(as.hintWord())
+			}
+		}
+	}()
+	if _, err := as.finish(2 * pollPeriod); !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("finish: %v", err)
+	}
+	close(given)
+	<-woken
+	sysmsg.FutexWake(word32(as.mem.region, requestSeq))
+	if _, err := as.finish(0); err != nil {
+		t.Errorf("finish, after the thread was told: %v", err)
 	}
 }
 
@@ -310,5 +373,22 @@ func TestFilters(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A SIGSYS that does not say which system call was not made is an error, and no call that
+// is left out.
+func TestSIGSYSWithoutCause(t *testing.T) {
+	m := newManager(t, []byte{0xeb, 0xfe}) // jmp .
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.SetIP(codeAddr)
+	if err := c.bind(m.as); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { unix.Tgkill(m.as.pid, c.thread.tid, unix.SIGSYS) })
+	_, _, err := c.Switch(context.Background(), m, ac, -1)
+	if !isContextError(err) || !errors.Is(err, unix.ENOMEM) {
+		t.Errorf("Switch: %v", err)
 	}
 }

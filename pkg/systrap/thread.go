@@ -69,7 +69,7 @@ func (as *addressSpace) prepareThread(n int) (*thread, []call, error) {
 
 // added completes t, which was made with the id tid.
 func (as *addressSpace) added(t *thread, tid int) {
-	t.tid, t.follower = tid, affinity.NewFollower(tid)
+	t.tid, t.follower = tid, affinity.NewFollower(as.pid, tid)
 	as.chunks = len(as.mem.chunks)
 }
 

@@ -54,6 +54,7 @@ func (t *thread) takeCall(r, known *arch.Registers) bool {
 	r.Rip, r.Rsp = t.header(headerRIP), t.header(headerRSP)
 	r.Rcx = r.Rip
 	r.Rax = resultNone
+	r.Cs, r.Ss = userCS, userDS
 	if t.saved {
 		t.takeState(r)
 		*known = *r
@@ -61,6 +62,7 @@ func (t *thread) takeCall(r, known *arch.Registers) bool {
 	}
 	known.Orig_rax, known.Rdi, known.Rsi, known.Rdx, known.R10, known.R8, known.R9 = r.Orig_rax, r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9
 	known.Rip, known.Rsp, known.Rcx, known.Rax = r.Rip, r.Rsp, r.Rcx, r.Rax
+	known.Cs, known.Ss = r.Cs, r.Ss
 	return true
 }
 

@@ -1,6 +1,7 @@
 package systrap
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"testing"
@@ -91,5 +92,43 @@ func TestForkWithoutPatching(t *testing.T) {
 	}
 	if f.state != nil {
 		t.Error("there are trampolines")
+	}
+}
+
+// After a fault in 32-bit code a call without a signal comes from 64-bit code again.
+func TestCallAfter32BitCode(t *testing.T) {
+	const there = 0x30000000
+	m := patchedManager(t, func(as *addressSpace) []byte {
+		pad := func(b []byte, n int) []byte { return append(b, bytes.Repeat([]byte{0x90}, n-len(b))...) }
+		le := binary.LittleEndian
+		b := pad([]byte{0xff, 0x2d, 26, 0, 0, 0}, 32) // ljmp *26(%rip)
+		b = append(le.AppendUint32(b, codeAddr+64), 0x23, 0)
+		b = append(pad(b, 64), 0x2e, 0xa1)          // mov %cs:there, %eax
+		b = append(le.AppendUint32(b, there), 0xea) // ljmp
+		b = append(le.AppendUint32(b, codeAddr+128), userCS, 0)
+		return append(pad(b, 128), callLoop(as)...)
+	})
+	f := platformtest.NewMemFile(t, hostarch.PageSize)
+	c, ac := &threadContext{}, arch.New()
+	defer c.Release()
+	ac.SetIP(codeAddr)
+	for calls := 0; calls < 10; {
+		_, _, err := c.Switch(context.Background(), m, ac, -1)
+		switch {
+		case err == platform.ErrContextSignal && calls == 0 && ac.Fault.Addr == there:
+			if err := m.as.MapFile(there, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.Read, false); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		case err != nil:
+			t.Fatalf("call %d: %v at %#x, fault at %#x", calls, err, ac.IP(), ac.Fault.Addr)
+		}
+		// The thread goes on with another state than it had.
+		if err := c.PullFullState(m.as, ac); err != nil {
+			t.Fatal(err)
+		}
+		ac.SetReturn(7)
+		c.FullStateChanged()
+		calls++
 	}
 }

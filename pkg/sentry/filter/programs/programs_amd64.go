@@ -1339,11 +1339,11 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
 			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
@@ -1352,476 +1352,477 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 182 else 17
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 182 else 18
+			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 181 else 17
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 181 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 19: if A == 0x0 goto 20 else 182
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 19: if A == 0x0 goto 20 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 21: if A == 0x0 goto 22 else 182
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 21: if A == 0x0 goto 22 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
+			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 182 else 31
-			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 182 else 32
+			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 181 else 31
+			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 181 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == 0x0 goto 34 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 146, K: 0x8},        // 35: if A == 0x8 goto 206 else 182
-			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
-			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
+			{Code: 0x15, JT: 169, JF: 145, K: 0x8},        // 35: if A == 0x8 goto 205 else 181
+			{Code: 0x35, JT: 0, JF: 144, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 181
+			{Code: 0x35, JT: 143, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 181 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
+			{Code: 0x15, JT: 139, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 181 else 42
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 158, JF: 134, K: 0x202},      // 46: if A == 0x202 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 182 else 52
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 182 else 53
+			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 181 else 52
+			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 181 else 53
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 54: if A == 0x0 goto 55 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 225, JF: 125, K: 0x0},        // 56: if A == 0x0 goto 282 else 182
+			{Code: 0x15, JT: 226, JF: 124, K: 0x0},        // 56: if A == 0x0 goto 283 else 181
 			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
-			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 182 else 59
+			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 181 else 59
 			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 61: if A == 0x0 goto 62 else 182
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 61: if A == 0x0 goto 62 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 182 else 64
-			{Code: 0x35, JT: 117, JF: 193, K: 0x80000000}, // 64: if A >= 0x80000000 goto 182 else 258
+			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 181 else 64
+			{Code: 0x35, JT: 116, JF: 194, K: 0x80000000}, // 64: if A >= 0x80000000 goto 181 else 259
 			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 182 else 70
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 182 else 71
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 181 else 70
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 181 else 71
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 72: if A == 0x0 goto 73 else 182
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 74: if A == 0x50 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 75: if A == 0x9 goto 76 else 182
+			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 74: if A == 0x50 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 75: if A == 0x9 goto 76 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 77: if A == 0x0 goto 78 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 182 else 80
-			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 182 else 81
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 181 else 80
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 181 else 81
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 82: if A == 0x0 goto 83 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 86: if A == 0x0 goto 87 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
-			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 89: if A == 0xb goto 206 else 182
-			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 90: if A >= 0x7 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 91: if A == 0x2 goto 92 else 182
+			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 89: if A == 0xb goto 205 else 181
+			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 90: if A >= 0x7 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 91: if A == 0x2 goto 92 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
-			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 182 else 96
-			{Code: 0x35, JT: 85, JF: 109, K: 0x80000000},  // 96: if A >= 0x80000000 goto 182 else 206
+			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 181 else 96
+			{Code: 0x35, JT: 84, JF: 108, K: 0x80000000},  // 96: if A >= 0x80000000 goto 181 else 205
 			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 99: if A == 0x0 goto 100 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 103: if A == 0x0 goto 104 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 282 else 106
+			{Code: 0x15, JT: 177, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 283 else 106
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
-			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
-			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
-			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 182 else 110
-			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 182 else 111
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 181 else 108
+			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 181 else 113
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 181 else 110
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 181 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 112: if A == 0x0 goto 113 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
-			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 282 else 182
-			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 282 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x15, JT: 167, JF: 65, K: 0x60000000},  // 115: if A == 0x60000000 goto 283 else 181
+			{Code: 0x15, JT: 166, JF: 64, K: 0x40000000},  // 116: if A == 0x40000000 goto 283 else 181
+			{Code: 0x15, JT: 0, JF: 20, K: 0xea},          // 117: if A == 0xea goto 118 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 123: if A == 0x0 goto 124 else 182
+			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 123: if A == 0x0 goto 124 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
-			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 125: if A >= 0x41 goto 182 else 206
-			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 182 else 127
-			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 182 else 128
+			{Code: 0x35, JT: 55, JF: 79, K: 0x41},         // 125: if A >= 0x41 goto 181 else 205
+			{Code: 0x15, JT: 54, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 181 else 127
+			{Code: 0x35, JT: 53, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 181 else 128
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
-			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 182 else 132
-			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 182 else 133
+			{Code: 0x15, JT: 49, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 181 else 132
+			{Code: 0x35, JT: 48, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 181 else 133
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 134: if A == 0x0 goto 135 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
-			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
-			{Code: 0x15, JT: 222, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 360 else 138
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 141: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 142: if A >= 0x80 goto 143 else 182
-			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 143: if A >= 0x82 goto 182 else 206
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 144: if A == 0x119 goto 145 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 162, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 311
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 152: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 153: if A >= 0x80000000 goto 182 else 154
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 155: if A == 0x0 goto 156 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 157: if A == 0x18 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 158: if A == 0x106 goto 159 else 168
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 162: if A >= 0x80000000 goto 182 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 206 else 167
-			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 167: if A == 0x900 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 168: if A == 0x9 goto 169 else 207
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 172: if A == 0x0 goto 173 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 176: if A >= 0x23 goto 177 else 178
-			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 177: if A == 0x32 goto 206 else 182
-			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 178: if A == 0x22 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 179: if A == 0x3 goto 180 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 180: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 184: if A >= 0x23 goto 185 else 192
-			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 185: if A == 0x32 goto 206 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 187: if A == 0x0 goto 188 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 189: if A == 0x0 goto 190 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 191: if A == 0x28 goto 206 else 200
-			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 192: if A == 0x22 goto 206 else 193
-			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 193: if A >= 0x2 goto 374 else 201
-			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 194: if A >= 0x2 goto 374 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 195: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 196: if A == 0x0 goto 197 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 197: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 198: if A >= 0x2 goto 200 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 200: if A == 0x4001 goto 202 else 374
-			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 201: if A == 0x0 goto 374 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 202: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 203: if A == 0x0 goto 204 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 204: A = arg4.lo
-			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 374 else 206
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 207: if A == 0x1c goto 208 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 208: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 209: if A == 0x0 goto 210 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 210: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 211: if A >= 0x8 goto 212 else 216
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 212: if A >= 0x10 goto 213 else 214
-			{Code: 0x15, JT: 179, JF: 160, K: 0x19},       // 213: if A == 0x19 goto 393 else 374
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
-			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 215: if A >= 0xe goto 393 else 374
-			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 216: if A == 0x4 goto 393 else 374
-			{Code: 0x35, JT: 0, JF: 164, K: 0x7e},         // 217: if A >= 0x7e goto 218 else 382
-			{Code: 0x35, JT: 0, JF: 125, K: 0xe8},         // 218: if A >= 0xe8 goto 219 else 344
-			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 219: if A >= 0x122 goto 220 else 275
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 224: if A == 0x0 goto 225 else 374
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 482 else 227
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 228: if A == 0x0 goto 229 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
-			{Code: 0x35, JT: 251, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 482 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 232: if A == 0x0 goto 233 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
-			{Code: 0x15, JT: 248, JF: 247, K: 0x200},      // 234: if A == 0x200 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
-			{Code: 0x15, JT: 0, JF: 245, K: 0x144},        // 236: if A == 0x144 goto 237 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 238: if A == 0x0 goto 239 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x35, JT: 241, JF: 136, K: 0x2},        // 240: if A >= 0x2 goto 482 else 377
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 243: if A == 0x0 goto 244 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
-			{Code: 0x45, JT: 236, JF: 237, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 482 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
-			{Code: 0x15, JT: 233, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 483 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 230, K: 0x2},        // 251: if A & 0x2 goto 430 else 482
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 252: if A >= 0x124 goto 253 else 262
-			{Code: 0x15, JT: 0, JF: 228, K: 0x135},        // 253: if A == 0x135 goto 254 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 255: if A == 0x0 goto 256 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 257: if A == 0x0 goto 258 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 259: if A == 0x0 goto 260 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
-			{Code: 0x15, JT: 221, JF: 220, K: 0x0},        // 261: if A == 0x0 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 262: if A == 0x122 goto 263 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 264: if A == 0x0 goto 265 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 266: if A == 0x0 goto 267 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 268: if A == 0x0 goto 269 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
-			{Code: 0x15, JT: 212, JF: 211, K: 0x80800},    // 270: if A == 0x80800 goto 483 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 272: if A == 0x0 goto 273 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
-			{Code: 0x15, JT: 208, JF: 207, K: 0x80000},    // 274: if A == 0x80000 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 20, K: 0x102},         // 275: if A >= 0x102 goto 276 else 296
-			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 276: if A >= 0x10f goto 277 else 295
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 277: if A == 0x10f goto 278 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 278: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 279: if A == 0x0 goto 280 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 280: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 200, K: 0x1},          // 281: if A == 0x1 goto 282 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 282: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 283: if A == 0x0 goto 284 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 284: A = arg3.lo
-			{Code: 0x15, JT: 197, JF: 196, K: 0x0},        // 285: if A == 0x0 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 195, K: 0x11d},        // 286: if A == 0x11d goto 287 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 288: if A == 0x0 goto 289 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
-			{Code: 0x35, JT: 191, JF: 0, K: 0x80000000},   // 290: if A >= 0x80000000 goto 482 else 291
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 292: if A == 0x0 goto 293 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
-			{Code: 0x45, JT: 187, JF: 188, K: 0xffffff80}, // 294: if A & 0xffffff80 goto 482 else 483
-			{Code: 0x15, JT: 64, JF: 186, K: 0x10b},       // 295: if A == 0x10b goto 360 else 482
-			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 296: if A >= 0xf7 goto 297 else 330
-			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 297: if A == 0xf7 goto 298 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 299: if A == 0x0 goto 300 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 301: if A == 0x1 goto 302 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 303: if A == 0x0 goto 304 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 305: if A == 0x0 goto 482 else 306
-			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 306: if A >= 0x80000000 goto 482 else 307
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 307: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 308: if A == 0x0 goto 309 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 309: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 310: if A == 0x1000005 goto 311 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 311: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 312: if A == 0x0 goto 313 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 313: A = arg4.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 314: if A == 0x0 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 315: if A == 0x101 goto 316 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 317: if A == 0x0 goto 318 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 319: if A >= 0x80000000 goto 325 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 321: if A == 0x0 goto 322 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
-			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 323: if A & 0xffe2e2ff goto 482 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 325: if A == 0xffffff9c goto 326 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 326: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 327: if A == 0x0 goto 328 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 328: A = arg2.lo
-			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 329: if A == 0x80000 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 330: if A == 0xe9 goto 331 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 332: if A == 0x0 goto 333 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 334: if A >= 0x80000000 goto 482 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 336: if A == 0x0 goto 337 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 338: if A == 0x0 goto 482 else 339
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 339: if A >= 0x3 goto 482 else 340
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 340: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 341: if A == 0x0 goto 342 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 342: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 343: if A >= 0x80000000 goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 344: if A >= 0xc3 goto 345 else 364
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 345: if A >= 0xdc goto 346 else 357
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 346: if A >= 0xe4 goto 347 else 348
-			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 347: if A == 0xe6 goto 482 else 483
-			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 348: if A == 0xdd goto 349 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 349: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 350: if A == 0x0 goto 351 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 352: if A >= 0x80000000 goto 482 else 353
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 353: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 354: if A == 0x0 goto 355 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 355: A = arg3.lo
-			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 356: if A >= 0x6 goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 357: if A >= 0xd9 goto 358 else 359
-			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 358: if A == 0xda goto 482 else 483
-			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 359: if A == 0xcc goto 360 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 361: if A == 0x0 goto 362 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
-			{Code: 0x35, JT: 118, JF: 119, K: 0x80000000}, // 363: if A >= 0x80000000 goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 364: if A >= 0x9e goto 365 else 369
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 365: if A >= 0xbf goto 366 else 368
-			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 366: if A == 0xbf goto 483 else 367
-			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 367: if A == 0xc2 goto 483 else 482
-			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 368: if A == 0xba goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 11, K: 0x8a},          // 369: if A >= 0x8a goto 370 else 381
-			{Code: 0x15, JT: 112, JF: 0, K: 0x8a},         // 370: if A == 0x8a goto 483 else 371
-			{Code: 0x15, JT: 0, JF: 110, K: 0x9d},         // 371: if A == 0x9d goto 372 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 108, K: 0x0},          // 373: if A == 0x0 goto 375 else 482
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 374: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 376: if A == 0x53564d41 goto 377 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 377: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 378: if A == 0x0 goto 379 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 379: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 380: if A == 0x0 goto 483 else 482
-			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 381: if A == 0x83 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 382: if A >= 0x3c goto 383 else 424
-			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 383: if A >= 0x62 goto 384 else 392
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 384: if A >= 0x69 goto 385 else 389
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 385: if A >= 0x6d goto 386 else 388
-			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 386: if A == 0x7d goto 483 else 387
-			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 387: if A == 0x73 goto 483 else 482
-			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 388: if A >= 0x6b goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 389: if A >= 0x66 goto 390 else 391
-			{Code: 0x15, JT: 91, JF: 92, K: 0x67},         // 390: if A == 0x67 goto 482 else 483
-			{Code: 0x15, JT: 91, JF: 90, K: 0x63},         // 391: if A == 0x63 goto 483 else 482
-			{Code: 0x35, JT: 1, JF: 4, K: 0x4a},           // 392: if A >= 0x4a goto 394 else 397
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 394: if A >= 0x4e goto 395 else 396
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 395: if A == 0x61 goto 483 else 482
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 396: if A == 0x4c goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 397: if A >= 0x3f goto 398 else 414
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 398: if A == 0x48 goto 399 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 399: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 400: if A == 0x0 goto 401 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 401: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 402: if A >= 0x80000000 goto 482 else 403
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 403: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 404: if A == 0x0 goto 405 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 406: if A >= 0x4 goto 407 else 413
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 407: if A == 0x406 goto 483 else 408
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 408: if A == 0x4 goto 409 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 409: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 410: if A == 0x0 goto 411 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 411: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 412: if A & 0xfffb73ff goto 482 else 483
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 413: if A == 0x3 goto 483 else 482
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 414: if A == 0x3c goto 483 else 415
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 416: if A == 0x0 goto 417 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 418: if A == 0x0 goto 482 else 419
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 419: if A >= 0x80000000 goto 482 else 420
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 420: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 421: if A == 0x0 goto 422 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 422: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 423: if A == 0x9 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 424: if A >= 0x13 goto 425 else 457
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 425: if A >= 0x2d goto 426 else 453
-			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 426: if A >= 0x2f goto 427 else 433
-			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 427: if A == 0x38 goto 428 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 428: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 52, K: 0x0},           // 429: if A == 0x0 goto 431 else 482
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 430: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 432: if A == 0xd0f00 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 433: if A == 0x2d goto 434 else 443
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 434: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 435: if A == 0x0 goto 436 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 436: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 437: if A >= 0x80000000 goto 482 else 438
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 438: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 439: if A == 0x0 goto 440 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 440: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 441: if A == 0x0 goto 483 else 442
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 442: if A == 0x40 goto 483 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 443: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 444: if A == 0x0 goto 445 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 445: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 446: if A >= 0x80000000 goto 482 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 447: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 448: if A == 0x0 goto 449 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 449: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 450: if A >= 0x4001 goto 451 else 452
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 451: if A == 0x4040 goto 483 else 482
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 452: if A == 0x4000 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 453: if A >= 0x23 goto 454 else 456
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 454: if A == 0x23 goto 483 else 455
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 455: if A == 0x27 goto 483 else 482
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 456: if A == 0x18 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 457: if A >= 0x8 goto 458 else 479
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 458: if A >= 0xd goto 459 else 477
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 459: if A == 0x10 goto 460 else 483
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 460: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 461: if A == 0x0 goto 462 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 462: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 463: if A >= 0x80000000 goto 482 else 464
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 464: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 465: if A == 0x0 goto 466 else 482
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 466: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 467: if A >= 0x5413 goto 468 else 472
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 468: if A >= 0x541c goto 469 else 470
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 469: if A == 0x5425 goto 483 else 482
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 470: if A == 0x541b goto 483 else 471
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 471: if A >= 0x5415 goto 482 else 483
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 472: if A >= 0x540c goto 473 else 474
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 473: if A == 0x5411 goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 474: if A >= 0x5405 goto 475 else 476
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 475: if A >= 0x5409 goto 483 else 482
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 476: if A >= 0x5401 goto 483 else 482
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 477: if A == 0x8 goto 483 else 478
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 478: if A == 0xb goto 483 else 482
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 479: if A >= 0x4 goto 480 else 481
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 480: if A == 0x5 goto 483 else 482
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 481: if A == 0x2 goto 482 else 483
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 482: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 483: return 0x7fff0000
+			{Code: 0x15, JT: 68, JF: 0, K: 0x0},           // 136: if A == 0x0 goto 205 else 137
+			{Code: 0x15, JT: 67, JF: 43, K: 0x11},         // 137: if A == 0x11 goto 205 else 181
+			{Code: 0x15, JT: 222, JF: 0, K: 0xcb},         // 138: if A == 0xcb goto 361 else 139
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 139: if A == 0xca goto 140 else 145
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 140: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 141: if A == 0x0 goto 142 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 142: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 37, K: 0x80},          // 143: if A >= 0x80 goto 144 else 181
+			{Code: 0x35, JT: 36, JF: 60, K: 0x82},         // 144: if A >= 0x82 goto 181 else 205
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 145: if A == 0x119 goto 146 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 146: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 147: if A == 0x0 goto 148 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 148: A = arg0.lo
+			{Code: 0x35, JT: 31, JF: 162, K: 0x80000000},  // 149: if A >= 0x80000000 goto 181 else 312
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 150: if A == 0x1b5 goto 151 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 152: if A == 0x0 goto 153 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 154: if A >= 0x80000000 goto 181 else 155
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 155: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 156: if A == 0x0 goto 157 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 157: A = arg3.lo
+			{Code: 0x15, JT: 46, JF: 22, K: 0x18},         // 158: if A == 0x18 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 159: if A == 0x106 goto 160 else 169
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 161: if A == 0x0 goto 162 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 163: if A >= 0x80000000 goto 181 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 165: if A == 0x0 goto 166 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 205 else 168
+			{Code: 0x15, JT: 36, JF: 12, K: 0x900},        // 168: if A == 0x900 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 169: if A == 0x9 goto 170 else 208
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 171: if A == 0x0 goto 172 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 173: if A == 0x0 goto 174 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 175: if A == 0x0 goto 176 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 177: if A >= 0x23 goto 178 else 179
+			{Code: 0x15, JT: 26, JF: 2, K: 0x32},          // 178: if A == 0x32 goto 205 else 181
+			{Code: 0x15, JT: 25, JF: 1, K: 0x22},          // 179: if A == 0x22 goto 205 else 181
+			{Code: 0x15, JT: 1, JF: 14, K: 0x3},           // 180: if A == 0x3 goto 182 else 195
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 182: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 183: if A == 0x0 goto 184 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 185: if A >= 0x23 goto 186 else 193
+			{Code: 0x15, JT: 18, JF: 0, K: 0x32},          // 186: if A == 0x32 goto 205 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 187: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 188: if A == 0x0 goto 189 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 190: if A == 0x0 goto 191 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
+			{Code: 0x15, JT: 12, JF: 8, K: 0x28},          // 192: if A == 0x28 goto 205 else 201
+			{Code: 0x15, JT: 11, JF: 0, K: 0x22},          // 193: if A == 0x22 goto 205 else 194
+			{Code: 0x35, JT: 168, JF: 7, K: 0x2},          // 194: if A >= 0x2 goto 363 else 202
+			{Code: 0x35, JT: 167, JF: 0, K: 0x2},          // 195: if A >= 0x2 goto 363 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 196: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 197: if A == 0x0 goto 198 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 199: if A >= 0x2 goto 201 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 200: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 161, K: 0x4001},       // 201: if A == 0x4001 goto 203 else 363
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 363 else 203
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 203: A = arg4.hi
+			{Code: 0x15, JT: 1, JF: 158, K: 0x0},          // 204: if A == 0x0 goto 206 else 363
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 206: A = arg4.lo
+			{Code: 0x35, JT: 155, JF: 179, K: 0x80000000}, // 207: if A >= 0x80000000 goto 363 else 387
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 208: if A == 0x1c goto 209 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 210: if A == 0x0 goto 211 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 212: if A >= 0x8 goto 213 else 217
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 213: if A >= 0x10 goto 214 else 215
+			{Code: 0x15, JT: 172, JF: 148, K: 0x19},       // 214: if A == 0x19 goto 387 else 363
+			{Code: 0x15, JT: 171, JF: 0, K: 0x8},          // 215: if A == 0x8 goto 387 else 216
+			{Code: 0x35, JT: 170, JF: 146, K: 0xe},        // 216: if A >= 0xe goto 387 else 363
+			{Code: 0x15, JT: 169, JF: 145, K: 0x4},        // 217: if A == 0x4 goto 387 else 363
+			{Code: 0x35, JT: 0, JF: 164, K: 0x7e},         // 218: if A >= 0x7e goto 219 else 383
+			{Code: 0x35, JT: 0, JF: 125, K: 0xe8},         // 219: if A >= 0xe8 goto 220 else 345
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 220: if A >= 0x122 goto 221 else 276
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 221: if A >= 0x13e goto 222 else 253
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 222: if A >= 0x145 goto 223 else 236
+			{Code: 0x15, JT: 0, JF: 139, K: 0x1b7},        // 223: if A == 0x1b7 goto 224 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 225: if A == 0x0 goto 226 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 483 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 228: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 229: if A == 0x0 goto 230 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 230: A = arg2.lo
+			{Code: 0x35, JT: 251, JF: 0, K: 0x8},          // 231: if A >= 0x8 goto 483 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 232: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 233: if A == 0x0 goto 234 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 234: A = arg3.lo
+			{Code: 0x15, JT: 248, JF: 247, K: 0x200},      // 235: if A == 0x200 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 236: if A >= 0x140 goto 237 else 242
+			{Code: 0x15, JT: 0, JF: 245, K: 0x144},        // 237: if A == 0x144 goto 238 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 239: if A == 0x0 goto 240 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
+			{Code: 0x35, JT: 241, JF: 136, K: 0x2},        // 241: if A >= 0x2 goto 483 else 378
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 242: if A == 0x13e goto 243 else 247
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 243: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 244: if A == 0x0 goto 245 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 245: A = arg2.lo
+			{Code: 0x45, JT: 236, JF: 237, K: 0xfffffffe}, // 246: if A & 0xfffffffe goto 483 else 484
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 248: if A == 0x0 goto 249 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
+			{Code: 0x15, JT: 233, JF: 1, K: 0x1},          // 250: if A == 0x1 goto 484 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 251: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 230, K: 0x2},        // 252: if A & 0x2 goto 431 else 483
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 253: if A >= 0x124 goto 254 else 263
+			{Code: 0x15, JT: 0, JF: 228, K: 0x135},        // 254: if A == 0x135 goto 255 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 255: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 226, K: 0x0},          // 256: if A == 0x0 goto 257 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 257: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 258: if A == 0x0 goto 259 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 259: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 222, K: 0x0},          // 260: if A == 0x0 goto 261 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 261: A = arg2.lo
+			{Code: 0x15, JT: 221, JF: 220, K: 0x0},        // 262: if A == 0x0 goto 484 else 483
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 263: if A == 0x122 goto 264 else 272
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 217, K: 0x0},          // 265: if A == 0x0 goto 266 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 267: if A == 0x0 goto 268 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 269: if A == 0x0 goto 270 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
+			{Code: 0x15, JT: 212, JF: 211, K: 0x80800},    // 271: if A == 0x80800 goto 484 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 272: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 273: if A == 0x0 goto 274 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 274: A = arg0.lo
+			{Code: 0x15, JT: 208, JF: 207, K: 0x80000},    // 275: if A == 0x80000 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 20, K: 0x102},         // 276: if A >= 0x102 goto 277 else 297
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 277: if A >= 0x10f goto 278 else 296
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 278: if A == 0x10f goto 279 else 287
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 279: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 202, K: 0x0},          // 280: if A == 0x0 goto 281 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 281: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 200, K: 0x1},          // 282: if A == 0x1 goto 283 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 283: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 284: if A == 0x0 goto 285 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 285: A = arg3.lo
+			{Code: 0x15, JT: 197, JF: 196, K: 0x0},        // 286: if A == 0x0 goto 484 else 483
+			{Code: 0x15, JT: 0, JF: 195, K: 0x11d},        // 287: if A == 0x11d goto 288 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 289: if A == 0x0 goto 290 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x35, JT: 191, JF: 0, K: 0x80000000},   // 291: if A >= 0x80000000 goto 483 else 292
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 292: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 293: if A == 0x0 goto 294 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 294: A = arg1.lo
+			{Code: 0x45, JT: 187, JF: 188, K: 0xffffff80}, // 295: if A & 0xffffff80 goto 483 else 484
+			{Code: 0x15, JT: 64, JF: 186, K: 0x10b},       // 296: if A == 0x10b goto 361 else 483
+			{Code: 0x35, JT: 0, JF: 33, K: 0xf7},          // 297: if A >= 0xf7 goto 298 else 331
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 298: if A == 0xf7 goto 299 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 182, K: 0x0},          // 300: if A == 0x0 goto 301 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 180, K: 0x1},          // 302: if A == 0x1 goto 303 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 304: if A == 0x0 goto 305 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
+			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 306: if A == 0x0 goto 483 else 307
+			{Code: 0x35, JT: 175, JF: 0, K: 0x80000000},   // 307: if A >= 0x80000000 goto 483 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 308: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 309: if A == 0x0 goto 310 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 310: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 171, K: 0x1000005},    // 311: if A == 0x1000005 goto 312 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 312: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 313: if A == 0x0 goto 314 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 314: A = arg4.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 315: if A == 0x0 goto 484 else 483
+			{Code: 0x15, JT: 0, JF: 166, K: 0x101},        // 316: if A == 0x101 goto 317 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 317: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 318: if A == 0x0 goto 319 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 319: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 320: if A >= 0x80000000 goto 326 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 321: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 322: if A == 0x0 goto 323 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 323: A = arg2.lo
+			{Code: 0x45, JT: 158, JF: 159, K: 0xffe2e2ff}, // 324: if A & 0xffe2e2ff goto 483 else 484
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 156, K: 0xffffff9c},   // 326: if A == 0xffffff9c goto 327 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 328: if A == 0x0 goto 329 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 330: if A == 0x80000 goto 484 else 483
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 331: if A == 0xe9 goto 332 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 333: if A == 0x0 goto 334 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 335: if A >= 0x80000000 goto 483 else 336
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 336: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 337: if A == 0x0 goto 338 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 338: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 483 else 340
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 340: if A >= 0x3 goto 483 else 341
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 341: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 342: if A == 0x0 goto 343 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 343: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 344: if A >= 0x80000000 goto 483 else 484
+			{Code: 0x35, JT: 0, JF: 20, K: 0xc3},          // 345: if A >= 0xc3 goto 346 else 366
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 346: if A >= 0xdc goto 347 else 358
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 347: if A >= 0xe4 goto 348 else 349
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 348: if A == 0xe6 goto 483 else 484
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 349: if A == 0xdd goto 350 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 350: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 351: if A == 0x0 goto 352 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 352: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 353: if A >= 0x80000000 goto 483 else 354
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 354: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 355: if A == 0x0 goto 356 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 356: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 357: if A >= 0x6 goto 483 else 484
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 358: if A >= 0xd9 goto 359 else 360
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 359: if A == 0xda goto 483 else 484
+			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 360: if A == 0xcc goto 361 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 120, K: 0x0},          // 362: if A == 0x0 goto 364 else 483
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 364: A = arg0.lo
+			{Code: 0x35, JT: 117, JF: 118, K: 0x80000000}, // 365: if A >= 0x80000000 goto 483 else 484
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 366: if A >= 0x9e goto 367 else 371
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 367: if A >= 0xbf goto 368 else 370
+			{Code: 0x15, JT: 115, JF: 0, K: 0xbf},         // 368: if A == 0xbf goto 484 else 369
+			{Code: 0x15, JT: 114, JF: 113, K: 0xc2},       // 369: if A == 0xc2 goto 484 else 483
+			{Code: 0x15, JT: 113, JF: 112, K: 0xba},       // 370: if A == 0xba goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 371: if A >= 0x8a goto 372 else 382
+			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 372: if A == 0x8a goto 484 else 373
+			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 373: if A == 0x9d goto 374 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 374: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 375: if A == 0x0 goto 376 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 377: if A == 0x53564d41 goto 378 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 378: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 379: if A == 0x0 goto 380 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 380: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 381: if A == 0x0 goto 484 else 483
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 382: if A == 0x83 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 383: if A >= 0x3c goto 384 else 425
+			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 384: if A >= 0x62 goto 385 else 394
+			{Code: 0x35, JT: 0, JF: 5, K: 0x69},           // 385: if A >= 0x69 goto 386 else 391
+			{Code: 0x35, JT: 1, JF: 3, K: 0x6d},           // 386: if A >= 0x6d goto 388 else 390
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
+			{Code: 0x15, JT: 95, JF: 0, K: 0x7d},          // 388: if A == 0x7d goto 484 else 389
+			{Code: 0x15, JT: 94, JF: 93, K: 0x73},         // 389: if A == 0x73 goto 484 else 483
+			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 390: if A >= 0x6b goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 391: if A >= 0x66 goto 392 else 393
+			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 392: if A == 0x67 goto 483 else 484
+			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 393: if A == 0x63 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 394: if A >= 0x4a goto 395 else 398
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 395: if A >= 0x4e goto 396 else 397
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 396: if A == 0x61 goto 484 else 483
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 397: if A == 0x4c goto 483 else 484
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 398: if A >= 0x3f goto 399 else 415
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 399: if A == 0x48 goto 400 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 400: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 401: if A == 0x0 goto 402 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 402: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 403: if A >= 0x80000000 goto 483 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 404: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 405: if A == 0x0 goto 406 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 406: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 407: if A >= 0x4 goto 408 else 414
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 408: if A == 0x406 goto 484 else 409
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 409: if A == 0x4 goto 410 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 410: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 411: if A == 0x0 goto 412 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 412: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 413: if A & 0xfffb73ff goto 483 else 484
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 414: if A == 0x3 goto 484 else 483
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 415: if A == 0x3c goto 484 else 416
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 416: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 417: if A == 0x0 goto 418 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 418: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 419: if A == 0x0 goto 483 else 420
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 420: if A >= 0x80000000 goto 483 else 421
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 421: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 422: if A == 0x0 goto 423 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 423: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 424: if A == 0x9 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 425: if A >= 0x13 goto 426 else 458
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 426: if A >= 0x2d goto 427 else 454
+			{Code: 0x35, JT: 0, JF: 6, K: 0x2f},           // 427: if A >= 0x2f goto 428 else 434
+			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 428: if A == 0x38 goto 429 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 52, K: 0x0},           // 430: if A == 0x0 goto 432 else 483
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 431: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 432: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 433: if A == 0xd0f00 goto 484 else 483
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 434: if A == 0x2d goto 435 else 444
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 436: if A == 0x0 goto 437 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 438: if A >= 0x80000000 goto 483 else 439
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 439: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 440: if A == 0x0 goto 441 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 441: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 442: if A == 0x0 goto 484 else 443
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 443: if A == 0x40 goto 484 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 445: if A == 0x0 goto 446 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 447: if A >= 0x80000000 goto 483 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 448: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 449: if A == 0x0 goto 450 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 450: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 451: if A >= 0x4001 goto 452 else 453
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 452: if A == 0x4040 goto 484 else 483
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 453: if A == 0x4000 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 454: if A >= 0x23 goto 455 else 457
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 455: if A == 0x23 goto 484 else 456
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 456: if A == 0x27 goto 484 else 483
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 457: if A == 0x18 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 458: if A >= 0x8 goto 459 else 480
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 459: if A >= 0xd goto 460 else 478
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 460: if A == 0x10 goto 461 else 484
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 462: if A == 0x0 goto 463 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 464: if A >= 0x80000000 goto 483 else 465
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 465: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 466: if A == 0x0 goto 467 else 483
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 467: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 468: if A >= 0x5413 goto 469 else 473
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 469: if A >= 0x541c goto 470 else 471
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 470: if A == 0x5425 goto 484 else 483
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 471: if A == 0x541b goto 484 else 472
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 472: if A >= 0x5415 goto 483 else 484
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 473: if A >= 0x540c goto 474 else 475
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 474: if A == 0x5411 goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 475: if A >= 0x5405 goto 476 else 477
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 476: if A >= 0x5409 goto 484 else 483
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 477: if A >= 0x5401 goto 484 else 483
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 478: if A == 0x8 goto 484 else 479
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 479: if A == 0xb goto 484 else 483
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 480: if A >= 0x4 goto 481 else 482
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 481: if A == 0x5 goto 484 else 483
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 482: if A == 0x2 goto 483 else 484
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 483: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 484: return 0x7fff0000
 		},
 	},
 	{
@@ -1832,11 +1833,11 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
 			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
@@ -1845,479 +1846,480 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 48, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 60 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 14: if A == 0x0 goto 15 else 182
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 14: if A == 0x0 goto 15 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 165, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 182 else 17
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 182 else 18
+			{Code: 0x15, JT: 164, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 181 else 17
+			{Code: 0x35, JT: 163, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 181 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 19: if A == 0x0 goto 20 else 182
+			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 19: if A == 0x0 goto 20 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 21: if A == 0x0 goto 22 else 182
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 21: if A == 0x0 goto 22 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 180, JF: 156, K: 0x100001},   // 25: if A == 0x100001 goto 206 else 182
+			{Code: 0x15, JT: 179, JF: 155, K: 0x100001},   // 25: if A == 0x100001 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 182 else 31
-			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 182 else 32
+			{Code: 0x15, JT: 150, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 181 else 31
+			{Code: 0x35, JT: 149, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 181 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 33: if A == 0x0 goto 34 else 182
+			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 33: if A == 0x0 goto 34 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 146, K: 0x8},        // 35: if A == 0x8 goto 206 else 182
-			{Code: 0x35, JT: 0, JF: 145, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 182
-			{Code: 0x35, JT: 144, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 182 else 38
+			{Code: 0x15, JT: 169, JF: 145, K: 0x8},        // 35: if A == 0x8 goto 205 else 181
+			{Code: 0x35, JT: 0, JF: 144, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 181
+			{Code: 0x35, JT: 143, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 181 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 140, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 182 else 42
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 182 else 43
+			{Code: 0x15, JT: 139, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 181 else 42
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 44: if A == 0x0 goto 45 else 182
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 159, JF: 135, K: 0x202},      // 46: if A == 0x202 goto 206 else 182
+			{Code: 0x15, JT: 158, JF: 134, K: 0x202},      // 46: if A == 0x202 goto 205 else 181
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 47: if A == 0x7 goto 48 else 57
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 49: if A == 0x0 goto 50 else 182
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 182 else 52
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 182 else 53
+			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 181 else 52
+			{Code: 0x35, JT: 128, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 181 else 53
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 54: if A == 0x0 goto 55 else 182
+			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 54: if A == 0x0 goto 55 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 225, JF: 125, K: 0x0},        // 56: if A == 0x0 goto 282 else 182
+			{Code: 0x15, JT: 226, JF: 124, K: 0x0},        // 56: if A == 0x0 goto 283 else 181
 			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 57: if A >= 0x3 goto 58 else 91
-			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 182 else 59
+			{Code: 0x35, JT: 122, JF: 0, K: 0xe},          // 58: if A >= 0xe goto 181 else 59
 			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 59: if A >= 0xc goto 60 else 65
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 60: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 61: if A == 0x0 goto 62 else 182
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 61: if A == 0x0 goto 62 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 62: A = arg1.lo
-			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 182 else 64
-			{Code: 0x35, JT: 117, JF: 193, K: 0x80000000}, // 64: if A >= 0x80000000 goto 182 else 258
+			{Code: 0x15, JT: 117, JF: 0, K: 0x0},          // 63: if A == 0x0 goto 181 else 64
+			{Code: 0x35, JT: 116, JF: 194, K: 0x80000000}, // 64: if A >= 0x80000000 goto 181 else 259
 			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 65: if A == 0x6 goto 66 else 75
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 66: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 67: if A == 0x0 goto 68 else 182
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 67: if A == 0x0 goto 68 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 68: A = arg1.lo
-			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 182 else 70
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 182 else 71
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 69: if A == 0x0 goto 181 else 70
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 70: if A >= 0x80000000 goto 181 else 71
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 71: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 72: if A == 0x0 goto 73 else 182
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 72: if A == 0x0 goto 73 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 73: A = arg2.lo
-			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 74: if A == 0x50 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 75: if A == 0x9 goto 76 else 182
+			{Code: 0x15, JT: 130, JF: 106, K: 0x50},       // 74: if A == 0x50 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 105, K: 0x9},          // 75: if A == 0x9 goto 76 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 76: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 77: if A == 0x0 goto 78 else 182
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 77: if A == 0x0 goto 78 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 78: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 182 else 80
-			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 182 else 81
+			{Code: 0x15, JT: 101, JF: 0, K: 0x0},          // 79: if A == 0x0 goto 181 else 80
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 80: if A >= 0x80000000 goto 181 else 81
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 81: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 82: if A == 0x0 goto 83 else 182
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 82: if A == 0x0 goto 83 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 83: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 84: if A == 0x0 goto 85 else 182
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 85: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 86: if A == 0x0 goto 87 else 182
+			{Code: 0x15, JT: 0, JF: 94, K: 0x0},           // 86: if A == 0x0 goto 87 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 88: if A >= 0x9 goto 89 else 90
-			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 89: if A == 0xb goto 206 else 182
-			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 90: if A >= 0x7 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 91: if A == 0x2 goto 92 else 182
+			{Code: 0x15, JT: 115, JF: 91, K: 0xb},         // 89: if A == 0xb goto 205 else 181
+			{Code: 0x35, JT: 114, JF: 90, K: 0x7},         // 90: if A >= 0x7 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 89, K: 0x2},           // 91: if A == 0x2 goto 92 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 92: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 93: if A == 0x0 goto 94 else 182
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 93: if A == 0x0 goto 94 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 94: A = arg1.lo
-			{Code: 0x15, JT: 86, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 182 else 96
-			{Code: 0x35, JT: 85, JF: 109, K: 0x80000000},  // 96: if A >= 0x80000000 goto 182 else 206
+			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 95: if A == 0x0 goto 181 else 96
+			{Code: 0x35, JT: 84, JF: 108, K: 0x80000000},  // 96: if A >= 0x80000000 goto 181 else 205
 			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 82, K: 0x0},           // 99: if A == 0x0 goto 100 else 182
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 99: if A == 0x0 goto 100 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 103: if A == 0x0 goto 104 else 182
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 103: if A == 0x0 goto 104 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 176, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 282 else 106
+			{Code: 0x15, JT: 177, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 283 else 106
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
-			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 182 else 108
-			{Code: 0x35, JT: 73, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 182 else 113
-			{Code: 0x15, JT: 72, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 182 else 110
-			{Code: 0x35, JT: 71, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 182 else 111
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 181 else 108
+			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 181 else 113
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 181 else 110
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 181 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 112: if A == 0x0 goto 113 else 182
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 112: if A == 0x0 goto 113 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
-			{Code: 0x15, JT: 166, JF: 66, K: 0x60000000},  // 115: if A == 0x60000000 goto 282 else 182
-			{Code: 0x15, JT: 165, JF: 65, K: 0x40000000},  // 116: if A == 0x40000000 goto 282 else 182
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x15, JT: 167, JF: 65, K: 0x60000000},  // 115: if A == 0x60000000 goto 283 else 181
+			{Code: 0x15, JT: 166, JF: 64, K: 0x40000000},  // 116: if A == 0x40000000 goto 283 else 181
+			{Code: 0x15, JT: 0, JF: 20, K: 0xea},          // 117: if A == 0xea goto 118 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 119: if A == 0x0 goto 120 else 182
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 58, K: 0x0},           // 123: if A == 0x0 goto 124 else 182
+			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 123: if A == 0x0 goto 124 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
-			{Code: 0x35, JT: 56, JF: 80, K: 0x41},         // 125: if A >= 0x41 goto 182 else 206
-			{Code: 0x15, JT: 55, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 182 else 127
-			{Code: 0x35, JT: 54, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 182 else 128
+			{Code: 0x35, JT: 55, JF: 79, K: 0x41},         // 125: if A >= 0x41 goto 181 else 205
+			{Code: 0x15, JT: 54, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 181 else 127
+			{Code: 0x35, JT: 53, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 181 else 128
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
-			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 182 else 132
-			{Code: 0x35, JT: 49, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 182 else 133
+			{Code: 0x15, JT: 49, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 181 else 132
+			{Code: 0x35, JT: 48, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 181 else 133
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 134: if A == 0x0 goto 135 else 182
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 134: if A == 0x0 goto 135 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
-			{Code: 0x15, JT: 69, JF: 45, K: 0x11},         // 136: if A == 0x11 goto 206 else 182
-			{Code: 0x15, JT: 225, JF: 0, K: 0xcb},         // 137: if A == 0xcb goto 363 else 138
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 138: if A == 0xca goto 139 else 144
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 139: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 140: if A == 0x0 goto 141 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 141: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 142: if A >= 0x80 goto 143 else 182
-			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 143: if A >= 0x82 goto 182 else 206
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 144: if A == 0x119 goto 145 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 146: if A == 0x0 goto 147 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 162, K: 0x80000000},  // 148: if A >= 0x80000000 goto 182 else 311
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 149: if A == 0x1b5 goto 150 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 150: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 152: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 153: if A >= 0x80000000 goto 182 else 154
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 154: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 155: if A == 0x0 goto 156 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 156: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 157: if A == 0x18 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 158: if A == 0x106 goto 159 else 168
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 160: if A == 0x0 goto 161 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 162: if A >= 0x80000000 goto 182 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 163: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 164: if A == 0x0 goto 165 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 165: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 206 else 167
-			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 167: if A == 0x900 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 168: if A == 0x9 goto 169 else 207
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 172: if A == 0x0 goto 173 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 173: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 175: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 176: if A >= 0x23 goto 177 else 178
-			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 177: if A == 0x32 goto 206 else 182
-			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 178: if A == 0x22 goto 206 else 182
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 179: if A == 0x3 goto 180 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 180: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 183: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 184: if A >= 0x23 goto 185 else 192
-			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 185: if A == 0x32 goto 206 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 187: if A == 0x0 goto 188 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 188: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 189: if A == 0x0 goto 190 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 190: A = arg3.lo
-			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 191: if A == 0x28 goto 206 else 200
-			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 192: if A == 0x22 goto 206 else 193
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 193: if A >= 0x2 goto 373 else 201
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 194: if A >= 0x2 goto 373 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 195: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 196: if A == 0x0 goto 197 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 197: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 198: if A >= 0x2 goto 200 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 200: if A == 0x4001 goto 202 else 373
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 201: if A == 0x0 goto 373 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 202: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 203: if A == 0x0 goto 204 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 204: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 373 else 206
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 206: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 207: if A == 0x1c goto 208 else 217
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 208: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 209: if A == 0x0 goto 210 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 210: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 211: if A >= 0x8 goto 212 else 216
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 212: if A >= 0x10 goto 213 else 214
-			{Code: 0x15, JT: 179, JF: 159, K: 0x19},       // 213: if A == 0x19 goto 393 else 373
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 214: if A == 0x8 goto 393 else 215
-			{Code: 0x35, JT: 177, JF: 157, K: 0xe},        // 215: if A >= 0xe goto 393 else 373
-			{Code: 0x15, JT: 176, JF: 156, K: 0x4},        // 216: if A == 0x4 goto 393 else 373
-			{Code: 0x35, JT: 0, JF: 167, K: 0x7e},         // 217: if A >= 0x7e goto 218 else 385
-			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 218: if A >= 0xe8 goto 219 else 347
-			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 219: if A >= 0x122 goto 220 else 275
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 220: if A >= 0x13e goto 221 else 252
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 221: if A >= 0x145 goto 222 else 235
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 222: if A == 0x1b7 goto 223 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 224: if A == 0x0 goto 225 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 373 else 227
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 227: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 228: if A == 0x0 goto 229 else 373
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 229: A = arg2.lo
-			{Code: 0x35, JT: 254, JF: 0, K: 0x8},          // 230: if A >= 0x8 goto 485 else 231
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 231: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 232: if A == 0x0 goto 233 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 233: A = arg3.lo
-			{Code: 0x15, JT: 251, JF: 250, K: 0x200},      // 234: if A == 0x200 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 235: if A >= 0x140 goto 236 else 241
-			{Code: 0x15, JT: 0, JF: 248, K: 0x144},        // 236: if A == 0x144 goto 237 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 237: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 238: if A == 0x0 goto 239 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 239: A = arg0.lo
-			{Code: 0x35, JT: 244, JF: 139, K: 0x2},        // 240: if A >= 0x2 goto 485 else 380
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 241: if A == 0x13e goto 242 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 242: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 243: if A == 0x0 goto 244 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 244: A = arg2.lo
-			{Code: 0x45, JT: 239, JF: 240, K: 0xfffffffe}, // 245: if A & 0xfffffffe goto 485 else 486
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 246: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 247: if A == 0x0 goto 248 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 248: A = arg1.lo
-			{Code: 0x15, JT: 236, JF: 1, K: 0x1},          // 249: if A == 0x1 goto 486 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 233, K: 0x2},        // 251: if A & 0x2 goto 430 else 485
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 252: if A >= 0x124 goto 253 else 262
-			{Code: 0x15, JT: 0, JF: 231, K: 0x135},        // 253: if A == 0x135 goto 254 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 254: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 255: if A == 0x0 goto 256 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 256: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 257: if A == 0x0 goto 258 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 258: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 259: if A == 0x0 goto 260 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 260: A = arg2.lo
-			{Code: 0x15, JT: 224, JF: 223, K: 0x0},        // 261: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 262: if A == 0x122 goto 263 else 271
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 264: if A == 0x0 goto 265 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 266: if A == 0x0 goto 267 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 268: if A == 0x0 goto 269 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
-			{Code: 0x15, JT: 215, JF: 214, K: 0x80800},    // 270: if A == 0x80800 goto 486 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 272: if A == 0x0 goto 273 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
-			{Code: 0x15, JT: 211, JF: 210, K: 0x80000},    // 274: if A == 0x80000 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 20, K: 0x102},         // 275: if A >= 0x102 goto 276 else 296
-			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 276: if A >= 0x10f goto 277 else 295
-			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 277: if A == 0x10f goto 278 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 278: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 279: if A == 0x0 goto 280 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 280: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 203, K: 0x1},          // 281: if A == 0x1 goto 282 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 282: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 283: if A == 0x0 goto 284 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 284: A = arg3.lo
-			{Code: 0x15, JT: 200, JF: 199, K: 0x0},        // 285: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 198, K: 0x11d},        // 286: if A == 0x11d goto 287 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 288: if A == 0x0 goto 289 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
-			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 290: if A >= 0x80000000 goto 485 else 291
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 291: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 292: if A == 0x0 goto 293 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 293: A = arg1.lo
-			{Code: 0x45, JT: 190, JF: 191, K: 0xffffff80}, // 294: if A & 0xffffff80 goto 485 else 486
-			{Code: 0x15, JT: 67, JF: 189, K: 0x10b},       // 295: if A == 0x10b goto 363 else 485
-			{Code: 0x35, JT: 0, JF: 36, K: 0xf7},          // 296: if A >= 0xf7 goto 297 else 333
-			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 297: if A == 0xf7 goto 298 else 315
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 299: if A == 0x0 goto 300 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 183, K: 0x1},          // 301: if A == 0x1 goto 302 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 303: if A == 0x0 goto 304 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
-			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 305: if A == 0x0 goto 485 else 306
-			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 306: if A >= 0x80000000 goto 485 else 307
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 307: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 308: if A == 0x0 goto 309 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 309: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 174, K: 0x1000005},    // 310: if A == 0x1000005 goto 311 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 311: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 312: if A == 0x0 goto 313 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 313: A = arg4.lo
-			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 314: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 169, K: 0x101},        // 315: if A == 0x101 goto 316 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 317: if A == 0x0 goto 318 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 319: if A >= 0x80000000 goto 326 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 320: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 321: if A == 0x0 goto 322 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 162, K: 0xffe2e2ff},   // 323: if A & 0xffe2e2ff goto 324 else 486
-			{Code: 0x45, JT: 160, JF: 161, K: 0xffe2e0fc}, // 324: if A & 0xffe2e0fc goto 485 else 486
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 325: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0xffffff9c},   // 326: if A == 0xffffff9c goto 327 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 327: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 328: if A == 0x0 goto 329 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 329: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 330: if A >= 0x80001 goto 331 else 332
-			{Code: 0x15, JT: 154, JF: 153, K: 0x290000},   // 331: if A == 0x290000 goto 486 else 485
-			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 332: if A == 0x80000 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 333: if A == 0xe9 goto 334 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 334: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 335: if A == 0x0 goto 336 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 336: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 337: if A >= 0x80000000 goto 485 else 338
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 338: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 339: if A == 0x0 goto 340 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 340: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 341: if A == 0x0 goto 485 else 342
-			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 342: if A >= 0x3 goto 485 else 343
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 343: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 344: if A == 0x0 goto 345 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 345: A = arg2.lo
-			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 346: if A >= 0x80000000 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 19, K: 0xc3},          // 347: if A >= 0xc3 goto 348 else 367
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 348: if A >= 0xdc goto 349 else 360
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 349: if A >= 0xe4 goto 350 else 351
-			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 350: if A == 0xe6 goto 485 else 486
-			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 351: if A == 0xdd goto 352 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 353: if A == 0x0 goto 354 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 355: if A >= 0x80000000 goto 485 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 356: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 357: if A == 0x0 goto 358 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 358: A = arg3.lo
-			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 359: if A >= 0x6 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 360: if A >= 0xd9 goto 361 else 362
-			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 361: if A == 0xda goto 485 else 486
-			{Code: 0x15, JT: 0, JF: 122, K: 0xcc},         // 362: if A == 0xcc goto 363 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 364: if A == 0x0 goto 365 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
-			{Code: 0x35, JT: 118, JF: 119, K: 0x80000000}, // 366: if A >= 0x80000000 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 367: if A >= 0x9e goto 368 else 372
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 368: if A >= 0xbf goto 369 else 371
-			{Code: 0x15, JT: 116, JF: 0, K: 0xbf},         // 369: if A == 0xbf goto 486 else 370
-			{Code: 0x15, JT: 115, JF: 114, K: 0xc2},       // 370: if A == 0xc2 goto 486 else 485
-			{Code: 0x15, JT: 114, JF: 113, K: 0xba},       // 371: if A == 0xba goto 486 else 485
-			{Code: 0x35, JT: 1, JF: 11, K: 0x8a},          // 372: if A >= 0x8a goto 374 else 384
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 373: return 0x7fc00000
-			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 374: if A == 0x8a goto 486 else 375
-			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 375: if A == 0x9d goto 376 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 377: if A == 0x0 goto 378 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 379: if A == 0x53564d41 goto 380 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 381: if A == 0x0 goto 382 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 383: if A == 0x0 goto 486 else 485
-			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 384: if A == 0x83 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 41, K: 0x3c},          // 385: if A >= 0x3c goto 386 else 427
-			{Code: 0x35, JT: 0, JF: 9, K: 0x62},           // 386: if A >= 0x62 goto 387 else 396
-			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 387: if A >= 0x69 goto 388 else 392
-			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 388: if A >= 0x6d goto 389 else 391
-			{Code: 0x15, JT: 96, JF: 0, K: 0x7d},          // 389: if A == 0x7d goto 486 else 390
-			{Code: 0x15, JT: 95, JF: 94, K: 0x73},         // 390: if A == 0x73 goto 486 else 485
-			{Code: 0x35, JT: 94, JF: 93, K: 0x6b},         // 391: if A >= 0x6b goto 486 else 485
-			{Code: 0x35, JT: 1, JF: 2, K: 0x66},           // 392: if A >= 0x66 goto 394 else 395
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
-			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 394: if A == 0x67 goto 485 else 486
-			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 395: if A == 0x63 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 396: if A >= 0x4a goto 397 else 400
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 397: if A >= 0x4e goto 398 else 399
-			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 398: if A == 0x61 goto 486 else 485
-			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 399: if A == 0x4c goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 400: if A >= 0x3f goto 401 else 417
-			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 401: if A == 0x48 goto 402 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 402: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 403: if A == 0x0 goto 404 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 404: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 405: if A >= 0x80000000 goto 485 else 406
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 406: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 407: if A == 0x0 goto 408 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 408: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 409: if A >= 0x4 goto 410 else 416
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 410: if A == 0x406 goto 486 else 411
-			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 411: if A == 0x4 goto 412 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 412: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 413: if A == 0x0 goto 414 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 414: A = arg2.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 415: if A & 0xfffb73ff goto 485 else 486
-			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 416: if A == 0x3 goto 486 else 485
-			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 417: if A == 0x3c goto 486 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 419: if A == 0x0 goto 420 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
-			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 421: if A == 0x0 goto 485 else 422
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 485 else 423
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 424: if A == 0x0 goto 425 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
-			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 426: if A == 0x9 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 427: if A >= 0x13 goto 428 else 460
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 428: if A >= 0x2d goto 429 else 456
-			{Code: 0x35, JT: 1, JF: 6, K: 0x2f},           // 429: if A >= 0x2f goto 431 else 436
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 430: return 0x50001
-			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 431: if A == 0x38 goto 432 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 432: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 433: if A == 0x0 goto 434 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 434: A = arg0.lo
-			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 435: if A == 0xd0f00 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 436: if A == 0x2d goto 437 else 446
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 437: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 438: if A == 0x0 goto 439 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 439: A = arg0.lo
-			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 440: if A >= 0x80000000 goto 485 else 441
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 441: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 442: if A == 0x0 goto 443 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 443: A = arg3.lo
-			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 444: if A == 0x0 goto 486 else 445
-			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 445: if A == 0x40 goto 486 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 447: if A == 0x0 goto 448 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 485 else 450
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 450: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 451: if A == 0x0 goto 452 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 452: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 453: if A >= 0x4001 goto 454 else 455
-			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 454: if A == 0x4040 goto 486 else 485
-			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 455: if A == 0x4000 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 456: if A >= 0x23 goto 457 else 459
-			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 457: if A == 0x23 goto 486 else 458
-			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 458: if A == 0x27 goto 486 else 485
-			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 459: if A == 0x18 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 460: if A >= 0x8 goto 461 else 482
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 461: if A >= 0xd goto 462 else 480
-			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 462: if A == 0x10 goto 463 else 486
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 463: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 464: if A == 0x0 goto 465 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 465: A = arg0.lo
-			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 466: if A >= 0x80000000 goto 485 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 467: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 468: if A == 0x0 goto 469 else 485
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 469: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 470: if A >= 0x5413 goto 471 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 471: if A >= 0x541c goto 472 else 473
-			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 472: if A == 0x5425 goto 486 else 485
-			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 473: if A == 0x541b goto 486 else 474
-			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 474: if A >= 0x5415 goto 485 else 486
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 475: if A >= 0x540c goto 476 else 477
-			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 476: if A == 0x5411 goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 477: if A >= 0x5405 goto 478 else 479
-			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 478: if A >= 0x5409 goto 486 else 485
-			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 479: if A >= 0x5401 goto 486 else 485
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 480: if A == 0x8 goto 486 else 481
-			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 481: if A == 0xb goto 486 else 485
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 482: if A >= 0x4 goto 483 else 484
-			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 483: if A == 0x5 goto 486 else 485
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 484: if A == 0x2 goto 485 else 486
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 485: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 486: return 0x7fff0000
+			{Code: 0x15, JT: 68, JF: 0, K: 0x0},           // 136: if A == 0x0 goto 205 else 137
+			{Code: 0x15, JT: 67, JF: 43, K: 0x11},         // 137: if A == 0x11 goto 205 else 181
+			{Code: 0x15, JT: 226, JF: 0, K: 0xcb},         // 138: if A == 0xcb goto 365 else 139
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 139: if A == 0xca goto 140 else 145
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 140: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 141: if A == 0x0 goto 142 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 142: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 37, K: 0x80},          // 143: if A >= 0x80 goto 144 else 181
+			{Code: 0x35, JT: 36, JF: 60, K: 0x82},         // 144: if A >= 0x82 goto 181 else 205
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 145: if A == 0x119 goto 146 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 146: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 147: if A == 0x0 goto 148 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 148: A = arg0.lo
+			{Code: 0x35, JT: 31, JF: 162, K: 0x80000000},  // 149: if A >= 0x80000000 goto 181 else 312
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 150: if A == 0x1b5 goto 151 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 152: if A == 0x0 goto 153 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 154: if A >= 0x80000000 goto 181 else 155
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 155: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 156: if A == 0x0 goto 157 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 157: A = arg3.lo
+			{Code: 0x15, JT: 46, JF: 22, K: 0x18},         // 158: if A == 0x18 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 159: if A == 0x106 goto 160 else 169
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 161: if A == 0x0 goto 162 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x35, JT: 17, JF: 0, K: 0x80000000},    // 163: if A >= 0x80000000 goto 181 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 165: if A == 0x0 goto 166 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 205 else 168
+			{Code: 0x15, JT: 36, JF: 12, K: 0x900},        // 168: if A == 0x900 goto 205 else 181
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 169: if A == 0x9 goto 170 else 208
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 171: if A == 0x0 goto 172 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 173: if A == 0x0 goto 174 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 175: if A == 0x0 goto 176 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 177: if A >= 0x23 goto 178 else 179
+			{Code: 0x15, JT: 26, JF: 2, K: 0x32},          // 178: if A == 0x32 goto 205 else 181
+			{Code: 0x15, JT: 25, JF: 1, K: 0x22},          // 179: if A == 0x22 goto 205 else 181
+			{Code: 0x15, JT: 1, JF: 14, K: 0x3},           // 180: if A == 0x3 goto 182 else 195
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 182: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 183: if A == 0x0 goto 184 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 185: if A >= 0x23 goto 186 else 193
+			{Code: 0x15, JT: 18, JF: 0, K: 0x32},          // 186: if A == 0x32 goto 205 else 187
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 187: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 188: if A == 0x0 goto 189 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 190: if A == 0x0 goto 191 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
+			{Code: 0x15, JT: 12, JF: 8, K: 0x28},          // 192: if A == 0x28 goto 205 else 201
+			{Code: 0x15, JT: 11, JF: 0, K: 0x22},          // 193: if A == 0x22 goto 205 else 194
+			{Code: 0x35, JT: 168, JF: 7, K: 0x2},          // 194: if A >= 0x2 goto 363 else 202
+			{Code: 0x35, JT: 167, JF: 0, K: 0x2},          // 195: if A >= 0x2 goto 363 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 196: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 197: if A == 0x0 goto 198 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 199: if A >= 0x2 goto 201 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 200: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 161, K: 0x4001},       // 201: if A == 0x4001 goto 203 else 363
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 363 else 203
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 203: A = arg4.hi
+			{Code: 0x15, JT: 1, JF: 158, K: 0x0},          // 204: if A == 0x0 goto 206 else 363
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 205: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 206: A = arg4.lo
+			{Code: 0x35, JT: 155, JF: 179, K: 0x80000000}, // 207: if A >= 0x80000000 goto 363 else 387
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 208: if A == 0x1c goto 209 else 218
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 210: if A == 0x0 goto 211 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 212: if A >= 0x8 goto 213 else 217
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 213: if A >= 0x10 goto 214 else 215
+			{Code: 0x15, JT: 172, JF: 148, K: 0x19},       // 214: if A == 0x19 goto 387 else 363
+			{Code: 0x15, JT: 171, JF: 0, K: 0x8},          // 215: if A == 0x8 goto 387 else 216
+			{Code: 0x35, JT: 170, JF: 146, K: 0xe},        // 216: if A >= 0xe goto 387 else 363
+			{Code: 0x15, JT: 169, JF: 145, K: 0x4},        // 217: if A == 0x4 goto 387 else 363
+			{Code: 0x35, JT: 0, JF: 167, K: 0x7e},         // 218: if A >= 0x7e goto 219 else 386
+			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 219: if A >= 0xe8 goto 220 else 348
+			{Code: 0x35, JT: 0, JF: 55, K: 0x122},         // 220: if A >= 0x122 goto 221 else 276
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 221: if A >= 0x13e goto 222 else 253
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 222: if A >= 0x145 goto 223 else 236
+			{Code: 0x15, JT: 0, JF: 139, K: 0x1b7},        // 223: if A == 0x1b7 goto 224 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 225: if A == 0x0 goto 226 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 363 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 228: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 229: if A == 0x0 goto 230 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 230: A = arg2.lo
+			{Code: 0x35, JT: 254, JF: 0, K: 0x8},          // 231: if A >= 0x8 goto 486 else 232
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 232: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 233: if A == 0x0 goto 234 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 234: A = arg3.lo
+			{Code: 0x15, JT: 251, JF: 250, K: 0x200},      // 235: if A == 0x200 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 236: if A >= 0x140 goto 237 else 242
+			{Code: 0x15, JT: 0, JF: 248, K: 0x144},        // 237: if A == 0x144 goto 238 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 246, K: 0x0},          // 239: if A == 0x0 goto 240 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
+			{Code: 0x35, JT: 244, JF: 139, K: 0x2},        // 241: if A >= 0x2 goto 486 else 381
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 242: if A == 0x13e goto 243 else 247
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 243: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 241, K: 0x0},          // 244: if A == 0x0 goto 245 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 245: A = arg2.lo
+			{Code: 0x45, JT: 239, JF: 240, K: 0xfffffffe}, // 246: if A & 0xfffffffe goto 486 else 487
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 248: if A == 0x0 goto 249 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
+			{Code: 0x15, JT: 236, JF: 1, K: 0x1},          // 250: if A == 0x1 goto 487 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 251: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 233, K: 0x2},        // 252: if A & 0x2 goto 431 else 486
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 253: if A >= 0x124 goto 254 else 263
+			{Code: 0x15, JT: 0, JF: 231, K: 0x135},        // 254: if A == 0x135 goto 255 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 255: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 256: if A == 0x0 goto 257 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 257: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 258: if A == 0x0 goto 259 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 259: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 260: if A == 0x0 goto 261 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 261: A = arg2.lo
+			{Code: 0x15, JT: 224, JF: 223, K: 0x0},        // 262: if A == 0x0 goto 487 else 486
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 263: if A == 0x122 goto 264 else 272
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 264: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 265: if A == 0x0 goto 266 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 266: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 267: if A == 0x0 goto 268 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 268: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 216, K: 0x0},          // 269: if A == 0x0 goto 270 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 270: A = arg1.lo
+			{Code: 0x15, JT: 215, JF: 214, K: 0x80800},    // 271: if A == 0x80800 goto 487 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 272: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 212, K: 0x0},          // 273: if A == 0x0 goto 274 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 274: A = arg0.lo
+			{Code: 0x15, JT: 211, JF: 210, K: 0x80000},    // 275: if A == 0x80000 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 20, K: 0x102},         // 276: if A >= 0x102 goto 277 else 297
+			{Code: 0x35, JT: 0, JF: 18, K: 0x10f},         // 277: if A >= 0x10f goto 278 else 296
+			{Code: 0x15, JT: 0, JF: 8, K: 0x10f},          // 278: if A == 0x10f goto 279 else 287
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 279: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 280: if A == 0x0 goto 281 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 281: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 203, K: 0x1},          // 282: if A == 0x1 goto 283 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 283: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 284: if A == 0x0 goto 285 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 285: A = arg3.lo
+			{Code: 0x15, JT: 200, JF: 199, K: 0x0},        // 286: if A == 0x0 goto 487 else 486
+			{Code: 0x15, JT: 0, JF: 198, K: 0x11d},        // 287: if A == 0x11d goto 288 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 289: if A == 0x0 goto 290 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
+			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 291: if A >= 0x80000000 goto 486 else 292
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 292: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 293: if A == 0x0 goto 294 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 294: A = arg1.lo
+			{Code: 0x45, JT: 190, JF: 191, K: 0xffffff80}, // 295: if A & 0xffffff80 goto 486 else 487
+			{Code: 0x15, JT: 68, JF: 189, K: 0x10b},       // 296: if A == 0x10b goto 365 else 486
+			{Code: 0x35, JT: 0, JF: 36, K: 0xf7},          // 297: if A >= 0xf7 goto 298 else 334
+			{Code: 0x15, JT: 0, JF: 17, K: 0xf7},          // 298: if A == 0xf7 goto 299 else 316
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 300: if A == 0x0 goto 301 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 183, K: 0x1},          // 302: if A == 0x1 goto 303 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 304: if A == 0x0 goto 305 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
+			{Code: 0x15, JT: 179, JF: 0, K: 0x0},          // 306: if A == 0x0 goto 486 else 307
+			{Code: 0x35, JT: 178, JF: 0, K: 0x80000000},   // 307: if A >= 0x80000000 goto 486 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 308: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 309: if A == 0x0 goto 310 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 310: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 174, K: 0x1000005},    // 311: if A == 0x1000005 goto 312 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 312: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 313: if A == 0x0 goto 314 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 314: A = arg4.lo
+			{Code: 0x15, JT: 171, JF: 170, K: 0x0},        // 315: if A == 0x0 goto 487 else 486
+			{Code: 0x15, JT: 0, JF: 169, K: 0x101},        // 316: if A == 0x101 goto 317 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 317: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 318: if A == 0x0 goto 319 else 326
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 319: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 320: if A >= 0x80000000 goto 327 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 321: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 322: if A == 0x0 goto 323 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 323: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 162, K: 0xffe2e2ff},   // 324: if A & 0xffe2e2ff goto 325 else 487
+			{Code: 0x45, JT: 160, JF: 161, K: 0xffe2e0fc}, // 325: if A & 0xffe2e0fc goto 486 else 487
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 326: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 158, K: 0xffffff9c},   // 327: if A == 0xffffff9c goto 328 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 328: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 329: if A == 0x0 goto 330 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 330: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 331: if A >= 0x80001 goto 332 else 333
+			{Code: 0x15, JT: 154, JF: 153, K: 0x290000},   // 332: if A == 0x290000 goto 487 else 486
+			{Code: 0x15, JT: 153, JF: 152, K: 0x80000},    // 333: if A == 0x80000 goto 487 else 486
+			{Code: 0x15, JT: 0, JF: 151, K: 0xe9},         // 334: if A == 0xe9 goto 335 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 335: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 336: if A == 0x0 goto 337 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 337: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 338: if A >= 0x80000000 goto 486 else 339
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 339: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 340: if A == 0x0 goto 341 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 341: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 0, K: 0x0},          // 342: if A == 0x0 goto 486 else 343
+			{Code: 0x35, JT: 142, JF: 0, K: 0x3},          // 343: if A >= 0x3 goto 486 else 344
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 344: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 345: if A == 0x0 goto 346 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 346: A = arg2.lo
+			{Code: 0x35, JT: 138, JF: 139, K: 0x80000000}, // 347: if A >= 0x80000000 goto 486 else 487
+			{Code: 0x35, JT: 0, JF: 20, K: 0xc3},          // 348: if A >= 0xc3 goto 349 else 369
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 349: if A >= 0xdc goto 350 else 361
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 350: if A >= 0xe4 goto 351 else 352
+			{Code: 0x15, JT: 134, JF: 135, K: 0xe6},       // 351: if A == 0xe6 goto 486 else 487
+			{Code: 0x15, JT: 0, JF: 133, K: 0xdd},         // 352: if A == 0xdd goto 353 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 354: if A == 0x0 goto 355 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 356: if A >= 0x80000000 goto 486 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 357: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 358: if A == 0x0 goto 359 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 359: A = arg3.lo
+			{Code: 0x35, JT: 125, JF: 126, K: 0x6},        // 360: if A >= 0x6 goto 486 else 487
+			{Code: 0x35, JT: 0, JF: 2, K: 0xd9},           // 361: if A >= 0xd9 goto 362 else 364
+			{Code: 0x15, JT: 123, JF: 124, K: 0xda},       // 362: if A == 0xda goto 486 else 487
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
+			{Code: 0x15, JT: 0, JF: 121, K: 0xcc},         // 364: if A == 0xcc goto 365 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 366: if A == 0x0 goto 367 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
+			{Code: 0x35, JT: 117, JF: 118, K: 0x80000000}, // 368: if A >= 0x80000000 goto 486 else 487
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 369: if A >= 0x9e goto 370 else 374
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 370: if A >= 0xbf goto 371 else 373
+			{Code: 0x15, JT: 115, JF: 0, K: 0xbf},         // 371: if A == 0xbf goto 487 else 372
+			{Code: 0x15, JT: 114, JF: 113, K: 0xc2},       // 372: if A == 0xc2 goto 487 else 486
+			{Code: 0x15, JT: 113, JF: 112, K: 0xba},       // 373: if A == 0xba goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 374: if A >= 0x8a goto 375 else 385
+			{Code: 0x15, JT: 111, JF: 0, K: 0x8a},         // 375: if A == 0x8a goto 487 else 376
+			{Code: 0x15, JT: 0, JF: 109, K: 0x9d},         // 376: if A == 0x9d goto 377 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 378: if A == 0x0 goto 379 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x53564d41},   // 380: if A == 0x53564d41 goto 381 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 381: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 382: if A == 0x0 goto 383 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 383: A = arg1.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 384: if A == 0x0 goto 487 else 486
+			{Code: 0x15, JT: 101, JF: 100, K: 0x83},       // 385: if A == 0x83 goto 487 else 486
+			{Code: 0x35, JT: 1, JF: 41, K: 0x3c},          // 386: if A >= 0x3c goto 388 else 428
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 387: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 8, K: 0x62},           // 388: if A >= 0x62 goto 389 else 397
+			{Code: 0x35, JT: 0, JF: 4, K: 0x69},           // 389: if A >= 0x69 goto 390 else 394
+			{Code: 0x35, JT: 0, JF: 2, K: 0x6d},           // 390: if A >= 0x6d goto 391 else 393
+			{Code: 0x15, JT: 95, JF: 0, K: 0x7d},          // 391: if A == 0x7d goto 487 else 392
+			{Code: 0x15, JT: 94, JF: 93, K: 0x73},         // 392: if A == 0x73 goto 487 else 486
+			{Code: 0x35, JT: 93, JF: 92, K: 0x6b},         // 393: if A >= 0x6b goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0x66},           // 394: if A >= 0x66 goto 395 else 396
+			{Code: 0x15, JT: 90, JF: 91, K: 0x67},         // 395: if A == 0x67 goto 486 else 487
+			{Code: 0x15, JT: 90, JF: 89, K: 0x63},         // 396: if A == 0x63 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4a},           // 397: if A >= 0x4a goto 398 else 401
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 398: if A >= 0x4e goto 399 else 400
+			{Code: 0x15, JT: 87, JF: 86, K: 0x61},         // 399: if A == 0x61 goto 487 else 486
+			{Code: 0x15, JT: 85, JF: 86, K: 0x4c},         // 400: if A == 0x4c goto 486 else 487
+			{Code: 0x35, JT: 0, JF: 16, K: 0x3f},          // 401: if A >= 0x3f goto 402 else 418
+			{Code: 0x15, JT: 0, JF: 83, K: 0x48},          // 402: if A == 0x48 goto 403 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 404: if A == 0x0 goto 405 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 406: if A >= 0x80000000 goto 486 else 407
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 407: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 408: if A == 0x0 goto 409 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 409: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 410: if A >= 0x4 goto 411 else 417
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 411: if A == 0x406 goto 487 else 412
+			{Code: 0x15, JT: 0, JF: 73, K: 0x4},           // 412: if A == 0x4 goto 413 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 413: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 414: if A == 0x0 goto 415 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 415: A = arg2.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xfffb73ff},   // 416: if A & 0xfffb73ff goto 486 else 487
+			{Code: 0x15, JT: 69, JF: 68, K: 0x3},          // 417: if A == 0x3 goto 487 else 486
+			{Code: 0x15, JT: 68, JF: 0, K: 0x3c},          // 418: if A == 0x3c goto 487 else 419
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 419: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 420: if A == 0x0 goto 421 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 421: A = arg0.lo
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 422: if A == 0x0 goto 486 else 423
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 423: if A >= 0x80000000 goto 486 else 424
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 424: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 425: if A == 0x0 goto 426 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 426: A = arg1.lo
+			{Code: 0x15, JT: 59, JF: 58, K: 0x9},          // 427: if A == 0x9 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 32, K: 0x13},          // 428: if A >= 0x13 goto 429 else 461
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2d},          // 429: if A >= 0x2d goto 430 else 457
+			{Code: 0x35, JT: 1, JF: 6, K: 0x2f},           // 430: if A >= 0x2f goto 432 else 437
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 431: return 0x50001
+			{Code: 0x15, JT: 0, JF: 53, K: 0x38},          // 432: if A == 0x38 goto 433 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 433: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 434: if A == 0x0 goto 435 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 435: A = arg0.lo
+			{Code: 0x15, JT: 50, JF: 49, K: 0xd0f00},      // 436: if A == 0xd0f00 goto 487 else 486
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 437: if A == 0x2d goto 438 else 447
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 438: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 46, K: 0x0},           // 439: if A == 0x0 goto 440 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 440: A = arg0.lo
+			{Code: 0x35, JT: 44, JF: 0, K: 0x80000000},    // 441: if A >= 0x80000000 goto 486 else 442
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 442: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 443: if A == 0x0 goto 444 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 444: A = arg3.lo
+			{Code: 0x15, JT: 41, JF: 0, K: 0x0},           // 445: if A == 0x0 goto 487 else 446
+			{Code: 0x15, JT: 40, JF: 39, K: 0x40},         // 446: if A == 0x40 goto 487 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 447: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 448: if A == 0x0 goto 449 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 449: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 450: if A >= 0x80000000 goto 486 else 451
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 451: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 452: if A == 0x0 goto 453 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 453: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 454: if A >= 0x4001 goto 455 else 456
+			{Code: 0x15, JT: 31, JF: 30, K: 0x4040},       // 455: if A == 0x4040 goto 487 else 486
+			{Code: 0x15, JT: 30, JF: 29, K: 0x4000},       // 456: if A == 0x4000 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 457: if A >= 0x23 goto 458 else 460
+			{Code: 0x15, JT: 28, JF: 0, K: 0x23},          // 458: if A == 0x23 goto 487 else 459
+			{Code: 0x15, JT: 27, JF: 26, K: 0x27},         // 459: if A == 0x27 goto 487 else 486
+			{Code: 0x15, JT: 26, JF: 25, K: 0x18},         // 460: if A == 0x18 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 461: if A >= 0x8 goto 462 else 483
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 462: if A >= 0xd goto 463 else 481
+			{Code: 0x15, JT: 0, JF: 23, K: 0x10},          // 463: if A == 0x10 goto 464 else 487
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 464: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 465: if A == 0x0 goto 466 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 466: A = arg0.lo
+			{Code: 0x35, JT: 18, JF: 0, K: 0x80000000},    // 467: if A >= 0x80000000 goto 486 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 468: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 469: if A == 0x0 goto 470 else 486
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 470: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 471: if A >= 0x5413 goto 472 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 472: if A >= 0x541c goto 473 else 474
+			{Code: 0x15, JT: 13, JF: 12, K: 0x5425},       // 473: if A == 0x5425 goto 487 else 486
+			{Code: 0x15, JT: 12, JF: 0, K: 0x541b},        // 474: if A == 0x541b goto 487 else 475
+			{Code: 0x35, JT: 10, JF: 11, K: 0x5415},       // 475: if A >= 0x5415 goto 486 else 487
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 476: if A >= 0x540c goto 477 else 478
+			{Code: 0x15, JT: 9, JF: 8, K: 0x5411},         // 477: if A == 0x5411 goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 478: if A >= 0x5405 goto 479 else 480
+			{Code: 0x35, JT: 7, JF: 6, K: 0x5409},         // 479: if A >= 0x5409 goto 487 else 486
+			{Code: 0x35, JT: 6, JF: 5, K: 0x5401},         // 480: if A >= 0x5401 goto 487 else 486
+			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 481: if A == 0x8 goto 487 else 482
+			{Code: 0x15, JT: 4, JF: 3, K: 0xb},            // 482: if A == 0xb goto 487 else 486
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 483: if A >= 0x4 goto 484 else 485
+			{Code: 0x15, JT: 2, JF: 1, K: 0x5},            // 484: if A == 0x5 goto 487 else 486
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 485: if A == 0x2 goto 486 else 487
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 486: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 487: return 0x7fff0000
 		},
 	},
 	{
@@ -2328,11 +2330,11 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 181, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 183
+			{Code: 0x15, JT: 0, JF: 182, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 93, K: 0x65},          // 3: if A == 0x65 goto 4 else 97
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 5: if A == 0x0 goto 6 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 39, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 47
 			{Code: 0x15, JT: 39, JF: 0, K: 0x1f},          // 8: if A == 0x1f goto 48 else 9
@@ -2341,557 +2343,558 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 49, JF: 0, K: 0x4202},        // 11: if A == 0x4202 goto 61 else 12
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 12: if A == 0x4206 goto 13 else 26
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 13: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 14: if A == 0x0 goto 15 else 183
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 14: if A == 0x0 goto 15 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 15: A = arg1.lo
-			{Code: 0x15, JT: 166, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 183 else 17
-			{Code: 0x35, JT: 165, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 183 else 18
+			{Code: 0x15, JT: 167, JF: 0, K: 0x0},          // 16: if A == 0x0 goto 184 else 17
+			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 17: if A >= 0x80000000 goto 184 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 18: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 19: if A == 0x0 goto 20 else 183
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 19: if A == 0x0 goto 20 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 20: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 21: if A == 0x0 goto 22 else 183
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 21: if A == 0x0 goto 22 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 22: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 23: if A == 0x0 goto 24 else 183
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 23: if A == 0x0 goto 24 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 24: A = arg3.lo
-			{Code: 0x15, JT: 181, JF: 157, K: 0x100001},   // 25: if A == 0x100001 goto 207 else 183
+			{Code: 0x15, JT: 182, JF: 158, K: 0x100001},   // 25: if A == 0x100001 goto 208 else 184
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 26: if A == 0x420b goto 27 else 36
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 27: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 28: if A == 0x0 goto 29 else 183
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 28: if A == 0x0 goto 29 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 29: A = arg1.lo
-			{Code: 0x15, JT: 152, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 183 else 31
-			{Code: 0x35, JT: 151, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 183 else 32
+			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 184 else 31
+			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 31: if A >= 0x80000000 goto 184 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 32: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 33: if A == 0x0 goto 34 else 183
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 33: if A == 0x0 goto 34 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 34: A = arg2.lo
-			{Code: 0x15, JT: 171, JF: 147, K: 0x8},        // 35: if A == 0x8 goto 207 else 183
-			{Code: 0x35, JT: 0, JF: 146, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 183
-			{Code: 0x35, JT: 145, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 183 else 38
+			{Code: 0x15, JT: 172, JF: 148, K: 0x8},        // 35: if A == 0x8 goto 208 else 184
+			{Code: 0x35, JT: 0, JF: 147, K: 0x4204},       // 36: if A >= 0x4204 goto 37 else 184
+			{Code: 0x35, JT: 146, JF: 0, K: 0x4206},       // 37: if A >= 0x4206 goto 184 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 38: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 39: if A == 0x0 goto 40 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 40: A = arg1.lo
-			{Code: 0x15, JT: 141, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 183 else 42
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 183 else 43
+			{Code: 0x15, JT: 142, JF: 0, K: 0x0},          // 41: if A == 0x0 goto 184 else 42
+			{Code: 0x35, JT: 141, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 184 else 43
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 43: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 44: if A == 0x0 goto 45 else 183
+			{Code: 0x15, JT: 0, JF: 139, K: 0x0},          // 44: if A == 0x0 goto 45 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 45: A = arg2.lo
-			{Code: 0x15, JT: 160, JF: 136, K: 0x202},      // 46: if A == 0x202 goto 207 else 183
+			{Code: 0x15, JT: 161, JF: 137, K: 0x202},      // 46: if A == 0x202 goto 208 else 184
 			{Code: 0x15, JT: 0, JF: 10, K: 0x7},           // 47: if A == 0x7 goto 48 else 58
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 48: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 49: if A == 0x0 goto 50 else 183
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 49: if A == 0x0 goto 50 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 50: A = arg1.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 183 else 52
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 183 else 53
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 51: if A == 0x0 goto 184 else 52
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 52: if A >= 0x80000000 goto 184 else 53
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 53: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 54: if A == 0x0 goto 55 else 183
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 54: if A == 0x0 goto 55 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 55: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 56: if A == 0x0 goto 57 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x123},          // 57: goto 349
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 56: if A == 0x0 goto 57 else 184
+			{Code: 0x05, JT: 0, JF: 0, K: 0x124},          // 57: goto 350
 			{Code: 0x35, JT: 0, JF: 33, K: 0x3},           // 58: if A >= 0x3 goto 59 else 92
-			{Code: 0x35, JT: 123, JF: 0, K: 0xe},          // 59: if A >= 0xe goto 183 else 60
+			{Code: 0x35, JT: 124, JF: 0, K: 0xe},          // 59: if A >= 0xe goto 184 else 60
 			{Code: 0x35, JT: 0, JF: 5, K: 0xc},            // 60: if A >= 0xc goto 61 else 66
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 61: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 62: if A == 0x0 goto 63 else 183
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 62: if A == 0x0 goto 63 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 63: A = arg1.lo
-			{Code: 0x15, JT: 118, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 183 else 65
-			{Code: 0x35, JT: 117, JF: 207, K: 0x80000000}, // 65: if A >= 0x80000000 goto 183 else 273
+			{Code: 0x15, JT: 119, JF: 0, K: 0x0},          // 64: if A == 0x0 goto 184 else 65
+			{Code: 0x35, JT: 118, JF: 208, K: 0x80000000}, // 65: if A >= 0x80000000 goto 184 else 274
 			{Code: 0x15, JT: 0, JF: 9, K: 0x6},            // 66: if A == 0x6 goto 67 else 76
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 67: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 68: if A == 0x0 goto 69 else 183
+			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 68: if A == 0x0 goto 69 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 69: A = arg1.lo
-			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 183 else 71
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 183 else 72
+			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 70: if A == 0x0 goto 184 else 71
+			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 71: if A >= 0x80000000 goto 184 else 72
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 72: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 73: if A == 0x0 goto 74 else 183
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 73: if A == 0x0 goto 74 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 74: A = arg2.lo
-			{Code: 0x15, JT: 131, JF: 107, K: 0x50},       // 75: if A == 0x50 goto 207 else 183
-			{Code: 0x15, JT: 0, JF: 106, K: 0x9},          // 76: if A == 0x9 goto 77 else 183
+			{Code: 0x15, JT: 132, JF: 108, K: 0x50},       // 75: if A == 0x50 goto 208 else 184
+			{Code: 0x15, JT: 0, JF: 107, K: 0x9},          // 76: if A == 0x9 goto 77 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 77: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 78: if A == 0x0 goto 79 else 183
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 78: if A == 0x0 goto 79 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 79: A = arg1.lo
-			{Code: 0x15, JT: 102, JF: 0, K: 0x0},          // 80: if A == 0x0 goto 183 else 81
-			{Code: 0x35, JT: 101, JF: 0, K: 0x80000000},   // 81: if A >= 0x80000000 goto 183 else 82
+			{Code: 0x15, JT: 103, JF: 0, K: 0x0},          // 80: if A == 0x0 goto 184 else 81
+			{Code: 0x35, JT: 102, JF: 0, K: 0x80000000},   // 81: if A >= 0x80000000 goto 184 else 82
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 82: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 83: if A == 0x0 goto 84 else 183
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 83: if A == 0x0 goto 84 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 84: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 85: if A == 0x0 goto 86 else 183
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 85: if A == 0x0 goto 86 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 86: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 87: if A == 0x0 goto 88 else 183
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 87: if A == 0x0 goto 88 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 88: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 89: if A >= 0x9 goto 90 else 91
-			{Code: 0x15, JT: 116, JF: 92, K: 0xb},         // 90: if A == 0xb goto 207 else 183
-			{Code: 0x35, JT: 115, JF: 91, K: 0x7},         // 91: if A >= 0x7 goto 207 else 183
-			{Code: 0x15, JT: 0, JF: 90, K: 0x2},           // 92: if A == 0x2 goto 93 else 183
+			{Code: 0x15, JT: 117, JF: 93, K: 0xb},         // 90: if A == 0xb goto 208 else 184
+			{Code: 0x35, JT: 116, JF: 92, K: 0x7},         // 91: if A >= 0x7 goto 208 else 184
+			{Code: 0x15, JT: 0, JF: 91, K: 0x2},           // 92: if A == 0x2 goto 93 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 93: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 94: if A == 0x0 goto 95 else 183
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 94: if A == 0x0 goto 95 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 95: A = arg1.lo
-			{Code: 0x15, JT: 86, JF: 232, K: 0x0},         // 96: if A == 0x0 goto 183 else 329
+			{Code: 0x15, JT: 87, JF: 233, K: 0x0},         // 96: if A == 0x0 goto 184 else 330
 			{Code: 0x15, JT: 0, JF: 19, K: 0x3d},          // 97: if A == 0x3d goto 98 else 117
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 98: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 99: if A == 0x0 goto 100 else 183
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 99: if A == 0x0 goto 100 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 100: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 101: if A == monitor_pid goto 102 else 109
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 102: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 103: if A == 0x0 goto 104 else 183
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 103: if A == 0x0 goto 104 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 104: A = arg2.lo
-			{Code: 0x15, JT: 243, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 349 else 106
+			{Code: 0x15, JT: 244, JF: 0, K: 0x0},          // 105: if A == 0x0 goto 350 else 106
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 106: A = arg0.lo
-			{Code: 0x15, JT: 75, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 183 else 108
-			{Code: 0x35, JT: 74, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 183 else 113
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 183 else 110
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 183 else 111
+			{Code: 0x15, JT: 76, JF: 0, K: 0x0},           // 107: if A == 0x0 goto 184 else 108
+			{Code: 0x35, JT: 75, JF: 4, K: 0x80000000},    // 108: if A >= 0x80000000 goto 184 else 113
+			{Code: 0x15, JT: 74, JF: 0, K: 0x0},           // 109: if A == 0x0 goto 184 else 110
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 110: if A >= 0x80000000 goto 184 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 111: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 112: if A == 0x0 goto 113 else 183
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 112: if A == 0x0 goto 113 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 113: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 114: if A >= 0x40000001 goto 115 else 116
-			{Code: 0x15, JT: 233, JF: 67, K: 0x60000000},  // 115: if A == 0x60000000 goto 349 else 183
-			{Code: 0x15, JT: 232, JF: 66, K: 0x40000000},  // 116: if A == 0x40000000 goto 349 else 183
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 117: if A == 0xea goto 118 else 137
+			{Code: 0x15, JT: 234, JF: 68, K: 0x60000000},  // 115: if A == 0x60000000 goto 350 else 184
+			{Code: 0x15, JT: 233, JF: 67, K: 0x40000000},  // 116: if A == 0x40000000 goto 350 else 184
+			{Code: 0x15, JT: 0, JF: 20, K: 0xea},          // 117: if A == 0xea goto 118 else 138
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 118: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 119: if A == 0x0 goto 120 else 183
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 119: if A == 0x0 goto 120 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 120: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 121: if A == sentry_pid goto 122 else 126
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 122: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 123: if A == 0x0 goto 124 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 124: A = arg2.lo
-			{Code: 0x35, JT: 57, JF: 81, K: 0x41},         // 125: if A >= 0x41 goto 183 else 207
-			{Code: 0x15, JT: 56, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 183 else 127
-			{Code: 0x35, JT: 55, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 183 else 128
+			{Code: 0x35, JT: 58, JF: 82, K: 0x41},         // 125: if A >= 0x41 goto 184 else 208
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 126: if A == 0x0 goto 184 else 127
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 127: if A >= 0x80000000 goto 184 else 128
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 128: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 53, K: 0x0},           // 129: if A == 0x0 goto 130 else 183
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 129: if A == 0x0 goto 130 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 130: A = arg1.lo
-			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 183 else 132
-			{Code: 0x35, JT: 50, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 183 else 133
+			{Code: 0x15, JT: 52, JF: 0, K: 0x0},           // 131: if A == 0x0 goto 184 else 132
+			{Code: 0x35, JT: 51, JF: 0, K: 0x80000000},    // 132: if A >= 0x80000000 goto 184 else 133
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 133: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 134: if A == 0x0 goto 135 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 135: A = arg2.lo
-			{Code: 0x15, JT: 70, JF: 46, K: 0x11},         // 136: if A == 0x11 goto 207 else 183
-			{Code: 0x15, JT: 0, JF: 1, K: 0xcb},           // 137: if A == 0xcb goto 138 else 139
-			{Code: 0x05, JT: 0, JF: 0, K: 0x128},          // 138: goto 435
-			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 139: if A == 0xca goto 140 else 145
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 140: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 141: if A == 0x0 goto 142 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 142: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 143: if A >= 0x80 goto 144 else 183
-			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 144: if A >= 0x82 goto 183 else 207
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 145: if A == 0x119 goto 146 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 146: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 147: if A == 0x0 goto 148 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 148: A = arg0.lo
-			{Code: 0x35, JT: 33, JF: 250, K: 0x80000000},  // 149: if A >= 0x80000000 goto 183 else 400
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 150: if A == 0x1b5 goto 151 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 152: if A == 0x0 goto 153 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 154: if A >= 0x80000000 goto 183 else 155
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 155: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 156: if A == 0x0 goto 157 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 157: A = arg3.lo
-			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 158: if A == 0x18 goto 207 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 159: if A == 0x106 goto 160 else 169
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 161: if A == 0x0 goto 162 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 163: if A >= 0x80000000 goto 183 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 164: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 165: if A == 0x0 goto 166 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 166: A = arg3.lo
-			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 207 else 168
-			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 168: if A == 0x900 goto 207 else 183
-			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 169: if A == 0x9 goto 170 else 208
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 171: if A == 0x0 goto 172 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 173: if A == 0x0 goto 174 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 177: if A >= 0x23 goto 178 else 179
-			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 178: if A == 0x32 goto 207 else 183
-			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 179: if A == 0x22 goto 207 else 183
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 180: if A == 0x3 goto 181 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 181: A = arg3.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 182: if A == 0x0 goto 184 else 183
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 185: if A >= 0x23 goto 186 else 193
-			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 186: if A == 0x32 goto 207 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 187: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 188: if A == 0x0 goto 189 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 190: if A == 0x0 goto 191 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
-			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 192: if A == 0x28 goto 207 else 201
-			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 193: if A == 0x22 goto 207 else 194
-			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 194: if A >= 0x2 goto 375 else 202
-			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 195: if A >= 0x2 goto 375 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 196: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 197: if A == 0x0 goto 198 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 198: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 199: if A >= 0x2 goto 201 else 202
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 200: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 201: if A == 0x4001 goto 203 else 375
-			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 375 else 203
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 203: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 204: if A == 0x0 goto 205 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 205: A = arg4.lo
-			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 206: if A >= 0x80000000 goto 375 else 207
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 207: return 0x7fff0000
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 208: if A == 0x1c goto 209 else 218
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 210: if A == 0x0 goto 211 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 212: if A >= 0x8 goto 213 else 217
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 213: if A >= 0x10 goto 214 else 215
-			{Code: 0x15, JT: 179, JF: 160, K: 0x19},       // 214: if A == 0x19 goto 394 else 375
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 215: if A == 0x8 goto 394 else 216
-			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 216: if A >= 0xe goto 394 else 375
-			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 217: if A == 0x4 goto 394 else 375
-			{Code: 0x35, JT: 0, JF: 225, K: 0xba},         // 218: if A >= 0xba goto 219 else 444
-			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 219: if A >= 0x103 goto 220 else 362
-			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 220: if A >= 0x122 goto 221 else 290
-			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 221: if A >= 0x13e goto 222 else 253
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 222: if A >= 0x145 goto 223 else 236
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 223: if A == 0x1b7 goto 224 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 225: if A == 0x0 goto 226 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
-			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 375 else 228
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 228: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 229: if A == 0x0 goto 230 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 230: A = arg2.lo
-			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 231: if A >= 0x8 goto 375 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 232: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 233: if A == 0x0 goto 234 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 234: A = arg3.lo
-			{Code: 0x15, JT: 158, JF: 139, K: 0x200},      // 235: if A == 0x200 goto 394 else 375
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 236: if A >= 0x140 goto 237 else 242
-			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 237: if A == 0x144 goto 238 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 239: if A == 0x0 goto 240 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 133, JF: 212, K: 0x2},        // 241: if A >= 0x2 goto 375 else 454
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 242: if A == 0x13e goto 243 else 247
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 243: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 244: if A == 0x0 goto 245 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 245: A = arg2.lo
-			{Code: 0x45, JT: 128, JF: 147, K: 0xfffffffe}, // 246: if A & 0xfffffffe goto 375 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 247: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 248: if A == 0x0 goto 249 else 251
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 249: A = arg1.lo
-			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 250: if A == 0x1 goto 394 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 251: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 252: if A & 0x2 goto 432 else 375
-			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 253: if A >= 0x136 goto 254 else 267
-			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 254: if A == 0x13c goto 255 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 255: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 256: if A == 0x0 goto 257 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 257: A = arg0.lo
-			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 258: if A >= 0x80000000 goto 375 else 259
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 259: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 260: if A == 0x0 goto 261 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 261: A = arg2.lo
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 375 else 263
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 263: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 264: if A == 0x0 goto 265 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 265: A = arg4.lo
-			{Code: 0x45, JT: 108, JF: 127, K: 0xfffffff8}, // 266: if A & 0xfffffff8 goto 375 else 394
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 267: if A >= 0x124 goto 268 else 277
-			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 268: if A == 0x135 goto 269 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 270: if A == 0x0 goto 271 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 272: if A == 0x0 goto 273 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 274: if A == 0x0 goto 275 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
-			{Code: 0x15, JT: 117, JF: 98, K: 0x0},         // 276: if A == 0x0 goto 394 else 375
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 277: if A == 0x122 goto 278 else 286
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 279: if A == 0x0 goto 280 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 281: if A == 0x0 goto 282 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 282: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 283: if A == 0x0 goto 284 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 284: A = arg1.lo
-			{Code: 0x15, JT: 108, JF: 89, K: 0x80800},     // 285: if A == 0x80800 goto 394 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 287: if A == 0x0 goto 288 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
-			{Code: 0x15, JT: 104, JF: 85, K: 0x80000},     // 289: if A == 0x80000 goto 394 else 375
-			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 290: if A >= 0x10d goto 291 else 311
-			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 291: if A >= 0x118 goto 292 else 306
-			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 292: if A == 0x118 goto 293 else 297
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 293: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 294: if A == 0x0 goto 295 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 295: A = arg0.lo
-			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 296: if A >= 0x80000000 goto 375 else 349
-			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 297: if A == 0x11d goto 298 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 298: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 299: if A == 0x0 goto 300 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 300: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 301: if A >= 0x80000000 goto 375 else 302
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 302: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 303: if A == 0x0 goto 304 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 304: A = arg1.lo
-			{Code: 0x45, JT: 252, JF: 251, K: 0xffffff80}, // 305: if A & 0xffffff80 goto 558 else 557
-			{Code: 0x15, JT: 0, JF: 251, K: 0x10f},        // 306: if A == 0x10f goto 307 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 307: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 308: if A == 0x0 goto 309 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 309: A = arg1.lo
-			{Code: 0x15, JT: 38, JF: 247, K: 0x1},         // 310: if A == 0x1 goto 349 else 558
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 311: if A >= 0x109 goto 312 else 330
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 312: if A == 0x109 goto 313 else 325
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 313: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 314: if A == 0x0 goto 315 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 315: A = arg0.lo
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 316: if A >= 0x80000000 goto 558 else 317
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 317: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 318: if A == 0x0 goto 319 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 319: A = arg2.lo
-			{Code: 0x35, JT: 237, JF: 0, K: 0x80000000},   // 320: if A >= 0x80000000 goto 558 else 321
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 321: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 322: if A == 0x0 goto 323 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 323: A = arg4.lo
-			{Code: 0x15, JT: 232, JF: 233, K: 0x400},      // 324: if A == 0x400 goto 557 else 558
-			{Code: 0x15, JT: 0, JF: 109, K: 0x10a},        // 325: if A == 0x10a goto 326 else 435
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 326: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 327: if A == 0x0 goto 328 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 328: A = arg1.lo
-			{Code: 0x35, JT: 228, JF: 227, K: 0x80000000}, // 329: if A >= 0x80000000 goto 558 else 557
-			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 330: if A >= 0x105 goto 331 else 341
-			{Code: 0x15, JT: 0, JF: 226, K: 0x107},        // 331: if A == 0x107 goto 332 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 332: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 333: if A == 0x0 goto 334 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 334: A = arg0.lo
-			{Code: 0x35, JT: 222, JF: 0, K: 0x80000000},   // 335: if A >= 0x80000000 goto 558 else 336
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 336: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 337: if A == 0x0 goto 338 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 338: A = arg2.lo
-			{Code: 0x15, JT: 217, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 557 else 340
-			{Code: 0x15, JT: 216, JF: 217, K: 0x200},      // 340: if A == 0x200 goto 557 else 558
-			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 341: if A == 0x103 goto 342 else 353
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 342: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 343: if A == 0x0 goto 344 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 344: A = arg0.lo
-			{Code: 0x35, JT: 212, JF: 0, K: 0x80000000},   // 345: if A >= 0x80000000 goto 558 else 346
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 346: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 347: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 209, K: 0x8000},       // 348: if A == 0x8000 goto 349 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 349: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 350: if A == 0x0 goto 351 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 351: A = arg3.lo
-			{Code: 0x15, JT: 204, JF: 205, K: 0x0},        // 352: if A == 0x0 goto 557 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 354: if A == 0x0 goto 355 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
-			{Code: 0x35, JT: 201, JF: 0, K: 0x80000000},   // 356: if A >= 0x80000000 goto 558 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 357: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 358: if A == 0x0 goto 359 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 359: A = arg4.lo
-			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 360: if A == 0x0 goto 557 else 361
-			{Code: 0x15, JT: 195, JF: 196, K: 0x100},      // 361: if A == 0x100 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 68, K: 0xd9},          // 362: if A >= 0xd9 goto 363 else 431
-			{Code: 0x35, JT: 0, JF: 56, K: 0xe4},          // 363: if A >= 0xe4 goto 364 else 420
-			{Code: 0x35, JT: 0, JF: 39, K: 0xea},          // 364: if A >= 0xea goto 365 else 404
-			{Code: 0x35, JT: 0, JF: 19, K: 0x101},         // 365: if A >= 0x101 goto 366 else 385
-			{Code: 0x15, JT: 0, JF: 68, K: 0x101},         // 366: if A == 0x101 goto 367 else 435
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 367: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 368: if A == 0x0 goto 369 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 369: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 370: if A >= 0x80000000 goto 378 else 371
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 371: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 372: if A == 0x0 goto 373 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 373: A = arg2.lo
-			{Code: 0x45, JT: 1, JF: 182, K: 0xffe2e2ff},   // 374: if A & 0xffe2e2ff goto 376 else 557
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 375: return 0x7fc00000
-			{Code: 0x45, JT: 181, JF: 180, K: 0xffe2e0fc}, // 376: if A & 0xffe2e0fc goto 558 else 557
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 377: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 179, K: 0xffffff9c},   // 378: if A == 0xffffff9c goto 379 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 379: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 380: if A == 0x0 goto 381 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 381: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 382: if A >= 0x80001 goto 383 else 384
-			{Code: 0x15, JT: 173, JF: 174, K: 0x290000},   // 383: if A == 0x290000 goto 557 else 558
-			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 384: if A == 0x80000 goto 557 else 558
-			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 385: if A == 0xf7 goto 386 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 387: if A == 0x0 goto 388 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 168, K: 0x1},          // 389: if A == 0x1 goto 390 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 390: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 391: if A == 0x0 goto 392 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 392: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 1, K: 0x0},          // 393: if A == 0x0 goto 558 else 395
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
-			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 395: if A >= 0x80000000 goto 558 else 396
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 396: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 397: if A == 0x0 goto 398 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 398: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0x1000005},    // 399: if A == 0x1000005 goto 400 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 400: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 401: if A == 0x0 goto 402 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 402: A = arg4.lo
-			{Code: 0x15, JT: 153, JF: 154, K: 0x0},        // 403: if A == 0x0 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 404: if A >= 0xe8 goto 405 else 419
-			{Code: 0x15, JT: 152, JF: 0, K: 0xe8},         // 405: if A == 0xe8 goto 558 else 406
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 407: if A == 0x0 goto 408 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
-			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 409: if A >= 0x80000000 goto 558 else 410
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 410: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 411: if A == 0x0 goto 412 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 412: A = arg1.lo
-			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 413: if A == 0x0 goto 558 else 414
-			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 414: if A >= 0x3 goto 558 else 415
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 415: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 416: if A == 0x0 goto 417 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 417: A = arg2.lo
-			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 418: if A >= 0x80000000 goto 558 else 557
-			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 419: if A == 0xe6 goto 558 else 557
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 420: if A >= 0xdc goto 421 else 430
-			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 421: if A == 0xdd goto 422 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 422: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 423: if A == 0x0 goto 424 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 424: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 425: if A >= 0x80000000 goto 558 else 426
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 426: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 427: if A == 0x0 goto 428 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 428: A = arg3.lo
-			{Code: 0x35, JT: 128, JF: 127, K: 0x6},        // 429: if A >= 0x6 goto 558 else 557
-			{Code: 0x15, JT: 127, JF: 126, K: 0xda},       // 430: if A == 0xda goto 558 else 557
-			{Code: 0x35, JT: 1, JF: 9, K: 0xc2},           // 431: if A >= 0xc2 goto 433 else 441
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 432: return 0x50001
-			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 433: if A >= 0xc6 goto 434 else 439
-			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 434: if A == 0xcc goto 435 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 435: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 436: if A == 0x0 goto 437 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 437: A = arg0.lo
-			{Code: 0x35, JT: 119, JF: 118, K: 0x80000000}, // 438: if A >= 0x80000000 goto 558 else 557
-			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 439: if A == 0xc2 goto 557 else 440
-			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 440: if A == 0xc5 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 441: if A >= 0xbd goto 442 else 443
-			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 442: if A == 0xbf goto 557 else 558
-			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 443: if A == 0xbb goto 558 else 557
-			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 444: if A >= 0x3f goto 445 else 488
-			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 445: if A >= 0x64 goto 446 else 466
-			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 446: if A >= 0x7d goto 447 else 460
-			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 447: if A >= 0x8a goto 448 else 458
-			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 448: if A == 0x8a goto 557 else 449
-			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 449: if A == 0x9d goto 450 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 450: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 451: if A == 0x0 goto 452 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 452: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 453: if A == 0x53564d41 goto 454 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 454: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 455: if A == 0x0 goto 456 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 456: A = arg1.lo
-			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 457: if A == 0x0 goto 557 else 558
-			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 458: if A == 0x7d goto 557 else 459
-			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 459: if A == 0x83 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 460: if A >= 0x68 goto 461 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 461: if A >= 0x6d goto 462 else 463
-			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 462: if A == 0x73 goto 557 else 558
-			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 463: if A == 0x68 goto 557 else 464
-			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 464: if A >= 0x6b goto 557 else 558
-			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 465: if A == 0x66 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 466: if A >= 0x4e goto 467 else 470
-			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 467: if A >= 0x61 goto 468 else 469
-			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 468: if A == 0x62 goto 558 else 557
-			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 469: if A == 0x5d goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 470: if A >= 0x4a goto 471 else 472
-			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 471: if A == 0x4c goto 558 else 557
-			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 472: if A == 0x48 goto 473 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 474: if A == 0x0 goto 475 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 476: if A >= 0x80000000 goto 558 else 477
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 477: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 478: if A == 0x0 goto 479 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 479: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 480: if A >= 0x4 goto 481 else 487
-			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 481: if A == 0x406 goto 557 else 482
-			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 482: if A == 0x4 goto 483 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 483: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 484: if A == 0x0 goto 485 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 485: A = arg2.lo
-			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 486: if A & 0xfffb73ff goto 558 else 557
-			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 487: if A == 0x3 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 488: if A >= 0x13 goto 489 else 532
-			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 489: if A >= 0x2d goto 490 else 528
-			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 490: if A >= 0x39 goto 491 else 502
-			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 491: if A == 0x3e goto 492 else 501
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 492: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 493: if A == 0x0 goto 494 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 494: A = arg0.lo
-			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 495: if A == 0x0 goto 558 else 496
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 496: if A >= 0x80000000 goto 558 else 497
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 497: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 498: if A == 0x0 goto 499 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 499: A = arg1.lo
-			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 500: if A == 0x9 goto 557 else 558
-			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 501: if A == 0x3c goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 502: if A >= 0x2f goto 503 else 508
-			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 503: if A == 0x38 goto 504 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 504: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 505: if A == 0x0 goto 506 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 506: A = arg0.lo
-			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 507: if A == 0xd0f00 goto 557 else 558
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 508: if A == 0x2d goto 509 else 518
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 509: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 510: if A == 0x0 goto 511 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 511: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 512: if A >= 0x80000000 goto 558 else 513
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 513: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 514: if A == 0x0 goto 515 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 515: A = arg3.lo
-			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 516: if A == 0x0 goto 557 else 517
-			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 517: if A == 0x40 goto 557 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 518: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 519: if A == 0x0 goto 520 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 520: A = arg0.lo
-			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 521: if A >= 0x80000000 goto 558 else 522
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 522: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 523: if A == 0x0 goto 524 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 524: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 525: if A >= 0x4001 goto 526 else 527
-			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 526: if A == 0x4040 goto 557 else 558
-			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 527: if A == 0x4000 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 528: if A >= 0x23 goto 529 else 531
-			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 529: if A == 0x23 goto 557 else 530
-			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 530: if A == 0x27 goto 557 else 558
-			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 531: if A == 0x18 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 532: if A >= 0x8 goto 533 else 554
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 533: if A >= 0xd goto 534 else 552
-			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 534: if A == 0x10 goto 535 else 557
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 535: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 536: if A == 0x0 goto 537 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 537: A = arg0.lo
-			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 538: if A >= 0x80000000 goto 558 else 539
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 539: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 540: if A == 0x0 goto 541 else 558
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 541: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 542: if A >= 0x5413 goto 543 else 547
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 543: if A >= 0x541c goto 544 else 545
-			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 544: if A == 0x5425 goto 557 else 558
-			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 545: if A == 0x541b goto 557 else 546
-			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 546: if A >= 0x5415 goto 558 else 557
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 547: if A >= 0x540c goto 548 else 549
-			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 548: if A == 0x5411 goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 549: if A >= 0x5405 goto 550 else 551
-			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 550: if A >= 0x5409 goto 557 else 558
-			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 551: if A >= 0x5401 goto 557 else 558
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 552: if A == 0x8 goto 557 else 553
-			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 553: if A == 0xb goto 557 else 558
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 554: if A >= 0x4 goto 555 else 556
-			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 555: if A == 0x5 goto 557 else 558
-			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 556: if A == 0x2 goto 558 else 557
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 557: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 558: return 0x7fc00000
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 136: if A == 0x0 goto 208 else 137
+			{Code: 0x15, JT: 70, JF: 46, K: 0x11},         // 137: if A == 0x11 goto 208 else 184
+			{Code: 0x15, JT: 0, JF: 1, K: 0xcb},           // 138: if A == 0xcb goto 139 else 140
+			{Code: 0x05, JT: 0, JF: 0, K: 0x128},          // 139: goto 436
+			{Code: 0x15, JT: 0, JF: 5, K: 0xca},           // 140: if A == 0xca goto 141 else 146
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 141: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 41, K: 0x0},           // 142: if A == 0x0 goto 143 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 143: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 39, K: 0x80},          // 144: if A >= 0x80 goto 145 else 184
+			{Code: 0x35, JT: 38, JF: 62, K: 0x82},         // 145: if A >= 0x82 goto 184 else 208
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 146: if A == 0x119 goto 147 else 151
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 147: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 148: if A == 0x0 goto 149 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 149: A = arg0.lo
+			{Code: 0x35, JT: 33, JF: 250, K: 0x80000000},  // 150: if A >= 0x80000000 goto 184 else 401
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 151: if A == 0x1b5 goto 152 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 152: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 153: if A == 0x0 goto 154 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 154: A = arg0.lo
+			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 155: if A >= 0x80000000 goto 184 else 156
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 156: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 157: if A == 0x0 goto 158 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 158: A = arg3.lo
+			{Code: 0x15, JT: 48, JF: 24, K: 0x18},         // 159: if A == 0x18 goto 208 else 184
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 160: if A == 0x106 goto 161 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 161: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 162: if A == 0x0 goto 163 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 163: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 164: if A >= 0x80000000 goto 184 else 165
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 165: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 166: if A == 0x0 goto 167 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 167: A = arg3.lo
+			{Code: 0x15, JT: 39, JF: 0, K: 0x0},           // 168: if A == 0x0 goto 208 else 169
+			{Code: 0x15, JT: 38, JF: 14, K: 0x900},        // 169: if A == 0x900 goto 208 else 184
+			{Code: 0x15, JT: 0, JF: 38, K: 0x9},           // 170: if A == 0x9 goto 171 else 209
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 171: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 172: if A == 0x0 goto 173 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 173: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 174: if A == 0x0 goto 175 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 175: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 176: if A == 0x0 goto 177 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 177: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 178: if A >= 0x23 goto 179 else 180
+			{Code: 0x15, JT: 28, JF: 4, K: 0x32},          // 179: if A == 0x32 goto 208 else 184
+			{Code: 0x15, JT: 27, JF: 3, K: 0x22},          // 180: if A == 0x22 goto 208 else 184
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 181: if A == 0x3 goto 182 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 182: A = arg3.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 183: if A == 0x0 goto 185 else 184
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 184: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 185: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 186: if A >= 0x23 goto 187 else 194
+			{Code: 0x15, JT: 20, JF: 0, K: 0x32},          // 187: if A == 0x32 goto 208 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 188: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 189: if A == 0x0 goto 190 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 190: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 191: if A == 0x0 goto 192 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
+			{Code: 0x15, JT: 14, JF: 8, K: 0x28},          // 193: if A == 0x28 goto 208 else 202
+			{Code: 0x15, JT: 13, JF: 0, K: 0x22},          // 194: if A == 0x22 goto 208 else 195
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 195: if A >= 0x2 goto 376 else 203
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 196: if A >= 0x2 goto 376 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 197: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 198: if A == 0x0 goto 199 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 199: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 200: if A >= 0x2 goto 202 else 203
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 202: if A == 0x4001 goto 204 else 376
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 203: if A == 0x0 goto 376 else 204
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 204: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 205: if A == 0x0 goto 206 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 206: A = arg4.lo
+			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 207: if A >= 0x80000000 goto 376 else 208
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 208: return 0x7fff0000
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 209: if A == 0x1c goto 210 else 219
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 210: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 211: if A == 0x0 goto 212 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 212: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 213: if A >= 0x8 goto 214 else 218
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 214: if A >= 0x10 goto 215 else 216
+			{Code: 0x15, JT: 179, JF: 160, K: 0x19},       // 215: if A == 0x19 goto 395 else 376
+			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 216: if A == 0x8 goto 395 else 217
+			{Code: 0x35, JT: 177, JF: 158, K: 0xe},        // 217: if A >= 0xe goto 395 else 376
+			{Code: 0x15, JT: 176, JF: 157, K: 0x4},        // 218: if A == 0x4 goto 395 else 376
+			{Code: 0x35, JT: 0, JF: 225, K: 0xba},         // 219: if A >= 0xba goto 220 else 445
+			{Code: 0x35, JT: 0, JF: 142, K: 0x103},        // 220: if A >= 0x103 goto 221 else 363
+			{Code: 0x35, JT: 0, JF: 69, K: 0x122},         // 221: if A >= 0x122 goto 222 else 291
+			{Code: 0x35, JT: 0, JF: 31, K: 0x13e},         // 222: if A >= 0x13e goto 223 else 254
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 223: if A >= 0x145 goto 224 else 237
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 224: if A == 0x1b7 goto 225 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 225: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 226: if A == 0x0 goto 227 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 227: A = arg0.lo
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 228: if A >= 0x80000000 goto 376 else 229
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 229: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 230: if A == 0x0 goto 231 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 231: A = arg2.lo
+			{Code: 0x35, JT: 143, JF: 0, K: 0x8},          // 232: if A >= 0x8 goto 376 else 233
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 233: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 234: if A == 0x0 goto 235 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 235: A = arg3.lo
+			{Code: 0x15, JT: 158, JF: 139, K: 0x200},      // 236: if A == 0x200 goto 395 else 376
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 237: if A >= 0x140 goto 238 else 243
+			{Code: 0x15, JT: 0, JF: 137, K: 0x144},        // 238: if A == 0x144 goto 239 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 239: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 240: if A == 0x0 goto 241 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 241: A = arg0.lo
+			{Code: 0x35, JT: 133, JF: 212, K: 0x2},        // 242: if A >= 0x2 goto 376 else 455
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 243: if A == 0x13e goto 244 else 248
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 244: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 245: if A == 0x0 goto 246 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 246: A = arg2.lo
+			{Code: 0x45, JT: 128, JF: 147, K: 0xfffffffe}, // 247: if A & 0xfffffffe goto 376 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 248: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 249: if A == 0x0 goto 250 else 252
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 250: A = arg1.lo
+			{Code: 0x15, JT: 143, JF: 1, K: 0x1},          // 251: if A == 0x1 goto 395 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 252: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 122, K: 0x2},        // 253: if A & 0x2 goto 433 else 376
+			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 254: if A >= 0x136 goto 255 else 268
+			{Code: 0x15, JT: 0, JF: 120, K: 0x13c},        // 255: if A == 0x13c goto 256 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 256: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 257: if A == 0x0 goto 258 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 258: A = arg0.lo
+			{Code: 0x35, JT: 116, JF: 0, K: 0x80000000},   // 259: if A >= 0x80000000 goto 376 else 260
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 260: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 261: if A == 0x0 goto 262 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 262: A = arg2.lo
+			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 263: if A >= 0x80000000 goto 376 else 264
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 264: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 265: if A == 0x0 goto 266 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 266: A = arg4.lo
+			{Code: 0x45, JT: 108, JF: 127, K: 0xfffffff8}, // 267: if A & 0xfffffff8 goto 376 else 395
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 268: if A >= 0x124 goto 269 else 278
+			{Code: 0x15, JT: 0, JF: 106, K: 0x135},        // 269: if A == 0x135 goto 270 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 270: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 271: if A == 0x0 goto 272 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 272: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 273: if A == 0x0 goto 274 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 274: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 275: if A == 0x0 goto 276 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 276: A = arg2.lo
+			{Code: 0x15, JT: 117, JF: 98, K: 0x0},         // 277: if A == 0x0 goto 395 else 376
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 278: if A == 0x122 goto 279 else 287
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 279: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 280: if A == 0x0 goto 281 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 281: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 282: if A == 0x0 goto 283 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 284: if A == 0x0 goto 285 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
+			{Code: 0x15, JT: 108, JF: 89, K: 0x80800},     // 286: if A == 0x80800 goto 395 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 287: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 288: if A == 0x0 goto 289 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 289: A = arg0.lo
+			{Code: 0x15, JT: 104, JF: 85, K: 0x80000},     // 290: if A == 0x80000 goto 395 else 376
+			{Code: 0x35, JT: 0, JF: 20, K: 0x10d},         // 291: if A >= 0x10d goto 292 else 312
+			{Code: 0x35, JT: 0, JF: 14, K: 0x118},         // 292: if A >= 0x118 goto 293 else 307
+			{Code: 0x15, JT: 0, JF: 4, K: 0x118},          // 293: if A == 0x118 goto 294 else 298
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 295: if A == 0x0 goto 296 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
+			{Code: 0x35, JT: 78, JF: 52, K: 0x80000000},   // 297: if A >= 0x80000000 goto 376 else 350
+			{Code: 0x15, JT: 0, JF: 77, K: 0x11d},         // 298: if A == 0x11d goto 299 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 300: if A == 0x0 goto 301 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 302: if A >= 0x80000000 goto 376 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 304: if A == 0x0 goto 305 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
+			{Code: 0x45, JT: 252, JF: 251, K: 0xffffff80}, // 306: if A & 0xffffff80 goto 559 else 558
+			{Code: 0x15, JT: 0, JF: 251, K: 0x10f},        // 307: if A == 0x10f goto 308 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 308: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 309: if A == 0x0 goto 310 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 310: A = arg1.lo
+			{Code: 0x15, JT: 38, JF: 247, K: 0x1},         // 311: if A == 0x1 goto 350 else 559
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 312: if A >= 0x109 goto 313 else 331
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 313: if A == 0x109 goto 314 else 326
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 314: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 315: if A == 0x0 goto 316 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 317: if A >= 0x80000000 goto 559 else 318
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 318: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 319: if A == 0x0 goto 320 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 320: A = arg2.lo
+			{Code: 0x35, JT: 237, JF: 0, K: 0x80000000},   // 321: if A >= 0x80000000 goto 559 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 322: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 323: if A == 0x0 goto 324 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 324: A = arg4.lo
+			{Code: 0x15, JT: 232, JF: 233, K: 0x400},      // 325: if A == 0x400 goto 558 else 559
+			{Code: 0x15, JT: 0, JF: 109, K: 0x10a},        // 326: if A == 0x10a goto 327 else 436
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 327: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 328: if A == 0x0 goto 329 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 329: A = arg1.lo
+			{Code: 0x35, JT: 228, JF: 227, K: 0x80000000}, // 330: if A >= 0x80000000 goto 559 else 558
+			{Code: 0x35, JT: 0, JF: 10, K: 0x105},         // 331: if A >= 0x105 goto 332 else 342
+			{Code: 0x15, JT: 0, JF: 226, K: 0x107},        // 332: if A == 0x107 goto 333 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 333: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 224, K: 0x0},          // 334: if A == 0x0 goto 335 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 335: A = arg0.lo
+			{Code: 0x35, JT: 222, JF: 0, K: 0x80000000},   // 336: if A >= 0x80000000 goto 559 else 337
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 337: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 338: if A == 0x0 goto 339 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 339: A = arg2.lo
+			{Code: 0x15, JT: 217, JF: 0, K: 0x0},          // 340: if A == 0x0 goto 558 else 341
+			{Code: 0x15, JT: 216, JF: 217, K: 0x200},      // 341: if A == 0x200 goto 558 else 559
+			{Code: 0x15, JT: 0, JF: 11, K: 0x103},         // 342: if A == 0x103 goto 343 else 354
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 343: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 344: if A == 0x0 goto 345 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 345: A = arg0.lo
+			{Code: 0x35, JT: 212, JF: 0, K: 0x80000000},   // 346: if A >= 0x80000000 goto 559 else 347
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 347: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 348: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 209, K: 0x8000},       // 349: if A == 0x8000 goto 350 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 207, K: 0x0},          // 351: if A == 0x0 goto 352 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
+			{Code: 0x15, JT: 204, JF: 205, K: 0x0},        // 353: if A == 0x0 goto 558 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 354: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 355: if A == 0x0 goto 356 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 356: A = arg0.lo
+			{Code: 0x35, JT: 201, JF: 0, K: 0x80000000},   // 357: if A >= 0x80000000 goto 559 else 358
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 358: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 359: if A == 0x0 goto 360 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 360: A = arg4.lo
+			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 361: if A == 0x0 goto 558 else 362
+			{Code: 0x15, JT: 195, JF: 196, K: 0x100},      // 362: if A == 0x100 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 68, K: 0xd9},          // 363: if A >= 0xd9 goto 364 else 432
+			{Code: 0x35, JT: 0, JF: 56, K: 0xe4},          // 364: if A >= 0xe4 goto 365 else 421
+			{Code: 0x35, JT: 0, JF: 39, K: 0xea},          // 365: if A >= 0xea goto 366 else 405
+			{Code: 0x35, JT: 0, JF: 19, K: 0x101},         // 366: if A >= 0x101 goto 367 else 386
+			{Code: 0x15, JT: 0, JF: 68, K: 0x101},         // 367: if A == 0x101 goto 368 else 436
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 369: if A == 0x0 goto 370 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 371: if A >= 0x80000000 goto 379 else 372
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 372: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 185, K: 0x0},          // 373: if A == 0x0 goto 374 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 374: A = arg2.lo
+			{Code: 0x45, JT: 1, JF: 182, K: 0xffe2e2ff},   // 375: if A & 0xffe2e2ff goto 377 else 558
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 376: return 0x7fc00000
+			{Code: 0x45, JT: 181, JF: 180, K: 0xffe2e0fc}, // 377: if A & 0xffe2e0fc goto 559 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 179, K: 0xffffff9c},   // 379: if A == 0xffffff9c goto 380 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 380: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 381: if A == 0x0 goto 382 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 382: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 383: if A >= 0x80001 goto 384 else 385
+			{Code: 0x15, JT: 173, JF: 174, K: 0x290000},   // 384: if A == 0x290000 goto 558 else 559
+			{Code: 0x15, JT: 172, JF: 173, K: 0x80000},    // 385: if A == 0x80000 goto 558 else 559
+			{Code: 0x15, JT: 0, JF: 172, K: 0xf7},         // 386: if A == 0xf7 goto 387 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 387: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 388: if A == 0x0 goto 389 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 389: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 168, K: 0x1},          // 390: if A == 0x1 goto 391 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 391: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 392: if A == 0x0 goto 393 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 393: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 1, K: 0x0},          // 394: if A == 0x0 goto 559 else 396
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 395: return 0x7fff0000
+			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 396: if A >= 0x80000000 goto 559 else 397
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 397: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 398: if A == 0x0 goto 399 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 399: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 158, K: 0x1000005},    // 400: if A == 0x1000005 goto 401 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 401: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 402: if A == 0x0 goto 403 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 403: A = arg4.lo
+			{Code: 0x15, JT: 153, JF: 154, K: 0x0},        // 404: if A == 0x0 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 14, K: 0xe8},          // 405: if A >= 0xe8 goto 406 else 420
+			{Code: 0x15, JT: 152, JF: 0, K: 0xe8},         // 406: if A == 0xe8 goto 559 else 407
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 407: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 408: if A == 0x0 goto 409 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 409: A = arg0.lo
+			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 410: if A >= 0x80000000 goto 559 else 411
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 411: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 412: if A == 0x0 goto 413 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 413: A = arg1.lo
+			{Code: 0x15, JT: 144, JF: 0, K: 0x0},          // 414: if A == 0x0 goto 559 else 415
+			{Code: 0x35, JT: 143, JF: 0, K: 0x3},          // 415: if A >= 0x3 goto 559 else 416
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 416: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 417: if A == 0x0 goto 418 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 418: A = arg2.lo
+			{Code: 0x35, JT: 139, JF: 138, K: 0x80000000}, // 419: if A >= 0x80000000 goto 559 else 558
+			{Code: 0x15, JT: 138, JF: 137, K: 0xe6},       // 420: if A == 0xe6 goto 559 else 558
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdc},           // 421: if A >= 0xdc goto 422 else 431
+			{Code: 0x15, JT: 0, JF: 136, K: 0xdd},         // 422: if A == 0xdd goto 423 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 423: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 424: if A == 0x0 goto 425 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 425: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 0, K: 0x80000000},   // 426: if A >= 0x80000000 goto 559 else 427
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 427: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 428: if A == 0x0 goto 429 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 429: A = arg3.lo
+			{Code: 0x35, JT: 128, JF: 127, K: 0x6},        // 430: if A >= 0x6 goto 559 else 558
+			{Code: 0x15, JT: 127, JF: 126, K: 0xda},       // 431: if A == 0xda goto 559 else 558
+			{Code: 0x35, JT: 1, JF: 9, K: 0xc2},           // 432: if A >= 0xc2 goto 434 else 442
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 433: return 0x50001
+			{Code: 0x35, JT: 0, JF: 5, K: 0xc6},           // 434: if A >= 0xc6 goto 435 else 440
+			{Code: 0x15, JT: 0, JF: 123, K: 0xcc},         // 435: if A == 0xcc goto 436 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 437: if A == 0x0 goto 438 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
+			{Code: 0x35, JT: 119, JF: 118, K: 0x80000000}, // 439: if A >= 0x80000000 goto 559 else 558
+			{Code: 0x15, JT: 117, JF: 0, K: 0xc2},         // 440: if A == 0xc2 goto 558 else 441
+			{Code: 0x15, JT: 116, JF: 117, K: 0xc5},       // 441: if A == 0xc5 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 1, K: 0xbd},           // 442: if A >= 0xbd goto 443 else 444
+			{Code: 0x15, JT: 114, JF: 115, K: 0xbf},       // 443: if A == 0xbf goto 558 else 559
+			{Code: 0x15, JT: 114, JF: 113, K: 0xbb},       // 444: if A == 0xbb goto 559 else 558
+			{Code: 0x35, JT: 0, JF: 43, K: 0x3f},          // 445: if A >= 0x3f goto 446 else 489
+			{Code: 0x35, JT: 0, JF: 20, K: 0x64},          // 446: if A >= 0x64 goto 447 else 467
+			{Code: 0x35, JT: 0, JF: 13, K: 0x7d},          // 447: if A >= 0x7d goto 448 else 461
+			{Code: 0x35, JT: 0, JF: 10, K: 0x8a},          // 448: if A >= 0x8a goto 449 else 459
+			{Code: 0x15, JT: 108, JF: 0, K: 0x8a},         // 449: if A == 0x8a goto 558 else 450
+			{Code: 0x15, JT: 0, JF: 108, K: 0x9d},         // 450: if A == 0x9d goto 451 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 451: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 452: if A == 0x0 goto 453 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 453: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x53564d41},   // 454: if A == 0x53564d41 goto 455 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 455: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 456: if A == 0x0 goto 457 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 457: A = arg1.lo
+			{Code: 0x15, JT: 99, JF: 100, K: 0x0},         // 458: if A == 0x0 goto 558 else 559
+			{Code: 0x15, JT: 98, JF: 0, K: 0x7d},          // 459: if A == 0x7d goto 558 else 460
+			{Code: 0x15, JT: 97, JF: 98, K: 0x83},         // 460: if A == 0x83 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 4, K: 0x68},           // 461: if A >= 0x68 goto 462 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 462: if A >= 0x6d goto 463 else 464
+			{Code: 0x15, JT: 94, JF: 95, K: 0x73},         // 463: if A == 0x73 goto 558 else 559
+			{Code: 0x15, JT: 93, JF: 0, K: 0x68},          // 464: if A == 0x68 goto 558 else 465
+			{Code: 0x35, JT: 92, JF: 93, K: 0x6b},         // 465: if A >= 0x6b goto 558 else 559
+			{Code: 0x15, JT: 91, JF: 92, K: 0x66},         // 466: if A == 0x66 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 467: if A >= 0x4e goto 468 else 471
+			{Code: 0x35, JT: 0, JF: 1, K: 0x61},           // 468: if A >= 0x61 goto 469 else 470
+			{Code: 0x15, JT: 89, JF: 88, K: 0x62},         // 469: if A == 0x62 goto 559 else 558
+			{Code: 0x15, JT: 87, JF: 88, K: 0x5d},         // 470: if A == 0x5d goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 471: if A >= 0x4a goto 472 else 473
+			{Code: 0x15, JT: 86, JF: 85, K: 0x4c},         // 472: if A == 0x4c goto 559 else 558
+			{Code: 0x15, JT: 0, JF: 85, K: 0x48},          // 473: if A == 0x48 goto 474 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 474: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 475: if A == 0x0 goto 476 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 476: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 477: if A >= 0x80000000 goto 559 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 478: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 479: if A == 0x0 goto 480 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 480: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 481: if A >= 0x4 goto 482 else 488
+			{Code: 0x15, JT: 75, JF: 0, K: 0x406},         // 482: if A == 0x406 goto 558 else 483
+			{Code: 0x15, JT: 0, JF: 75, K: 0x4},           // 483: if A == 0x4 goto 484 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 484: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 485: if A == 0x0 goto 486 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 486: A = arg2.lo
+			{Code: 0x45, JT: 71, JF: 70, K: 0xfffb73ff},   // 487: if A & 0xfffb73ff goto 559 else 558
+			{Code: 0x15, JT: 69, JF: 70, K: 0x3},          // 488: if A == 0x3 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 43, K: 0x13},          // 489: if A >= 0x13 goto 490 else 533
+			{Code: 0x35, JT: 0, JF: 38, K: 0x2d},          // 490: if A >= 0x2d goto 491 else 529
+			{Code: 0x35, JT: 0, JF: 11, K: 0x39},          // 491: if A >= 0x39 goto 492 else 503
+			{Code: 0x15, JT: 0, JF: 9, K: 0x3e},           // 492: if A == 0x3e goto 493 else 502
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 493: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 494: if A == 0x0 goto 495 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 495: A = arg0.lo
+			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 496: if A == 0x0 goto 559 else 497
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 497: if A >= 0x80000000 goto 559 else 498
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 498: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 499: if A == 0x0 goto 500 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 500: A = arg1.lo
+			{Code: 0x15, JT: 56, JF: 57, K: 0x9},          // 501: if A == 0x9 goto 558 else 559
+			{Code: 0x15, JT: 55, JF: 56, K: 0x3c},         // 502: if A == 0x3c goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 503: if A >= 0x2f goto 504 else 509
+			{Code: 0x15, JT: 0, JF: 54, K: 0x38},          // 504: if A == 0x38 goto 505 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 505: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 506: if A == 0x0 goto 507 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 507: A = arg0.lo
+			{Code: 0x15, JT: 49, JF: 50, K: 0xd0f00},      // 508: if A == 0xd0f00 goto 558 else 559
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 509: if A == 0x2d goto 510 else 519
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 510: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 511: if A == 0x0 goto 512 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 512: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 513: if A >= 0x80000000 goto 559 else 514
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 514: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 515: if A == 0x0 goto 516 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 516: A = arg3.lo
+			{Code: 0x15, JT: 40, JF: 0, K: 0x0},           // 517: if A == 0x0 goto 558 else 518
+			{Code: 0x15, JT: 39, JF: 40, K: 0x40},         // 518: if A == 0x40 goto 558 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 519: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 520: if A == 0x0 goto 521 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 521: A = arg0.lo
+			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 522: if A >= 0x80000000 goto 559 else 523
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 523: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 524: if A == 0x0 goto 525 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 525: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 526: if A >= 0x4001 goto 527 else 528
+			{Code: 0x15, JT: 30, JF: 31, K: 0x4040},       // 527: if A == 0x4040 goto 558 else 559
+			{Code: 0x15, JT: 29, JF: 30, K: 0x4000},       // 528: if A == 0x4000 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 2, K: 0x23},           // 529: if A >= 0x23 goto 530 else 532
+			{Code: 0x15, JT: 27, JF: 0, K: 0x23},          // 530: if A == 0x23 goto 558 else 531
+			{Code: 0x15, JT: 26, JF: 27, K: 0x27},         // 531: if A == 0x27 goto 558 else 559
+			{Code: 0x15, JT: 25, JF: 26, K: 0x18},         // 532: if A == 0x18 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8},           // 533: if A >= 0x8 goto 534 else 555
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd},           // 534: if A >= 0xd goto 535 else 553
+			{Code: 0x15, JT: 0, JF: 22, K: 0x10},          // 535: if A == 0x10 goto 536 else 558
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 536: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 21, K: 0x0},           // 537: if A == 0x0 goto 538 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 538: A = arg0.lo
+			{Code: 0x35, JT: 19, JF: 0, K: 0x80000000},    // 539: if A >= 0x80000000 goto 559 else 540
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 540: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 17, K: 0x0},           // 541: if A == 0x0 goto 542 else 559
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 542: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 543: if A >= 0x5413 goto 544 else 548
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 544: if A >= 0x541c goto 545 else 546
+			{Code: 0x15, JT: 12, JF: 13, K: 0x5425},       // 545: if A == 0x5425 goto 558 else 559
+			{Code: 0x15, JT: 11, JF: 0, K: 0x541b},        // 546: if A == 0x541b goto 558 else 547
+			{Code: 0x35, JT: 11, JF: 10, K: 0x5415},       // 547: if A >= 0x5415 goto 559 else 558
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 548: if A >= 0x540c goto 549 else 550
+			{Code: 0x15, JT: 8, JF: 9, K: 0x5411},         // 549: if A == 0x5411 goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 550: if A >= 0x5405 goto 551 else 552
+			{Code: 0x35, JT: 6, JF: 7, K: 0x5409},         // 551: if A >= 0x5409 goto 558 else 559
+			{Code: 0x35, JT: 5, JF: 6, K: 0x5401},         // 552: if A >= 0x5401 goto 558 else 559
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 553: if A == 0x8 goto 558 else 554
+			{Code: 0x15, JT: 3, JF: 4, K: 0xb},            // 554: if A == 0xb goto 558 else 559
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 555: if A >= 0x4 goto 556 else 557
+			{Code: 0x15, JT: 1, JF: 2, K: 0x5},            // 556: if A == 0x5 goto 558 else 559
+			{Code: 0x15, JT: 1, JF: 0, K: 0x2},            // 557: if A == 0x2 goto 559 else 558
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 558: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 559: return 0x7fc00000
 		},
 	},
 	{
 		Key: "systrap,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{308}},
+			{Name: "monitor_pid", Uses: []uint16{309}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -2903,10 +2906,10 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
-			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
-			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 189 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 11: if A == 0xea goto 12 else 31
+			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
+			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
+			{Code: 0x15, JT: 177, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 188 else 11
+			{Code: 0x15, JT: 0, JF: 20, K: 0xea},          // 11: if A == 0xea goto 12 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
@@ -2914,7 +2917,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 169, K: 0x41},       // 19: if A >= 0x41 goto 181 else 189
+			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
 			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
 			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
@@ -2925,372 +2928,776 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
-			{Code: 0x15, JT: 157, JF: 0, K: 0x5},          // 31: if A == 0x5 goto 189 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 32: if A == 0x119 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 163, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 200
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 46: if A == 0x106 goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
-			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 56: if A == 0x9 goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
-			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
-			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
-			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
-			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
-			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 93: if A == 0x1c goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
-			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
-			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
-			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 164, K: 0x84},         // 103: if A >= 0x84 goto 104 else 268
-			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 104: if A >= 0xe8 goto 105 else 233
-			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 105: if A >= 0x122 goto 106 else 163
-			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 121: if A >= 0x140 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 58, K: 0x144},         // 122: if A == 0x144 goto 123 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 136, K: 0x2},         // 126: if A >= 0x2 goto 181 else 263
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 49, JF: 57, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 252, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 389 else 139
-			{Code: 0x15, JT: 250, JF: 251, K: 0x0},        // 137: if A == 0x0 goto 388 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 248, K: 0x2},        // 139: if A & 0x2 goto 320 else 388
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 140: if A >= 0x124 goto 141 else 150
-			{Code: 0x15, JT: 0, JF: 246, K: 0x135},        // 141: if A == 0x135 goto 142 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 142: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 143: if A == 0x0 goto 144 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 144: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 145: if A == 0x0 goto 146 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 147: if A == 0x0 goto 148 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 239, JF: 238, K: 0x0},        // 149: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 150: if A == 0x122 goto 151 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 152: if A == 0x0 goto 153 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 154: if A == 0x0 goto 155 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 155: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 156: if A == 0x0 goto 157 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 157: A = arg1.lo
-			{Code: 0x15, JT: 230, JF: 229, K: 0x80800},    // 158: if A == 0x80800 goto 389 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 160: if A == 0x0 goto 161 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 226, JF: 225, K: 0x80000},    // 162: if A == 0x80000 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 16, K: 0x102},         // 163: if A >= 0x102 goto 164 else 180
-			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 164: if A >= 0x10f goto 165 else 179
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 165: if A == 0x10f goto 166 else 170
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 166: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 167: if A == 0x0 goto 168 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 168: A = arg1.lo
-			{Code: 0x15, JT: 153, JF: 218, K: 0x1},        // 169: if A == 0x1 goto 323 else 388
-			{Code: 0x15, JT: 0, JF: 217, K: 0x11d},        // 170: if A == 0x11d goto 171 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 171: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 172: if A == 0x0 goto 173 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 173: A = arg0.lo
-			{Code: 0x35, JT: 213, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 388 else 175
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 175: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 176: if A == 0x0 goto 177 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 177: A = arg1.lo
-			{Code: 0x45, JT: 209, JF: 210, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 388 else 389
-			{Code: 0x15, JT: 69, JF: 208, K: 0x10b},       // 179: if A == 0x10b goto 249 else 388
-			{Code: 0x35, JT: 1, JF: 38, K: 0xf7},          // 180: if A >= 0xf7 goto 182 else 219
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 188 else 31
+			{Code: 0x15, JT: 156, JF: 149, K: 0x11},       // 31: if A == 0x11 goto 188 else 181
+			{Code: 0x15, JT: 155, JF: 0, K: 0x5},          // 32: if A == 0x5 goto 188 else 33
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 33: if A == 0x119 goto 34 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 34: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 35: if A == 0x0 goto 36 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x35, JT: 143, JF: 163, K: 0x80000000}, // 37: if A >= 0x80000000 goto 181 else 201
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 38: if A == 0x1b5 goto 39 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 39: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 40: if A == 0x0 goto 41 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 41: A = arg0.lo
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 43: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 45: A = arg3.lo
+			{Code: 0x15, JT: 141, JF: 134, K: 0x18},       // 46: if A == 0x18 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 47: if A == 0x106 goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 51: if A >= 0x80000000 goto 181 else 52
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 52: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 53: if A == 0x0 goto 54 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 54: A = arg3.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 55: if A == 0x0 goto 188 else 56
+			{Code: 0x15, JT: 131, JF: 124, K: 0x900},      // 56: if A == 0x900 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 57: if A == 0x9 goto 58 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 58: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 59: if A == 0x0 goto 60 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 60: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 61: if A == 0x0 goto 62 else 68
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 62: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 63: if A == 0x0 goto 64 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 64: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 65: if A >= 0x23 goto 66 else 67
+			{Code: 0x15, JT: 121, JF: 114, K: 0x32},       // 66: if A == 0x32 goto 188 else 181
+			{Code: 0x15, JT: 120, JF: 113, K: 0x22},       // 67: if A == 0x22 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 68: if A == 0x3 goto 69 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 69: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 70: if A == 0x0 goto 71 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 71: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 72: if A >= 0x23 goto 73 else 80
+			{Code: 0x15, JT: 114, JF: 0, K: 0x32},         // 73: if A == 0x32 goto 188 else 74
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 75: if A == 0x0 goto 76 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 77: if A == 0x0 goto 78 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x15, JT: 108, JF: 8, K: 0x28},         // 79: if A == 0x28 goto 188 else 88
+			{Code: 0x15, JT: 107, JF: 0, K: 0x22},         // 80: if A == 0x22 goto 188 else 81
+			{Code: 0x35, JT: 99, JF: 7, K: 0x2},           // 81: if A >= 0x2 goto 181 else 89
+			{Code: 0x35, JT: 98, JF: 0, K: 0x2},           // 82: if A >= 0x2 goto 181 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 83: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 85: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 86: if A >= 0x2 goto 88 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 92, K: 0x4001},        // 88: if A == 0x4001 goto 90 else 181
+			{Code: 0x15, JT: 91, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 181 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 90: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 91: if A == 0x0 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 92: A = arg4.lo
+			{Code: 0x35, JT: 87, JF: 94, K: 0x80000000},   // 93: if A >= 0x80000000 goto 181 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 94: if A == 0x1c goto 95 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 96: if A == 0x0 goto 97 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 98: if A >= 0x8 goto 99 else 103
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 99: if A >= 0x10 goto 100 else 101
+			{Code: 0x15, JT: 87, JF: 80, K: 0x19},         // 100: if A == 0x19 goto 188 else 181
+			{Code: 0x15, JT: 86, JF: 0, K: 0x8},           // 101: if A == 0x8 goto 188 else 102
+			{Code: 0x35, JT: 85, JF: 78, K: 0xe},          // 102: if A >= 0xe goto 188 else 181
+			{Code: 0x15, JT: 84, JF: 77, K: 0x4},          // 103: if A == 0x4 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 164, K: 0x84},         // 104: if A >= 0x84 goto 105 else 269
+			{Code: 0x35, JT: 0, JF: 128, K: 0xe8},         // 105: if A >= 0xe8 goto 106 else 234
+			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 106: if A >= 0x122 goto 107 else 164
+			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 107: if A >= 0x13e goto 108 else 141
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 108: if A >= 0x145 goto 109 else 122
+			{Code: 0x15, JT: 0, JF: 71, K: 0x1b7},         // 109: if A == 0x1b7 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 110: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 112: A = arg0.lo
+			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 113: if A >= 0x80000000 goto 181 else 114
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 114: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 115: if A == 0x0 goto 116 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 116: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x8},           // 117: if A >= 0x8 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 59, K: 0x200},        // 121: if A == 0x200 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 122: if A >= 0x140 goto 123 else 128
+			{Code: 0x15, JT: 0, JF: 57, K: 0x144},         // 123: if A == 0x144 goto 124 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 125: if A == 0x0 goto 126 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x35, JT: 53, JF: 136, K: 0x2},         // 127: if A >= 0x2 goto 181 else 264
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 128: if A == 0x13e goto 129 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 129: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 130: if A == 0x0 goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 131: A = arg2.lo
+			{Code: 0x45, JT: 48, JF: 55, K: 0xfffffffe},   // 132: if A & 0xfffffffe goto 181 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 134: if A == 0x0 goto 135 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 136: if A >= 0x2 goto 137 else 138
+			{Code: 0x15, JT: 252, JF: 2, K: 0x9},          // 137: if A == 0x9 goto 390 else 140
+			{Code: 0x15, JT: 250, JF: 251, K: 0x0},        // 138: if A == 0x0 goto 389 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 139: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 248, K: 0x2},        // 140: if A & 0x2 goto 321 else 389
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 141: if A >= 0x124 goto 142 else 151
+			{Code: 0x15, JT: 0, JF: 246, K: 0x135},        // 142: if A == 0x135 goto 143 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 143: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 144: if A == 0x0 goto 145 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 145: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 146: if A == 0x0 goto 147 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 148: if A == 0x0 goto 149 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x15, JT: 239, JF: 238, K: 0x0},        // 150: if A == 0x0 goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 151: if A == 0x122 goto 152 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 152: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 235, K: 0x0},          // 153: if A == 0x0 goto 154 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 154: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 155: if A == 0x0 goto 156 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 157: if A == 0x0 goto 158 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
+			{Code: 0x15, JT: 230, JF: 229, K: 0x80800},    // 159: if A == 0x80800 goto 390 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 161: if A == 0x0 goto 162 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x15, JT: 226, JF: 225, K: 0x80000},    // 163: if A == 0x80000 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 17, K: 0x102},         // 164: if A >= 0x102 goto 165 else 182
+			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 165: if A >= 0x10f goto 166 else 180
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 166: if A == 0x10f goto 167 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 167: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 168: if A == 0x0 goto 169 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 169: A = arg1.lo
+			{Code: 0x15, JT: 153, JF: 218, K: 0x1},        // 170: if A == 0x1 goto 324 else 389
+			{Code: 0x15, JT: 0, JF: 217, K: 0x11d},        // 171: if A == 0x11d goto 172 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 173: if A == 0x0 goto 174 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 213, JF: 0, K: 0x80000000},   // 175: if A >= 0x80000000 goto 389 else 176
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 176: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 177: if A == 0x0 goto 178 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 178: A = arg1.lo
+			{Code: 0x45, JT: 209, JF: 210, K: 0xffffff80}, // 179: if A & 0xffffff80 goto 389 else 390
+			{Code: 0x15, JT: 69, JF: 208, K: 0x10b},       // 180: if A == 0x10b goto 250 else 389
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 182: if A == 0xf7 goto 183 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 184: if A == 0x0 goto 185 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 201, K: 0x1},          // 186: if A == 0x1 goto 187 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 187: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 199, K: 0x0},          // 188: if A == 0x0 goto 190 else 388
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 190: A = arg1.lo
-			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 388 else 192
-			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 388 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 194: if A == 0x0 goto 195 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 196: if A >= 0x41000003 goto 197 else 199
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 197: if A == 0x41000003 goto 200 else 198
-			{Code: 0x15, JT: 1, JF: 189, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 388
-			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 201: if A == 0x0 goto 202 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
-			{Code: 0x15, JT: 185, JF: 184, K: 0x0},        // 203: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 183, K: 0x101},        // 204: if A == 0x101 goto 205 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 205: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 206: if A == 0x0 goto 207 else 213
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 207: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 208: if A >= 0x80000000 goto 214 else 209
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 210: if A == 0x0 goto 211 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
-			{Code: 0x45, JT: 175, JF: 176, K: 0xffe2e2ff}, // 212: if A & 0xffe2e2ff goto 388 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 173, K: 0xffffff9c},   // 214: if A == 0xffffff9c goto 215 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 215: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 216: if A == 0x0 goto 217 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 217: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 218: if A == 0x80000 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 168, K: 0xe9},         // 219: if A == 0xe9 goto 220 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 220: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 221: if A == 0x0 goto 222 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 222: A = arg0.lo
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 388 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 224: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 225: if A == 0x0 goto 226 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 226: A = arg1.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 388 else 228
-			{Code: 0x35, JT: 159, JF: 0, K: 0x3},          // 228: if A >= 0x3 goto 388 else 229
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 229: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 230: if A == 0x0 goto 231 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 231: A = arg2.lo
-			{Code: 0x35, JT: 155, JF: 156, K: 0x80000000}, // 232: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 19, K: 0xcb},          // 233: if A >= 0xcb goto 234 else 253
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 234: if A >= 0xdc goto 235 else 246
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 235: if A >= 0xe4 goto 236 else 237
-			{Code: 0x15, JT: 151, JF: 152, K: 0xe6},       // 236: if A == 0xe6 goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 150, K: 0xdd},         // 237: if A == 0xdd goto 238 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 238: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 239: if A == 0x0 goto 240 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 240: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 241: if A >= 0x80000000 goto 388 else 242
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 242: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 243: if A == 0x0 goto 244 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 244: A = arg3.lo
-			{Code: 0x35, JT: 142, JF: 143, K: 0x6},        // 245: if A >= 0x6 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 246: if A >= 0xd9 goto 247 else 248
-			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 247: if A == 0xda goto 388 else 389
-			{Code: 0x35, JT: 139, JF: 0, K: 0xcd},         // 248: if A >= 0xcd goto 388 else 249
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 250: if A == 0x0 goto 251 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 252: if A >= 0x80000000 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 253: if A >= 0x9e goto 254 else 258
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 254: if A >= 0xbf goto 255 else 257
-			{Code: 0x15, JT: 133, JF: 0, K: 0xbf},         // 255: if A == 0xbf goto 389 else 256
-			{Code: 0x15, JT: 132, JF: 131, K: 0xc2},       // 256: if A == 0xc2 goto 389 else 388
-			{Code: 0x15, JT: 131, JF: 130, K: 0xba},       // 257: if A == 0xba goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 258: if A == 0x9d goto 259 else 267
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 260: if A == 0x0 goto 261 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 125, K: 0x53564d41},   // 262: if A == 0x53564d41 goto 263 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 263: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 264: if A == 0x0 goto 265 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 265: A = arg1.lo
-			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 266: if A == 0x0 goto 389 else 388
-			{Code: 0x15, JT: 121, JF: 120, K: 0x8a},       // 267: if A == 0x8a goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 268: if A >= 0x3f goto 269 else 300
-			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 269: if A >= 0x66 goto 270 else 278
-			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 270: if A >= 0x6d goto 271 else 275
-			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 271: if A >= 0x7d goto 272 else 274
-			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 272: if A == 0x7d goto 389 else 273
-			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 273: if A == 0x83 goto 389 else 388
-			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 274: if A == 0x73 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 275: if A >= 0x69 goto 276 else 277
-			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 276: if A >= 0x6b goto 389 else 388
-			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 277: if A == 0x67 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 278: if A >= 0x4e goto 279 else 282
-			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 279: if A >= 0x62 goto 280 else 281
-			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 280: if A == 0x63 goto 389 else 388
-			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 281: if A == 0x61 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 282: if A >= 0x4a goto 283 else 284
-			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 283: if A == 0x4c goto 388 else 389
-			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 284: if A == 0x48 goto 285 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 285: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 286: if A == 0x0 goto 287 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 287: A = arg0.lo
-			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 288: if A >= 0x80000000 goto 388 else 289
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 289: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 290: if A == 0x0 goto 291 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 291: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 292: if A >= 0x4 goto 293 else 299
-			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 293: if A == 0x406 goto 389 else 294
-			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 294: if A == 0x4 goto 295 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 295: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 296: if A == 0x0 goto 297 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 297: A = arg2.lo
-			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 298: if A & 0xfffb73ff goto 388 else 389
-			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 299: if A == 0x3 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 300: if A >= 0x23 goto 301 else 364
-			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 301: if A >= 0x2f goto 302 else 341
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 302: if A >= 0x3c goto 303 else 336
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 303: if A == 0x3c goto 389 else 304
-			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 304: if A == 0x3d goto 305 else 327
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 305: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 306: if A == 0x0 goto 307 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 308: if A == monitor_pid goto 309 else 316
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 309: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 310: if A == 0x0 goto 311 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 311: A = arg2.lo
-			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 312: if A == 0x0 goto 323 else 313
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 314: if A == 0x0 goto 388 else 315
-			{Code: 0x35, JT: 72, JF: 5, K: 0x80000000},    // 315: if A >= 0x80000000 goto 388 else 321
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 316: if A == 0x0 goto 388 else 317
-			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 317: if A >= 0x80000000 goto 388 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 318: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 68, K: 0x0},           // 319: if A == 0x0 goto 321 else 388
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 321: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 322: if A == 0x40000000 goto 323 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 323: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 324: if A == 0x0 goto 325 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 325: A = arg3.lo
-			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 326: if A == 0x0 goto 389 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 327: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 328: if A == 0x0 goto 329 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 329: A = arg0.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 330: if A == 0x0 goto 388 else 331
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 331: if A >= 0x80000000 goto 388 else 332
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 332: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 333: if A == 0x0 goto 334 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 334: A = arg1.lo
-			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 335: if A == 0x9 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 336: if A == 0x38 goto 337 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 338: if A == 0x0 goto 339 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 340: if A == 0xd0f00 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 341: if A >= 0x2d goto 342 else 362
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 342: if A == 0x2d goto 343 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 343: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 344: if A == 0x0 goto 345 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 345: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 346: if A >= 0x80000000 goto 388 else 347
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 348: if A == 0x0 goto 349 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 350: if A == 0x0 goto 389 else 351
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 351: if A == 0x40 goto 389 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 353: if A == 0x0 goto 354 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 355: if A >= 0x80000000 goto 388 else 356
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 356: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 357: if A == 0x0 goto 358 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 358: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 359: if A >= 0x4001 goto 360 else 361
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 360: if A == 0x4040 goto 389 else 388
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 361: if A == 0x4000 goto 389 else 388
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 362: if A == 0x23 goto 389 else 363
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 363: if A == 0x27 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 364: if A >= 0xd goto 365 else 385
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 365: if A >= 0x13 goto 366 else 367
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 366: if A == 0x18 goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 367: if A == 0x10 goto 368 else 389
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 368: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 369: if A == 0x0 goto 370 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 370: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 371: if A >= 0x80000000 goto 388 else 372
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 372: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 373: if A == 0x0 goto 374 else 388
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 374: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 375: if A >= 0x5413 goto 376 else 380
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 376: if A >= 0x541c goto 377 else 378
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 377: if A == 0x5425 goto 389 else 388
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 378: if A == 0x541b goto 389 else 379
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 379: if A >= 0x5415 goto 388 else 389
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 380: if A >= 0x540c goto 381 else 382
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 381: if A == 0x5411 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 382: if A >= 0x5405 goto 383 else 384
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 383: if A >= 0x5409 goto 389 else 388
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 384: if A >= 0x5401 goto 389 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 385: if A >= 0x4 goto 386 else 387
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 386: if A == 0xb goto 389 else 388
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 387: if A == 0x2 goto 388 else 389
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 388: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 389: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 37, K: 0xf7},          // 182: if A >= 0xf7 goto 183 else 220
+			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 183: if A == 0xf7 goto 184 else 205
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 184: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 185: if A == 0x0 goto 186 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 186: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 201, K: 0x1},          // 187: if A == 0x1 goto 189 else 389
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 189: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 198, K: 0x0},          // 190: if A == 0x0 goto 191 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 191: A = arg1.lo
+			{Code: 0x15, JT: 196, JF: 0, K: 0x0},          // 192: if A == 0x0 goto 389 else 193
+			{Code: 0x35, JT: 195, JF: 0, K: 0x80000000},   // 193: if A >= 0x80000000 goto 389 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 195: if A == 0x0 goto 196 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 197: if A >= 0x41000003 goto 198 else 200
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 198: if A == 0x41000003 goto 201 else 199
+			{Code: 0x15, JT: 1, JF: 189, K: 0x41000005},   // 199: if A == 0x41000005 goto 201 else 389
+			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 200: if A == 0x1000005 goto 201 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 202: if A == 0x0 goto 203 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
+			{Code: 0x15, JT: 185, JF: 184, K: 0x0},        // 204: if A == 0x0 goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 183, K: 0x101},        // 205: if A == 0x101 goto 206 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 207: if A == 0x0 goto 208 else 214
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 209: if A >= 0x80000000 goto 215 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 210: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 211: if A == 0x0 goto 212 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 212: A = arg2.lo
+			{Code: 0x45, JT: 175, JF: 176, K: 0xffe2e2ff}, // 213: if A & 0xffe2e2ff goto 389 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 173, K: 0xffffff9c},   // 215: if A == 0xffffff9c goto 216 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 217: if A == 0x0 goto 218 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
+			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 219: if A == 0x80000 goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 168, K: 0xe9},         // 220: if A == 0xe9 goto 221 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 222: if A == 0x0 goto 223 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 224: if A >= 0x80000000 goto 389 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 225: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 226: if A == 0x0 goto 227 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 227: A = arg1.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 228: if A == 0x0 goto 389 else 229
+			{Code: 0x35, JT: 159, JF: 0, K: 0x3},          // 229: if A >= 0x3 goto 389 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 230: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 231: if A == 0x0 goto 232 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 232: A = arg2.lo
+			{Code: 0x35, JT: 155, JF: 156, K: 0x80000000}, // 233: if A >= 0x80000000 goto 389 else 390
+			{Code: 0x35, JT: 0, JF: 19, K: 0xcb},          // 234: if A >= 0xcb goto 235 else 254
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 235: if A >= 0xdc goto 236 else 247
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 236: if A >= 0xe4 goto 237 else 238
+			{Code: 0x15, JT: 151, JF: 152, K: 0xe6},       // 237: if A == 0xe6 goto 389 else 390
+			{Code: 0x15, JT: 0, JF: 150, K: 0xdd},         // 238: if A == 0xdd goto 239 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 239: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 240: if A == 0x0 goto 241 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 241: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 242: if A >= 0x80000000 goto 389 else 243
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 243: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 244: if A == 0x0 goto 245 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 245: A = arg3.lo
+			{Code: 0x35, JT: 142, JF: 143, K: 0x6},        // 246: if A >= 0x6 goto 389 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 247: if A >= 0xd9 goto 248 else 249
+			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 248: if A == 0xda goto 389 else 390
+			{Code: 0x35, JT: 139, JF: 0, K: 0xcd},         // 249: if A >= 0xcd goto 389 else 250
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 251: if A == 0x0 goto 252 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 253: if A >= 0x80000000 goto 389 else 390
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 254: if A >= 0x9e goto 255 else 259
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 255: if A >= 0xbf goto 256 else 258
+			{Code: 0x15, JT: 133, JF: 0, K: 0xbf},         // 256: if A == 0xbf goto 390 else 257
+			{Code: 0x15, JT: 132, JF: 131, K: 0xc2},       // 257: if A == 0xc2 goto 390 else 389
+			{Code: 0x15, JT: 131, JF: 130, K: 0xba},       // 258: if A == 0xba goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 259: if A == 0x9d goto 260 else 268
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 261: if A == 0x0 goto 262 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x53564d41},   // 263: if A == 0x53564d41 goto 264 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 264: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 265: if A == 0x0 goto 266 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 266: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 267: if A == 0x0 goto 390 else 389
+			{Code: 0x15, JT: 121, JF: 120, K: 0x8a},       // 268: if A == 0x8a goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 269: if A >= 0x3f goto 270 else 301
+			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 270: if A >= 0x66 goto 271 else 279
+			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 271: if A >= 0x6d goto 272 else 276
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 272: if A >= 0x7d goto 273 else 275
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 273: if A == 0x7d goto 390 else 274
+			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 274: if A == 0x83 goto 390 else 389
+			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 275: if A == 0x73 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 276: if A >= 0x69 goto 277 else 278
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 277: if A >= 0x6b goto 390 else 389
+			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 278: if A == 0x67 goto 389 else 390
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 279: if A >= 0x4e goto 280 else 283
+			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 280: if A >= 0x62 goto 281 else 282
+			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 281: if A == 0x63 goto 390 else 389
+			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 282: if A == 0x61 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 283: if A >= 0x4a goto 284 else 285
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 284: if A == 0x4c goto 389 else 390
+			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 285: if A == 0x48 goto 286 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 286: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 287: if A == 0x0 goto 288 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 288: A = arg0.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 289: if A >= 0x80000000 goto 389 else 290
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 290: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 291: if A == 0x0 goto 292 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 292: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 293: if A >= 0x4 goto 294 else 300
+			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 294: if A == 0x406 goto 390 else 295
+			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 295: if A == 0x4 goto 296 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 296: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 297: if A == 0x0 goto 298 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 298: A = arg2.lo
+			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 299: if A & 0xfffb73ff goto 389 else 390
+			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 300: if A == 0x3 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 301: if A >= 0x23 goto 302 else 365
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 302: if A >= 0x2f goto 303 else 342
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 303: if A >= 0x3c goto 304 else 337
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 304: if A == 0x3c goto 390 else 305
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 305: if A == 0x3d goto 306 else 328
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 306: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 307: if A == 0x0 goto 308 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 308: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 309: if A == monitor_pid goto 310 else 317
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 310: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 311: if A == 0x0 goto 312 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 312: A = arg2.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 313: if A == 0x0 goto 324 else 314
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 314: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 315: if A == 0x0 goto 389 else 316
+			{Code: 0x35, JT: 72, JF: 5, K: 0x80000000},    // 316: if A >= 0x80000000 goto 389 else 322
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 317: if A == 0x0 goto 389 else 318
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 318: if A >= 0x80000000 goto 389 else 319
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 319: A = arg2.hi
+			{Code: 0x15, JT: 1, JF: 68, K: 0x0},           // 320: if A == 0x0 goto 322 else 389
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 321: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 322: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 323: if A == 0x40000000 goto 324 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 324: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 325: if A == 0x0 goto 326 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 326: A = arg3.lo
+			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 327: if A == 0x0 goto 390 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 329: if A == 0x0 goto 330 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 331: if A == 0x0 goto 389 else 332
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 332: if A >= 0x80000000 goto 389 else 333
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 333: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 334: if A == 0x0 goto 335 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 335: A = arg1.lo
+			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 336: if A == 0x9 goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 337: if A == 0x38 goto 338 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 339: if A == 0x0 goto 340 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 341: if A == 0xd0f00 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 342: if A >= 0x2d goto 343 else 363
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 343: if A == 0x2d goto 344 else 353
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 344: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 345: if A == 0x0 goto 346 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 346: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 347: if A >= 0x80000000 goto 389 else 348
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 349: if A == 0x0 goto 350 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 351: if A == 0x0 goto 390 else 352
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 352: if A == 0x40 goto 390 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 353: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 354: if A == 0x0 goto 355 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 355: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 356: if A >= 0x80000000 goto 389 else 357
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 357: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 358: if A == 0x0 goto 359 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 359: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 360: if A >= 0x4001 goto 361 else 362
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 361: if A == 0x4040 goto 390 else 389
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 362: if A == 0x4000 goto 390 else 389
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 363: if A == 0x23 goto 390 else 364
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 364: if A == 0x27 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 365: if A >= 0xd goto 366 else 386
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 366: if A >= 0x13 goto 367 else 368
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 367: if A == 0x18 goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 368: if A == 0x10 goto 369 else 390
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 369: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 370: if A == 0x0 goto 371 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 371: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 372: if A >= 0x80000000 goto 389 else 373
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 373: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 374: if A == 0x0 goto 375 else 389
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 375: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 376: if A >= 0x5413 goto 377 else 381
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 377: if A >= 0x541c goto 378 else 379
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 378: if A == 0x5425 goto 390 else 389
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 379: if A == 0x541b goto 390 else 380
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 380: if A >= 0x5415 goto 389 else 390
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 381: if A >= 0x540c goto 382 else 383
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 382: if A == 0x5411 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 383: if A >= 0x5405 goto 384 else 385
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 384: if A >= 0x5409 goto 390 else 389
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 385: if A >= 0x5401 goto 390 else 389
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 386: if A >= 0x4 goto 387 else 388
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 387: if A == 0xb goto 390 else 389
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 388: if A == 0x2 goto 389 else 390
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 389: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 390: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{311}},
+			{Name: "monitor_pid", Uses: []uint16{312}},
+			{Name: "sentry_pid", Uses: []uint16{15}},
+		},
+		Code: bpf.Program{
+			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
+			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 3: if A == 0xca goto 4 else 10
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
+			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
+			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
+			{Code: 0x15, JT: 177, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 188 else 11
+			{Code: 0x15, JT: 0, JF: 20, K: 0xea},          // 11: if A == 0xea goto 12 else 32
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
+			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 188 else 31
+			{Code: 0x15, JT: 156, JF: 149, K: 0x11},       // 31: if A == 0x11 goto 188 else 181
+			{Code: 0x15, JT: 155, JF: 0, K: 0x5},          // 32: if A == 0x5 goto 188 else 33
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 33: if A == 0x119 goto 34 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 34: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 35: if A == 0x0 goto 36 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x35, JT: 143, JF: 163, K: 0x80000000}, // 37: if A >= 0x80000000 goto 181 else 201
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 38: if A == 0x1b5 goto 39 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 39: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 40: if A == 0x0 goto 41 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 41: A = arg0.lo
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 43: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 45: A = arg3.lo
+			{Code: 0x15, JT: 141, JF: 134, K: 0x18},       // 46: if A == 0x18 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 47: if A == 0x106 goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 51: if A >= 0x80000000 goto 181 else 52
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 52: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 53: if A == 0x0 goto 54 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 54: A = arg3.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 55: if A == 0x0 goto 188 else 56
+			{Code: 0x15, JT: 131, JF: 124, K: 0x900},      // 56: if A == 0x900 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 57: if A == 0x9 goto 58 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 58: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 59: if A == 0x0 goto 60 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 60: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 61: if A == 0x0 goto 62 else 68
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 62: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 63: if A == 0x0 goto 64 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 64: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 65: if A >= 0x23 goto 66 else 67
+			{Code: 0x15, JT: 121, JF: 114, K: 0x32},       // 66: if A == 0x32 goto 188 else 181
+			{Code: 0x15, JT: 120, JF: 113, K: 0x22},       // 67: if A == 0x22 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 68: if A == 0x3 goto 69 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 69: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 70: if A == 0x0 goto 71 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 71: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 72: if A >= 0x23 goto 73 else 80
+			{Code: 0x15, JT: 114, JF: 0, K: 0x32},         // 73: if A == 0x32 goto 188 else 74
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 75: if A == 0x0 goto 76 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 77: if A == 0x0 goto 78 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x15, JT: 108, JF: 8, K: 0x28},         // 79: if A == 0x28 goto 188 else 88
+			{Code: 0x15, JT: 107, JF: 0, K: 0x22},         // 80: if A == 0x22 goto 188 else 81
+			{Code: 0x35, JT: 99, JF: 7, K: 0x2},           // 81: if A >= 0x2 goto 181 else 89
+			{Code: 0x35, JT: 98, JF: 0, K: 0x2},           // 82: if A >= 0x2 goto 181 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 83: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 85: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 86: if A >= 0x2 goto 88 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 92, K: 0x4001},        // 88: if A == 0x4001 goto 90 else 181
+			{Code: 0x15, JT: 91, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 181 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 90: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 91: if A == 0x0 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 92: A = arg4.lo
+			{Code: 0x35, JT: 87, JF: 94, K: 0x80000000},   // 93: if A >= 0x80000000 goto 181 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 94: if A == 0x1c goto 95 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 96: if A == 0x0 goto 97 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 98: if A >= 0x8 goto 99 else 103
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 99: if A >= 0x10 goto 100 else 101
+			{Code: 0x15, JT: 87, JF: 80, K: 0x19},         // 100: if A == 0x19 goto 188 else 181
+			{Code: 0x15, JT: 86, JF: 0, K: 0x8},           // 101: if A == 0x8 goto 188 else 102
+			{Code: 0x35, JT: 85, JF: 78, K: 0xe},          // 102: if A >= 0xe goto 188 else 181
+			{Code: 0x15, JT: 84, JF: 77, K: 0x4},          // 103: if A == 0x4 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 167, K: 0x84},         // 104: if A >= 0x84 goto 105 else 272
+			{Code: 0x35, JT: 0, JF: 131, K: 0xe8},         // 105: if A >= 0xe8 goto 106 else 237
+			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 106: if A >= 0x122 goto 107 else 164
+			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 107: if A >= 0x13e goto 108 else 141
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 108: if A >= 0x145 goto 109 else 122
+			{Code: 0x15, JT: 0, JF: 71, K: 0x1b7},         // 109: if A == 0x1b7 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 110: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 112: A = arg0.lo
+			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 113: if A >= 0x80000000 goto 181 else 114
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 114: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 115: if A == 0x0 goto 116 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 116: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x8},           // 117: if A >= 0x8 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 59, K: 0x200},        // 121: if A == 0x200 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 122: if A >= 0x140 goto 123 else 128
+			{Code: 0x15, JT: 0, JF: 57, K: 0x144},         // 123: if A == 0x144 goto 124 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 125: if A == 0x0 goto 126 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x35, JT: 53, JF: 139, K: 0x2},         // 127: if A >= 0x2 goto 181 else 267
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 128: if A == 0x13e goto 129 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 129: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 130: if A == 0x0 goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 131: A = arg2.lo
+			{Code: 0x45, JT: 48, JF: 55, K: 0xfffffffe},   // 132: if A & 0xfffffffe goto 181 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 134: if A == 0x0 goto 135 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 136: if A >= 0x2 goto 137 else 138
+			{Code: 0x15, JT: 255, JF: 2, K: 0x9},          // 137: if A == 0x9 goto 393 else 140
+			{Code: 0x15, JT: 253, JF: 254, K: 0x0},        // 138: if A == 0x0 goto 392 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 139: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 251, K: 0x2},        // 140: if A & 0x2 goto 320 else 392
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 141: if A >= 0x124 goto 142 else 151
+			{Code: 0x15, JT: 0, JF: 249, K: 0x135},        // 142: if A == 0x135 goto 143 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 143: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 144: if A == 0x0 goto 145 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 145: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 146: if A == 0x0 goto 147 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 148: if A == 0x0 goto 149 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x15, JT: 242, JF: 241, K: 0x0},        // 150: if A == 0x0 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 151: if A == 0x122 goto 152 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 152: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 153: if A == 0x0 goto 154 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 154: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 155: if A == 0x0 goto 156 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 157: if A == 0x0 goto 158 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
+			{Code: 0x15, JT: 233, JF: 232, K: 0x80800},    // 159: if A == 0x80800 goto 393 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 161: if A == 0x0 goto 162 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x15, JT: 229, JF: 228, K: 0x80000},    // 163: if A == 0x80000 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 17, K: 0x102},         // 164: if A >= 0x102 goto 165 else 182
+			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 165: if A >= 0x10f goto 166 else 180
+			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 166: if A == 0x10f goto 167 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 167: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 168: if A == 0x0 goto 169 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 169: A = arg1.lo
+			{Code: 0x15, JT: 156, JF: 221, K: 0x1},        // 170: if A == 0x1 goto 327 else 392
+			{Code: 0x15, JT: 0, JF: 220, K: 0x11d},        // 171: if A == 0x11d goto 172 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 172: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 173: if A == 0x0 goto 174 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 174: A = arg0.lo
+			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 175: if A >= 0x80000000 goto 392 else 176
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 176: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 177: if A == 0x0 goto 178 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 178: A = arg1.lo
+			{Code: 0x45, JT: 212, JF: 213, K: 0xffffff80}, // 179: if A & 0xffffff80 goto 392 else 393
+			{Code: 0x15, JT: 72, JF: 211, K: 0x10b},       // 180: if A == 0x10b goto 253 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 40, K: 0xf7},          // 182: if A >= 0xf7 goto 183 else 223
+			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 183: if A == 0xf7 goto 184 else 205
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 184: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 185: if A == 0x0 goto 186 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 186: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 204, K: 0x1},          // 187: if A == 0x1 goto 189 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 189: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 190: if A == 0x0 goto 191 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 191: A = arg1.lo
+			{Code: 0x15, JT: 199, JF: 0, K: 0x0},          // 192: if A == 0x0 goto 392 else 193
+			{Code: 0x35, JT: 198, JF: 0, K: 0x80000000},   // 193: if A >= 0x80000000 goto 392 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 194: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 195: if A == 0x0 goto 196 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 196: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 197: if A >= 0x41000003 goto 198 else 200
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 198: if A == 0x41000003 goto 201 else 199
+			{Code: 0x15, JT: 1, JF: 192, K: 0x41000005},   // 199: if A == 0x41000005 goto 201 else 392
+			{Code: 0x15, JT: 0, JF: 191, K: 0x1000005},    // 200: if A == 0x1000005 goto 201 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 201: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 202: if A == 0x0 goto 203 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 203: A = arg4.lo
+			{Code: 0x15, JT: 188, JF: 187, K: 0x0},        // 204: if A == 0x0 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 186, K: 0x101},        // 205: if A == 0x101 goto 206 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 206: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 207: if A == 0x0 goto 208 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 208: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 209: if A >= 0x80000000 goto 216 else 210
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 210: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 211: if A == 0x0 goto 212 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 212: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 179, K: 0xffe2e2ff},   // 213: if A & 0xffe2e2ff goto 214 else 393
+			{Code: 0x45, JT: 177, JF: 178, K: 0xffe2e0fc}, // 214: if A & 0xffe2e0fc goto 392 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 215: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 175, K: 0xffffff9c},   // 216: if A == 0xffffff9c goto 217 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 217: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 218: if A == 0x0 goto 219 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 219: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 220: if A >= 0x80001 goto 221 else 222
+			{Code: 0x15, JT: 171, JF: 170, K: 0x290000},   // 221: if A == 0x290000 goto 393 else 392
+			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 222: if A == 0x80000 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 168, K: 0xe9},         // 223: if A == 0xe9 goto 224 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 224: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 225: if A == 0x0 goto 226 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 226: A = arg0.lo
+			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 227: if A >= 0x80000000 goto 392 else 228
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 228: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 229: if A == 0x0 goto 230 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 230: A = arg1.lo
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 231: if A == 0x0 goto 392 else 232
+			{Code: 0x35, JT: 159, JF: 0, K: 0x3},          // 232: if A >= 0x3 goto 392 else 233
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 233: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 234: if A == 0x0 goto 235 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 235: A = arg2.lo
+			{Code: 0x35, JT: 155, JF: 156, K: 0x80000000}, // 236: if A >= 0x80000000 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 19, K: 0xcb},          // 237: if A >= 0xcb goto 238 else 257
+			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 238: if A >= 0xdc goto 239 else 250
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 239: if A >= 0xe4 goto 240 else 241
+			{Code: 0x15, JT: 151, JF: 152, K: 0xe6},       // 240: if A == 0xe6 goto 392 else 393
+			{Code: 0x15, JT: 0, JF: 150, K: 0xdd},         // 241: if A == 0xdd goto 242 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 242: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 243: if A == 0x0 goto 244 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 244: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 245: if A >= 0x80000000 goto 392 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 246: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 247: if A == 0x0 goto 248 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 248: A = arg3.lo
+			{Code: 0x35, JT: 142, JF: 143, K: 0x6},        // 249: if A >= 0x6 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 250: if A >= 0xd9 goto 251 else 252
+			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 251: if A == 0xda goto 392 else 393
+			{Code: 0x35, JT: 139, JF: 0, K: 0xcd},         // 252: if A >= 0xcd goto 392 else 253
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 254: if A == 0x0 goto 255 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
+			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 256: if A >= 0x80000000 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 257: if A >= 0x9e goto 258 else 262
+			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 258: if A >= 0xbf goto 259 else 261
+			{Code: 0x15, JT: 133, JF: 0, K: 0xbf},         // 259: if A == 0xbf goto 393 else 260
+			{Code: 0x15, JT: 132, JF: 131, K: 0xc2},       // 260: if A == 0xc2 goto 393 else 392
+			{Code: 0x15, JT: 131, JF: 130, K: 0xba},       // 261: if A == 0xba goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 262: if A == 0x9d goto 263 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 264: if A == 0x0 goto 265 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x53564d41},   // 266: if A == 0x53564d41 goto 267 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 267: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 268: if A == 0x0 goto 269 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 269: A = arg1.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 270: if A == 0x0 goto 393 else 392
+			{Code: 0x15, JT: 121, JF: 120, K: 0x8a},       // 271: if A == 0x8a goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 272: if A >= 0x3f goto 273 else 304
+			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 273: if A >= 0x66 goto 274 else 282
+			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 274: if A >= 0x6d goto 275 else 279
+			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 275: if A >= 0x7d goto 276 else 278
+			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 276: if A == 0x7d goto 393 else 277
+			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 277: if A == 0x83 goto 393 else 392
+			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 278: if A == 0x73 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 279: if A >= 0x69 goto 280 else 281
+			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 280: if A >= 0x6b goto 393 else 392
+			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 281: if A == 0x67 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 282: if A >= 0x4e goto 283 else 286
+			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 283: if A >= 0x62 goto 284 else 285
+			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 284: if A == 0x63 goto 393 else 392
+			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 285: if A == 0x61 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 286: if A >= 0x4a goto 287 else 288
+			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 287: if A == 0x4c goto 392 else 393
+			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 288: if A == 0x48 goto 289 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 289: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 290: if A == 0x0 goto 291 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 291: A = arg0.lo
+			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 292: if A >= 0x80000000 goto 392 else 293
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 293: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 294: if A == 0x0 goto 295 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 295: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 296: if A >= 0x4 goto 297 else 303
+			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 297: if A == 0x406 goto 393 else 298
+			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 298: if A == 0x4 goto 299 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 299: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 300: if A == 0x0 goto 301 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 301: A = arg2.lo
+			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 302: if A & 0xfffb73ff goto 392 else 393
+			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 303: if A == 0x3 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 304: if A >= 0x23 goto 305 else 368
+			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 305: if A >= 0x2f goto 306 else 345
+			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 306: if A >= 0x3c goto 307 else 340
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 307: if A == 0x3c goto 393 else 308
+			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 308: if A == 0x3d goto 309 else 331
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 309: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 310: if A == 0x0 goto 311 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 311: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 312: if A == monitor_pid goto 313 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 313: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 314: if A == 0x0 goto 315 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 315: A = arg2.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 316: if A == 0x0 goto 327 else 317
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 318: if A == 0x0 goto 392 else 319
+			{Code: 0x35, JT: 72, JF: 5, K: 0x80000000},    // 319: if A >= 0x80000000 goto 392 else 325
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 321: if A == 0x0 goto 392 else 322
+			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 322: if A >= 0x80000000 goto 392 else 323
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 324: if A == 0x0 goto 325 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 326: if A == 0x40000000 goto 327 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 327: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 328: if A == 0x0 goto 329 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 329: A = arg3.lo
+			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 330: if A == 0x0 goto 393 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 331: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 332: if A == 0x0 goto 333 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 333: A = arg0.lo
+			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 334: if A == 0x0 goto 392 else 335
+			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 335: if A >= 0x80000000 goto 392 else 336
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 336: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 337: if A == 0x0 goto 338 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 338: A = arg1.lo
+			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 339: if A == 0x9 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 340: if A == 0x38 goto 341 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 342: if A == 0x0 goto 343 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 344: if A == 0xd0f00 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 345: if A >= 0x2d goto 346 else 366
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 346: if A == 0x2d goto 347 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 348: if A == 0x0 goto 349 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 350: if A >= 0x80000000 goto 392 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 351: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 352: if A == 0x0 goto 353 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 353: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 354: if A == 0x0 goto 393 else 355
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 355: if A == 0x40 goto 393 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 356: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 357: if A == 0x0 goto 358 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 358: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 359: if A >= 0x80000000 goto 392 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 360: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 361: if A == 0x0 goto 362 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 362: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 363: if A >= 0x4001 goto 364 else 365
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 364: if A == 0x4040 goto 393 else 392
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 365: if A == 0x4000 goto 393 else 392
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 366: if A == 0x23 goto 393 else 367
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 367: if A == 0x27 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 368: if A >= 0xd goto 369 else 389
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 369: if A >= 0x13 goto 370 else 371
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 370: if A == 0x18 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 371: if A == 0x10 goto 372 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 373: if A == 0x0 goto 374 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 374: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 375: if A >= 0x80000000 goto 392 else 376
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 376: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 377: if A == 0x0 goto 378 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 378: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 379: if A >= 0x5413 goto 380 else 384
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 380: if A >= 0x541c goto 381 else 382
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 381: if A == 0x5425 goto 393 else 392
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 382: if A == 0x541b goto 393 else 383
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 383: if A >= 0x5415 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 384: if A >= 0x540c goto 385 else 386
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 385: if A == 0x5411 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 386: if A >= 0x5405 goto 387 else 388
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 387: if A >= 0x5409 goto 393 else 392
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 388: if A >= 0x5401 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 389: if A >= 0x4 goto 390 else 391
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 390: if A == 0xb goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 391: if A == 0x2 goto 392 else 393
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 392: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
+		},
+	},
+	{
+		Key: "systrap,write",
+		Variables: []precompiled.Variable{
+			{Name: "monitor_pid", Uses: []uint16{386}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -3305,7 +3712,7 @@ var Programs = precompiled.Set{
 			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
 			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
 			{Code: 0x15, JT: 178, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 189 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 11: if A == 0xea goto 12 else 31
+			{Code: 0x15, JT: 0, JF: 20, K: 0xea},          // 11: if A == 0xea goto 12 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
@@ -3324,845 +3731,444 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
-			{Code: 0x15, JT: 157, JF: 0, K: 0x5},          // 31: if A == 0x5 goto 189 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 32: if A == 0x119 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 163, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 200
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 46: if A == 0x106 goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
-			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 56: if A == 0x9 goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
-			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
-			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
-			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
-			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
-			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 93: if A == 0x1c goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
-			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
-			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
-			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 167, K: 0x84},         // 103: if A >= 0x84 goto 104 else 271
-			{Code: 0x35, JT: 0, JF: 131, K: 0xe8},         // 104: if A >= 0xe8 goto 105 else 236
-			{Code: 0x35, JT: 0, JF: 57, K: 0x122},         // 105: if A >= 0x122 goto 106 else 163
-			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 121: if A >= 0x140 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 58, K: 0x144},         // 122: if A == 0x144 goto 123 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 124: if A == 0x0 goto 125 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 54, JF: 139, K: 0x2},         // 126: if A >= 0x2 goto 181 else 266
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 51, K: 0x0},           // 129: if A == 0x0 goto 130 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 49, JF: 57, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 181 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 255, JF: 2, K: 0x9},          // 136: if A == 0x9 goto 392 else 139
-			{Code: 0x15, JT: 253, JF: 254, K: 0x0},        // 137: if A == 0x0 goto 391 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 251, K: 0x2},        // 139: if A & 0x2 goto 319 else 391
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 140: if A >= 0x124 goto 141 else 150
-			{Code: 0x15, JT: 0, JF: 249, K: 0x135},        // 141: if A == 0x135 goto 142 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 142: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 143: if A == 0x0 goto 144 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 144: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 145: if A == 0x0 goto 146 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 147: if A == 0x0 goto 148 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 242, JF: 241, K: 0x0},        // 149: if A == 0x0 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 150: if A == 0x122 goto 151 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 151: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 152: if A == 0x0 goto 153 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 153: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 154: if A == 0x0 goto 155 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 155: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 156: if A == 0x0 goto 157 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 157: A = arg1.lo
-			{Code: 0x15, JT: 233, JF: 232, K: 0x80800},    // 158: if A == 0x80800 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 160: if A == 0x0 goto 161 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 229, JF: 228, K: 0x80000},    // 162: if A == 0x80000 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 16, K: 0x102},         // 163: if A >= 0x102 goto 164 else 180
-			{Code: 0x35, JT: 0, JF: 14, K: 0x10f},         // 164: if A >= 0x10f goto 165 else 179
-			{Code: 0x15, JT: 0, JF: 4, K: 0x10f},          // 165: if A == 0x10f goto 166 else 170
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 166: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 167: if A == 0x0 goto 168 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 168: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 221, K: 0x1},        // 169: if A == 0x1 goto 326 else 391
-			{Code: 0x15, JT: 0, JF: 220, K: 0x11d},        // 170: if A == 0x11d goto 171 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 171: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 172: if A == 0x0 goto 173 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 173: A = arg0.lo
-			{Code: 0x35, JT: 216, JF: 0, K: 0x80000000},   // 174: if A >= 0x80000000 goto 391 else 175
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 175: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 176: if A == 0x0 goto 177 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 177: A = arg1.lo
-			{Code: 0x45, JT: 212, JF: 213, K: 0xffffff80}, // 178: if A & 0xffffff80 goto 391 else 392
-			{Code: 0x15, JT: 72, JF: 211, K: 0x10b},       // 179: if A == 0x10b goto 252 else 391
-			{Code: 0x35, JT: 1, JF: 41, K: 0xf7},          // 180: if A >= 0xf7 goto 182 else 222
+			{Code: 0x15, JT: 158, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 189 else 31
+			{Code: 0x15, JT: 157, JF: 149, K: 0x11},       // 31: if A == 0x11 goto 189 else 181
+			{Code: 0x15, JT: 156, JF: 0, K: 0x5},          // 32: if A == 0x5 goto 189 else 33
+			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 33: if A == 0x119 goto 34 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 34: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 35: if A == 0x0 goto 36 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x35, JT: 143, JF: 249, K: 0x80000000}, // 37: if A >= 0x80000000 goto 181 else 287
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 38: if A == 0x1b5 goto 39 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 39: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 40: if A == 0x0 goto 41 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 41: A = arg0.lo
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 43: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 45: A = arg3.lo
+			{Code: 0x15, JT: 142, JF: 134, K: 0x18},       // 46: if A == 0x18 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 47: if A == 0x106 goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 51: if A >= 0x80000000 goto 181 else 52
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 52: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 53: if A == 0x0 goto 54 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 54: A = arg3.lo
+			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 55: if A == 0x0 goto 189 else 56
+			{Code: 0x15, JT: 132, JF: 124, K: 0x900},      // 56: if A == 0x900 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 57: if A == 0x9 goto 58 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 58: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 59: if A == 0x0 goto 60 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 60: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 61: if A == 0x0 goto 62 else 68
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 62: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 63: if A == 0x0 goto 64 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 64: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 65: if A >= 0x23 goto 66 else 67
+			{Code: 0x15, JT: 122, JF: 114, K: 0x32},       // 66: if A == 0x32 goto 189 else 181
+			{Code: 0x15, JT: 121, JF: 113, K: 0x22},       // 67: if A == 0x22 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 68: if A == 0x3 goto 69 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 69: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 70: if A == 0x0 goto 71 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 71: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 72: if A >= 0x23 goto 73 else 80
+			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 73: if A == 0x32 goto 189 else 74
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 75: if A == 0x0 goto 76 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 77: if A == 0x0 goto 78 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 79: if A == 0x28 goto 189 else 88
+			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 80: if A == 0x22 goto 189 else 81
+			{Code: 0x35, JT: 99, JF: 7, K: 0x2},           // 81: if A >= 0x2 goto 181 else 89
+			{Code: 0x35, JT: 98, JF: 0, K: 0x2},           // 82: if A >= 0x2 goto 181 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 83: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 85: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 86: if A >= 0x2 goto 88 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 92, K: 0x4001},        // 88: if A == 0x4001 goto 90 else 181
+			{Code: 0x15, JT: 91, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 181 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 90: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 91: if A == 0x0 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 92: A = arg4.lo
+			{Code: 0x35, JT: 87, JF: 95, K: 0x80000000},   // 93: if A >= 0x80000000 goto 181 else 189
+			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 94: if A == 0x1c goto 95 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 96: if A == 0x0 goto 97 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 98: if A >= 0x8 goto 99 else 103
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 99: if A >= 0x10 goto 100 else 101
+			{Code: 0x15, JT: 88, JF: 80, K: 0x19},         // 100: if A == 0x19 goto 189 else 181
+			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 101: if A == 0x8 goto 189 else 102
+			{Code: 0x35, JT: 86, JF: 78, K: 0xe},          // 102: if A >= 0xe goto 189 else 181
+			{Code: 0x15, JT: 85, JF: 77, K: 0x4},          // 103: if A == 0x4 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 226, K: 0xbc},         // 104: if A >= 0xbc goto 105 else 331
+			{Code: 0x35, JT: 0, JF: 134, K: 0x104},        // 105: if A >= 0x104 goto 106 else 240
+			{Code: 0x35, JT: 0, JF: 71, K: 0x122},         // 106: if A >= 0x122 goto 107 else 178
+			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 107: if A >= 0x13e goto 108 else 141
+			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 108: if A >= 0x145 goto 109 else 122
+			{Code: 0x15, JT: 0, JF: 71, K: 0x1b7},         // 109: if A == 0x1b7 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 110: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 112: A = arg0.lo
+			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 113: if A >= 0x80000000 goto 181 else 114
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 114: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 115: if A == 0x0 goto 116 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 116: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x8},           // 117: if A >= 0x8 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x15, JT: 67, JF: 59, K: 0x200},        // 121: if A == 0x200 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 122: if A >= 0x140 goto 123 else 128
+			{Code: 0x15, JT: 0, JF: 57, K: 0x144},         // 123: if A == 0x144 goto 124 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 125: if A == 0x0 goto 126 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x35, JT: 53, JF: 215, K: 0x2},         // 127: if A >= 0x2 goto 181 else 343
+			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 128: if A == 0x13e goto 129 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 129: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 130: if A == 0x0 goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 131: A = arg2.lo
+			{Code: 0x45, JT: 48, JF: 56, K: 0xfffffffe},   // 132: if A & 0xfffffffe goto 181 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 134: if A == 0x0 goto 135 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 136: if A >= 0x2 goto 137 else 138
+			{Code: 0x15, JT: 51, JF: 2, K: 0x9},           // 137: if A == 0x9 goto 189 else 140
+			{Code: 0x15, JT: 42, JF: 50, K: 0x0},          // 138: if A == 0x0 goto 181 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 139: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 40, K: 0x2},         // 140: if A & 0x2 goto 320 else 181
+			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 141: if A >= 0x136 goto 142 else 155
+			{Code: 0x15, JT: 0, JF: 38, K: 0x13c},         // 142: if A == 0x13c goto 143 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 144: if A == 0x0 goto 145 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
+			{Code: 0x35, JT: 34, JF: 0, K: 0x80000000},    // 146: if A >= 0x80000000 goto 181 else 147
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 148: if A == 0x0 goto 149 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x35, JT: 30, JF: 0, K: 0x80000000},    // 150: if A >= 0x80000000 goto 181 else 151
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 151: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 152: if A == 0x0 goto 153 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 153: A = arg4.lo
+			{Code: 0x45, JT: 26, JF: 34, K: 0xfffffff8},   // 154: if A & 0xfffffff8 goto 181 else 189
+			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 155: if A >= 0x124 goto 156 else 165
+			{Code: 0x15, JT: 0, JF: 24, K: 0x135},         // 156: if A == 0x135 goto 157 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 157: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 158: if A == 0x0 goto 159 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 159: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 160: if A == 0x0 goto 161 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 161: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 162: if A == 0x0 goto 163 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 163: A = arg2.lo
+			{Code: 0x15, JT: 24, JF: 16, K: 0x0},          // 164: if A == 0x0 goto 189 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 165: if A == 0x122 goto 166 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 167: if A == 0x0 goto 168 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 169: if A == 0x0 goto 170 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 170: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 171: if A == 0x0 goto 172 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 172: A = arg1.lo
+			{Code: 0x15, JT: 15, JF: 7, K: 0x80800},       // 173: if A == 0x80800 goto 189 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 174: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 175: if A == 0x0 goto 176 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 176: A = arg0.lo
+			{Code: 0x15, JT: 11, JF: 3, K: 0x80000},       // 177: if A == 0x80000 goto 189 else 181
+			{Code: 0x35, JT: 0, JF: 22, K: 0x10d},         // 178: if A >= 0x10d goto 179 else 201
+			{Code: 0x35, JT: 0, JF: 16, K: 0x118},         // 179: if A >= 0x118 goto 180 else 196
+			{Code: 0x15, JT: 1, JF: 5, K: 0x118},          // 180: if A == 0x118 goto 182 else 186
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 21, K: 0xf7},          // 182: if A == 0xf7 goto 183 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 184: if A == 0x0 goto 185 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 204, K: 0x1},          // 186: if A == 0x1 goto 187 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 187: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 202, K: 0x0},          // 188: if A == 0x0 goto 190 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 182: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 183: if A == 0x0 goto 184 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 184: A = arg0.lo
+			{Code: 0x35, JT: 177, JF: 214, K: 0x80000000}, // 185: if A >= 0x80000000 goto 363 else 400
+			{Code: 0x15, JT: 0, JF: 176, K: 0x11d},        // 186: if A == 0x11d goto 187 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 187: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 174, K: 0x0},          // 188: if A == 0x0 goto 190 else 363
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 190: A = arg1.lo
-			{Code: 0x15, JT: 199, JF: 0, K: 0x0},          // 191: if A == 0x0 goto 391 else 192
-			{Code: 0x35, JT: 198, JF: 0, K: 0x80000000},   // 192: if A >= 0x80000000 goto 391 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 193: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 194: if A == 0x0 goto 195 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 196: if A >= 0x41000003 goto 197 else 199
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 197: if A == 0x41000003 goto 200 else 198
-			{Code: 0x15, JT: 1, JF: 192, K: 0x41000005},   // 198: if A == 0x41000005 goto 200 else 391
-			{Code: 0x15, JT: 0, JF: 191, K: 0x1000005},    // 199: if A == 0x1000005 goto 200 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 200: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 201: if A == 0x0 goto 202 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 202: A = arg4.lo
-			{Code: 0x15, JT: 188, JF: 187, K: 0x0},        // 203: if A == 0x0 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 186, K: 0x101},        // 204: if A == 0x101 goto 205 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 205: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 206: if A == 0x0 goto 207 else 214
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 207: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 208: if A >= 0x80000000 goto 215 else 209
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 209: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 210: if A == 0x0 goto 211 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 211: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 179, K: 0xffe2e2ff},   // 212: if A & 0xffe2e2ff goto 213 else 392
-			{Code: 0x45, JT: 177, JF: 178, K: 0xffe2e0fc}, // 213: if A & 0xffe2e0fc goto 391 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 214: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 175, K: 0xffffff9c},   // 215: if A == 0xffffff9c goto 216 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 216: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 217: if A == 0x0 goto 218 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 218: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 219: if A >= 0x80001 goto 220 else 221
-			{Code: 0x15, JT: 171, JF: 170, K: 0x290000},   // 220: if A == 0x290000 goto 392 else 391
-			{Code: 0x15, JT: 170, JF: 169, K: 0x80000},    // 221: if A == 0x80000 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 168, K: 0xe9},         // 222: if A == 0xe9 goto 223 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 223: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 224: if A == 0x0 goto 225 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 225: A = arg0.lo
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 226: if A >= 0x80000000 goto 391 else 227
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 227: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 228: if A == 0x0 goto 229 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 229: A = arg1.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 230: if A == 0x0 goto 391 else 231
-			{Code: 0x35, JT: 159, JF: 0, K: 0x3},          // 231: if A >= 0x3 goto 391 else 232
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 232: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 233: if A == 0x0 goto 234 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 234: A = arg2.lo
-			{Code: 0x35, JT: 155, JF: 156, K: 0x80000000}, // 235: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 19, K: 0xcb},          // 236: if A >= 0xcb goto 237 else 256
-			{Code: 0x35, JT: 0, JF: 11, K: 0xdc},          // 237: if A >= 0xdc goto 238 else 249
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 238: if A >= 0xe4 goto 239 else 240
-			{Code: 0x15, JT: 151, JF: 152, K: 0xe6},       // 239: if A == 0xe6 goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 150, K: 0xdd},         // 240: if A == 0xdd goto 241 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 241: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 242: if A == 0x0 goto 243 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 243: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 244: if A >= 0x80000000 goto 391 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 245: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 246: if A == 0x0 goto 247 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 247: A = arg3.lo
-			{Code: 0x35, JT: 142, JF: 143, K: 0x6},        // 248: if A >= 0x6 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 249: if A >= 0xd9 goto 250 else 251
-			{Code: 0x15, JT: 140, JF: 141, K: 0xda},       // 250: if A == 0xda goto 391 else 392
-			{Code: 0x35, JT: 139, JF: 0, K: 0xcd},         // 251: if A >= 0xcd goto 391 else 252
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 252: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 253: if A == 0x0 goto 254 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 190: A = arg0.lo
+			{Code: 0x35, JT: 171, JF: 0, K: 0x80000000},   // 191: if A >= 0x80000000 goto 363 else 192
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 192: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 193: if A == 0x0 goto 194 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 194: A = arg1.lo
+			{Code: 0x45, JT: 167, JF: 179, K: 0xffffff80}, // 195: if A & 0xffffff80 goto 363 else 375
+			{Code: 0x15, JT: 0, JF: 166, K: 0x10f},        // 196: if A == 0x10f goto 197 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 197: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 198: if A == 0x0 goto 199 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 199: A = arg1.lo
+			{Code: 0x15, JT: 199, JF: 162, K: 0x1},        // 200: if A == 0x1 goto 400 else 363
+			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 201: if A >= 0x109 goto 202 else 220
+			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 202: if A == 0x109 goto 203 else 215
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 203: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 204: if A == 0x0 goto 205 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 205: A = arg0.lo
+			{Code: 0x35, JT: 156, JF: 0, K: 0x80000000},   // 206: if A >= 0x80000000 goto 363 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 207: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 208: if A == 0x0 goto 209 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 209: A = arg2.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 210: if A >= 0x80000000 goto 466 else 211
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 211: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 212: if A == 0x0 goto 213 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 213: A = arg4.lo
+			{Code: 0x15, JT: 252, JF: 251, K: 0x400},      // 214: if A == 0x400 goto 467 else 466
+			{Code: 0x15, JT: 0, JF: 106, K: 0x10a},        // 215: if A == 0x10a goto 216 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 216: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 217: if A == 0x0 goto 218 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 218: A = arg1.lo
+			{Code: 0x35, JT: 246, JF: 247, K: 0x80000000}, // 219: if A >= 0x80000000 goto 466 else 467
+			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 220: if A == 0x104 goto 221 else 230
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 221: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 222: if A == 0x0 goto 223 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 223: A = arg0.lo
+			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 224: if A >= 0x80000000 goto 466 else 225
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 225: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 226: if A == 0x0 goto 227 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 227: A = arg4.lo
+			{Code: 0x15, JT: 238, JF: 0, K: 0x0},          // 228: if A == 0x0 goto 467 else 229
+			{Code: 0x15, JT: 237, JF: 236, K: 0x100},      // 229: if A == 0x100 goto 467 else 466
+			{Code: 0x15, JT: 0, JF: 235, K: 0x107},        // 230: if A == 0x107 goto 231 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 232: if A == 0x0 goto 233 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
+			{Code: 0x35, JT: 231, JF: 0, K: 0x80000000},   // 234: if A >= 0x80000000 goto 466 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 235: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 236: if A == 0x0 goto 237 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 237: A = arg2.lo
+			{Code: 0x15, JT: 228, JF: 0, K: 0x0},          // 238: if A == 0x0 goto 467 else 239
+			{Code: 0x15, JT: 227, JF: 226, K: 0x200},      // 239: if A == 0x200 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 75, K: 0xdc},          // 240: if A >= 0xdc goto 241 else 316
+			{Code: 0x35, JT: 0, JF: 63, K: 0xe8},          // 241: if A >= 0xe8 goto 242 else 305
+			{Code: 0x35, JT: 0, JF: 48, K: 0xf7},          // 242: if A >= 0xf7 goto 243 else 291
+			{Code: 0x35, JT: 0, JF: 26, K: 0x101},         // 243: if A >= 0x101 goto 244 else 270
+			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 244: if A == 0x101 goto 245 else 262
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 245: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 246: if A == 0x0 goto 247 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 247: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 248: if A >= 0x80000000 goto 255 else 249
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 249: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 250: if A == 0x0 goto 251 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 251: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 214, K: 0xffe2e2ff},   // 252: if A & 0xffe2e2ff goto 253 else 467
+			{Code: 0x45, JT: 212, JF: 213, K: 0xffe2e0fc}, // 253: if A & 0xffe2e0fc goto 466 else 467
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 254: A = arg0.lo
-			{Code: 0x35, JT: 135, JF: 136, K: 0x80000000}, // 255: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 4, K: 0x9e},           // 256: if A >= 0x9e goto 257 else 261
-			{Code: 0x35, JT: 0, JF: 2, K: 0xbf},           // 257: if A >= 0xbf goto 258 else 260
-			{Code: 0x15, JT: 133, JF: 0, K: 0xbf},         // 258: if A == 0xbf goto 392 else 259
-			{Code: 0x15, JT: 132, JF: 131, K: 0xc2},       // 259: if A == 0xc2 goto 392 else 391
-			{Code: 0x15, JT: 131, JF: 130, K: 0xba},       // 260: if A == 0xba goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 8, K: 0x9d},           // 261: if A == 0x9d goto 262 else 270
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 263: if A == 0x0 goto 264 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 125, K: 0x53564d41},   // 265: if A == 0x53564d41 goto 266 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 266: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 267: if A == 0x0 goto 268 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 268: A = arg1.lo
-			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 269: if A == 0x0 goto 392 else 391
-			{Code: 0x15, JT: 121, JF: 120, K: 0x8a},       // 270: if A == 0x8a goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 31, K: 0x3f},          // 271: if A >= 0x3f goto 272 else 303
-			{Code: 0x35, JT: 0, JF: 8, K: 0x66},           // 272: if A >= 0x66 goto 273 else 281
-			{Code: 0x35, JT: 0, JF: 4, K: 0x6d},           // 273: if A >= 0x6d goto 274 else 278
-			{Code: 0x35, JT: 0, JF: 2, K: 0x7d},           // 274: if A >= 0x7d goto 275 else 277
-			{Code: 0x15, JT: 116, JF: 0, K: 0x7d},         // 275: if A == 0x7d goto 392 else 276
-			{Code: 0x15, JT: 115, JF: 114, K: 0x83},       // 276: if A == 0x83 goto 392 else 391
-			{Code: 0x15, JT: 114, JF: 113, K: 0x73},       // 277: if A == 0x73 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x69},           // 278: if A >= 0x69 goto 279 else 280
-			{Code: 0x35, JT: 112, JF: 111, K: 0x6b},       // 279: if A >= 0x6b goto 392 else 391
-			{Code: 0x15, JT: 110, JF: 111, K: 0x67},       // 280: if A == 0x67 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 3, K: 0x4e},           // 281: if A >= 0x4e goto 282 else 285
-			{Code: 0x35, JT: 0, JF: 1, K: 0x62},           // 282: if A >= 0x62 goto 283 else 284
-			{Code: 0x15, JT: 108, JF: 107, K: 0x63},       // 283: if A == 0x63 goto 392 else 391
-			{Code: 0x15, JT: 107, JF: 106, K: 0x61},       // 284: if A == 0x61 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 285: if A >= 0x4a goto 286 else 287
-			{Code: 0x15, JT: 104, JF: 105, K: 0x4c},       // 286: if A == 0x4c goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 103, K: 0x48},         // 287: if A == 0x48 goto 288 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 288: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 289: if A == 0x0 goto 290 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 290: A = arg0.lo
-			{Code: 0x35, JT: 99, JF: 0, K: 0x80000000},    // 291: if A >= 0x80000000 goto 391 else 292
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 292: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 293: if A == 0x0 goto 294 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 294: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 295: if A >= 0x4 goto 296 else 302
-			{Code: 0x15, JT: 95, JF: 0, K: 0x406},         // 296: if A == 0x406 goto 392 else 297
-			{Code: 0x15, JT: 0, JF: 93, K: 0x4},           // 297: if A == 0x4 goto 298 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 298: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 299: if A == 0x0 goto 300 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 300: A = arg2.lo
-			{Code: 0x45, JT: 89, JF: 90, K: 0xfffb73ff},   // 301: if A & 0xfffb73ff goto 391 else 392
-			{Code: 0x15, JT: 89, JF: 88, K: 0x3},          // 302: if A == 0x3 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 63, K: 0x23},          // 303: if A >= 0x23 goto 304 else 367
-			{Code: 0x35, JT: 0, JF: 39, K: 0x2f},          // 304: if A >= 0x2f goto 305 else 344
-			{Code: 0x35, JT: 0, JF: 33, K: 0x3c},          // 305: if A >= 0x3c goto 306 else 339
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 306: if A == 0x3c goto 392 else 307
-			{Code: 0x15, JT: 0, JF: 22, K: 0x3d},          // 307: if A == 0x3d goto 308 else 330
+			{Code: 0x15, JT: 0, JF: 210, K: 0xffffff9c},   // 255: if A == 0xffffff9c goto 256 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 256: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 257: if A == 0x0 goto 258 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 258: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 259: if A >= 0x80001 goto 260 else 261
+			{Code: 0x15, JT: 206, JF: 205, K: 0x290000},   // 260: if A == 0x290000 goto 467 else 466
+			{Code: 0x15, JT: 205, JF: 204, K: 0x80000},    // 261: if A == 0x80000 goto 467 else 466
+			{Code: 0x15, JT: 59, JF: 0, K: 0x102},         // 262: if A == 0x102 goto 322 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 264: if A == 0x0 goto 265 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
+			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 466 else 267
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 267: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 268: A &= 0xf000
+			{Code: 0x15, JT: 130, JF: 196, K: 0x8000},     // 269: if A == 0x8000 goto 400 else 466
+			{Code: 0x15, JT: 0, JF: 195, K: 0xf7},         // 270: if A == 0xf7 goto 271 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 272: if A == 0x0 goto 273 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 191, K: 0x1},          // 274: if A == 0x1 goto 275 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 275: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 276: if A == 0x0 goto 277 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 277: A = arg1.lo
+			{Code: 0x15, JT: 187, JF: 0, K: 0x0},          // 278: if A == 0x0 goto 466 else 279
+			{Code: 0x35, JT: 186, JF: 0, K: 0x80000000},   // 279: if A >= 0x80000000 goto 466 else 280
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 280: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 281: if A == 0x0 goto 282 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 282: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 283: if A >= 0x41000003 goto 284 else 286
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 284: if A == 0x41000003 goto 287 else 285
+			{Code: 0x15, JT: 1, JF: 180, K: 0x41000005},   // 285: if A == 0x41000005 goto 287 else 466
+			{Code: 0x15, JT: 0, JF: 179, K: 0x1000005},    // 286: if A == 0x1000005 goto 287 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 287: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 288: if A == 0x0 goto 289 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 289: A = arg4.lo
+			{Code: 0x15, JT: 176, JF: 175, K: 0x0},        // 290: if A == 0x0 goto 467 else 466
+			{Code: 0x15, JT: 0, JF: 174, K: 0xe9},         // 291: if A == 0xe9 goto 292 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 293: if A == 0x0 goto 294 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
+			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 295: if A >= 0x80000000 goto 466 else 296
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 296: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 297: if A == 0x0 goto 298 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 298: A = arg1.lo
+			{Code: 0x15, JT: 166, JF: 0, K: 0x0},          // 299: if A == 0x0 goto 466 else 300
+			{Code: 0x35, JT: 165, JF: 0, K: 0x3},          // 300: if A >= 0x3 goto 466 else 301
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 301: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 302: if A == 0x0 goto 303 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 303: A = arg2.lo
+			{Code: 0x35, JT: 161, JF: 162, K: 0x80000000}, // 304: if A >= 0x80000000 goto 466 else 467
+			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 305: if A >= 0xe4 goto 306 else 307
+			{Code: 0x15, JT: 159, JF: 160, K: 0xe6},       // 306: if A == 0xe6 goto 466 else 467
+			{Code: 0x15, JT: 0, JF: 158, K: 0xdd},         // 307: if A == 0xdd goto 308 else 466
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 308: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 309: if A == 0x0 goto 310 else 391
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 309: if A == 0x0 goto 310 else 466
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 310: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 311: if A == monitor_pid goto 312 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 312: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 313: if A == 0x0 goto 314 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 314: A = arg2.lo
-			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 315: if A == 0x0 goto 326 else 316
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 316: A = arg0.lo
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 317: if A == 0x0 goto 391 else 318
-			{Code: 0x35, JT: 72, JF: 5, K: 0x80000000},    // 318: if A >= 0x80000000 goto 391 else 324
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 320: if A == 0x0 goto 391 else 321
-			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 321: if A >= 0x80000000 goto 391 else 322
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 322: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 323: if A == 0x0 goto 324 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 324: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 65, K: 0x40000000},    // 325: if A == 0x40000000 goto 326 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 326: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 327: if A == 0x0 goto 328 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 328: A = arg3.lo
-			{Code: 0x15, JT: 62, JF: 61, K: 0x0},          // 329: if A == 0x0 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 330: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 331: if A == 0x0 goto 332 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 332: A = arg0.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 333: if A == 0x0 goto 391 else 334
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 334: if A >= 0x80000000 goto 391 else 335
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 335: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 336: if A == 0x0 goto 337 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 337: A = arg1.lo
-			{Code: 0x15, JT: 53, JF: 52, K: 0x9},          // 338: if A == 0x9 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 51, K: 0x38},          // 339: if A == 0x38 goto 340 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 49, K: 0x0},           // 341: if A == 0x0 goto 342 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 47, K: 0xd0f00},      // 343: if A == 0xd0f00 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 20, K: 0x2d},          // 344: if A >= 0x2d goto 345 else 365
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 345: if A == 0x2d goto 346 else 355
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 346: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 347: if A == 0x0 goto 348 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 349: if A >= 0x80000000 goto 391 else 350
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 350: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 351: if A == 0x0 goto 352 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 352: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 353: if A == 0x0 goto 392 else 354
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 354: if A == 0x40 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 355: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 356: if A == 0x0 goto 357 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 357: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 358: if A >= 0x80000000 goto 391 else 359
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 359: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 360: if A == 0x0 goto 361 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 361: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 362: if A >= 0x4001 goto 363 else 364
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 363: if A == 0x4040 goto 392 else 391
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 364: if A == 0x4000 goto 392 else 391
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 365: if A == 0x23 goto 392 else 366
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 366: if A == 0x27 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 367: if A >= 0xd goto 368 else 388
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 368: if A >= 0x13 goto 369 else 370
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 369: if A == 0x18 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 370: if A == 0x10 goto 371 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 371: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 372: if A == 0x0 goto 373 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 373: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 374: if A >= 0x80000000 goto 391 else 375
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 375: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 376: if A == 0x0 goto 377 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 377: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 378: if A >= 0x5413 goto 379 else 383
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 379: if A >= 0x541c goto 380 else 381
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 380: if A == 0x5425 goto 392 else 391
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 381: if A == 0x541b goto 392 else 382
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 382: if A >= 0x5415 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 383: if A >= 0x540c goto 384 else 385
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 384: if A == 0x5411 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 385: if A >= 0x5405 goto 386 else 387
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 386: if A >= 0x5409 goto 392 else 391
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 387: if A >= 0x5401 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 388: if A >= 0x4 goto 389 else 390
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 389: if A == 0xb goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 390: if A == 0x2 goto 391 else 392
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 391: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
-		},
-	},
-	{
-		Key: "systrap,write",
-		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{385}},
-			{Name: "sentry_pid", Uses: []uint16{15}},
-		},
-		Code: bpf.Program{
-			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc000003e},   // 1: if A == 0xc000003e goto 2 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
-			{Code: 0x15, JT: 0, JF: 6, K: 0xca},           // 3: if A == 0xca goto 4 else 10
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 173, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 182 else 188
-			{Code: 0x35, JT: 172, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 182 else 188
-			{Code: 0x15, JT: 177, JF: 0, K: 0x8},          // 10: if A == 0x8 goto 188 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0xea},          // 11: if A == 0xea goto 12 else 31
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 13: if A == 0x0 goto 14 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 17: if A == 0x0 goto 18 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 162, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 182 else 188
-			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 182 else 21
-			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 182 else 22
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 182 else 26
-			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 182 else 27
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 157, JF: 151, K: 0x11},       // 30: if A == 0x11 goto 188 else 182
-			{Code: 0x15, JT: 156, JF: 0, K: 0x5},          // 31: if A == 0x5 goto 188 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x119},          // 32: if A == 0x119 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 249, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 286
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 182 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 43: if A == 0x0 goto 44 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 142, JF: 136, K: 0x18},       // 45: if A == 0x18 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x106},          // 46: if A == 0x106 goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 48: if A == 0x0 goto 49 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 182 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 52: if A == 0x0 goto 53 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 188 else 55
-			{Code: 0x15, JT: 132, JF: 126, K: 0x900},      // 55: if A == 0x900 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 36, K: 0x9},           // 56: if A == 0x9 goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 58: if A == 0x0 goto 59 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 122, JF: 116, K: 0x32},       // 65: if A == 0x32 goto 188 else 182
-			{Code: 0x15, JT: 121, JF: 115, K: 0x22},       // 66: if A == 0x22 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 188 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 188 else 87
-			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 188 else 80
-			{Code: 0x35, JT: 101, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 182 else 88
-			{Code: 0x35, JT: 100, JF: 0, K: 0x2},          // 81: if A >= 0x2 goto 182 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 83: if A == 0x0 goto 84 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 94, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 182
-			{Code: 0x15, JT: 93, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 182 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 90: if A == 0x0 goto 91 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 89, JF: 95, K: 0x80000000},   // 92: if A >= 0x80000000 goto 182 else 188
-			{Code: 0x15, JT: 0, JF: 9, K: 0x1c},           // 93: if A == 0x1c goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 88, JF: 82, K: 0x19},         // 99: if A == 0x19 goto 188 else 182
-			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
-			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
-			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 226, K: 0xbc},         // 103: if A >= 0xbc goto 104 else 330
-			{Code: 0x35, JT: 0, JF: 134, K: 0x104},        // 104: if A >= 0x104 goto 105 else 239
-			{Code: 0x35, JT: 0, JF: 71, K: 0x122},         // 105: if A >= 0x122 goto 106 else 177
-			{Code: 0x35, JT: 0, JF: 33, K: 0x13e},         // 106: if A >= 0x13e goto 107 else 140
-			{Code: 0x35, JT: 0, JF: 13, K: 0x145},         // 107: if A >= 0x145 goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 73, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 110: if A == 0x0 goto 111 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 182 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 65, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 182 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 118: if A == 0x0 goto 119 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 67, JF: 61, K: 0x200},        // 120: if A == 0x200 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 5, K: 0x140},          // 121: if A >= 0x140 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 59, K: 0x144},         // 122: if A == 0x144 goto 123 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 55, JF: 215, K: 0x2},         // 126: if A >= 0x2 goto 182 else 342
-			{Code: 0x15, JT: 0, JF: 4, K: 0x13e},          // 127: if A == 0x13e goto 128 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 50, JF: 56, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 182 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 51, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 188 else 139
-			{Code: 0x15, JT: 44, JF: 50, K: 0x0},          // 137: if A == 0x0 goto 182 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 319 else 182
-			{Code: 0x35, JT: 0, JF: 13, K: 0x136},         // 140: if A >= 0x136 goto 141 else 154
-			{Code: 0x15, JT: 0, JF: 40, K: 0x13c},         // 141: if A == 0x13c goto 142 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 143: if A == 0x0 goto 144 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 145: if A >= 0x80000000 goto 182 else 146
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 147: if A == 0x0 goto 148 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 149: if A >= 0x80000000 goto 182 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 150: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 152: A = arg4.lo
-			{Code: 0x45, JT: 28, JF: 34, K: 0xfffffff8},   // 153: if A & 0xfffffff8 goto 182 else 188
-			{Code: 0x35, JT: 0, JF: 9, K: 0x124},          // 154: if A >= 0x124 goto 155 else 164
-			{Code: 0x15, JT: 0, JF: 26, K: 0x135},         // 155: if A == 0x135 goto 156 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 156: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 158: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 159: if A == 0x0 goto 160 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x15, JT: 24, JF: 18, K: 0x0},          // 163: if A == 0x0 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 8, K: 0x122},          // 164: if A == 0x122 goto 165 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 165: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 15, K: 0x0},           // 166: if A == 0x0 goto 167 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 167: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 168: if A == 0x0 goto 169 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 169: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 171: A = arg1.lo
-			{Code: 0x15, JT: 15, JF: 9, K: 0x80800},       // 172: if A == 0x80800 goto 188 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 173: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 175: A = arg0.lo
-			{Code: 0x15, JT: 11, JF: 5, K: 0x80000},       // 176: if A == 0x80000 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 22, K: 0x10d},         // 177: if A >= 0x10d goto 178 else 200
-			{Code: 0x35, JT: 0, JF: 16, K: 0x118},         // 178: if A >= 0x118 goto 179 else 195
-			{Code: 0x15, JT: 0, JF: 5, K: 0x118},          // 179: if A == 0x118 goto 180 else 185
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 181: if A == 0x0 goto 183 else 182
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
-			{Code: 0x35, JT: 180, JF: 214, K: 0x80000000}, // 184: if A >= 0x80000000 goto 365 else 399
-			{Code: 0x15, JT: 0, JF: 179, K: 0x11d},        // 185: if A == 0x11d goto 186 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 186: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 177, K: 0x0},          // 187: if A == 0x0 goto 189 else 365
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 189: A = arg0.lo
-			{Code: 0x35, JT: 174, JF: 0, K: 0x80000000},   // 190: if A >= 0x80000000 goto 365 else 191
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 191: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 192: if A == 0x0 goto 193 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 193: A = arg1.lo
-			{Code: 0x45, JT: 170, JF: 179, K: 0xffffff80}, // 194: if A & 0xffffff80 goto 365 else 374
-			{Code: 0x15, JT: 0, JF: 169, K: 0x10f},        // 195: if A == 0x10f goto 196 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 196: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 197: if A == 0x0 goto 198 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 198: A = arg1.lo
-			{Code: 0x15, JT: 199, JF: 165, K: 0x1},        // 199: if A == 0x1 goto 399 else 365
-			{Code: 0x35, JT: 0, JF: 18, K: 0x109},         // 200: if A >= 0x109 goto 201 else 219
-			{Code: 0x15, JT: 0, JF: 12, K: 0x109},         // 201: if A == 0x109 goto 202 else 214
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 202: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 161, K: 0x0},          // 203: if A == 0x0 goto 204 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 204: A = arg0.lo
-			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 205: if A >= 0x80000000 goto 365 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 206: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 207: if A == 0x0 goto 208 else 365
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 208: A = arg2.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 209: if A >= 0x80000000 goto 465 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 210: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 211: if A == 0x0 goto 212 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 212: A = arg4.lo
-			{Code: 0x15, JT: 252, JF: 251, K: 0x400},      // 213: if A == 0x400 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 106, K: 0x10a},        // 214: if A == 0x10a goto 215 else 321
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 248, K: 0x0},          // 216: if A == 0x0 goto 217 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
-			{Code: 0x35, JT: 246, JF: 247, K: 0x80000000}, // 218: if A >= 0x80000000 goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 9, K: 0x104},          // 219: if A == 0x104 goto 220 else 229
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 220: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 221: if A == 0x0 goto 222 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 222: A = arg0.lo
-			{Code: 0x35, JT: 241, JF: 0, K: 0x80000000},   // 223: if A >= 0x80000000 goto 465 else 224
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 224: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 239, K: 0x0},          // 225: if A == 0x0 goto 226 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 226: A = arg4.lo
-			{Code: 0x15, JT: 238, JF: 0, K: 0x0},          // 227: if A == 0x0 goto 466 else 228
-			{Code: 0x15, JT: 237, JF: 236, K: 0x100},      // 228: if A == 0x100 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 235, K: 0x107},        // 229: if A == 0x107 goto 230 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 233, K: 0x0},          // 231: if A == 0x0 goto 232 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 231, JF: 0, K: 0x80000000},   // 233: if A >= 0x80000000 goto 465 else 234
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 234: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 235: if A == 0x0 goto 236 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 236: A = arg2.lo
-			{Code: 0x15, JT: 228, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 466 else 238
-			{Code: 0x15, JT: 227, JF: 226, K: 0x200},      // 238: if A == 0x200 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 75, K: 0xdc},          // 239: if A >= 0xdc goto 240 else 315
-			{Code: 0x35, JT: 0, JF: 63, K: 0xe8},          // 240: if A >= 0xe8 goto 241 else 304
-			{Code: 0x35, JT: 0, JF: 48, K: 0xf7},          // 241: if A >= 0xf7 goto 242 else 290
-			{Code: 0x35, JT: 0, JF: 26, K: 0x101},         // 242: if A >= 0x101 goto 243 else 269
-			{Code: 0x15, JT: 0, JF: 17, K: 0x101},         // 243: if A == 0x101 goto 244 else 261
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 244: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 245: if A == 0x0 goto 246 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 246: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 247: if A >= 0x80000000 goto 254 else 248
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 248: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 249: if A == 0x0 goto 250 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 250: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 214, K: 0xffe2e2ff},   // 251: if A & 0xffe2e2ff goto 252 else 466
-			{Code: 0x45, JT: 212, JF: 213, K: 0xffe2e0fc}, // 252: if A & 0xffe2e0fc goto 465 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 253: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 210, K: 0xffffff9c},   // 254: if A == 0xffffff9c goto 255 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 255: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 256: if A == 0x0 goto 257 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 257: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80001},        // 258: if A >= 0x80001 goto 259 else 260
-			{Code: 0x15, JT: 206, JF: 205, K: 0x290000},   // 259: if A == 0x290000 goto 466 else 465
-			{Code: 0x15, JT: 205, JF: 204, K: 0x80000},    // 260: if A == 0x80000 goto 466 else 465
-			{Code: 0x15, JT: 59, JF: 0, K: 0x102},         // 261: if A == 0x102 goto 321 else 262
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 263: if A == 0x0 goto 264 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x35, JT: 199, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 465 else 266
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 266: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 267: A &= 0xf000
-			{Code: 0x15, JT: 130, JF: 196, K: 0x8000},     // 268: if A == 0x8000 goto 399 else 465
-			{Code: 0x15, JT: 0, JF: 195, K: 0xf7},         // 269: if A == 0xf7 goto 270 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 193, K: 0x0},          // 271: if A == 0x0 goto 272 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 191, K: 0x1},          // 273: if A == 0x1 goto 274 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 274: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 189, K: 0x0},          // 275: if A == 0x0 goto 276 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 276: A = arg1.lo
-			{Code: 0x15, JT: 187, JF: 0, K: 0x0},          // 277: if A == 0x0 goto 465 else 278
-			{Code: 0x35, JT: 186, JF: 0, K: 0x80000000},   // 278: if A >= 0x80000000 goto 465 else 279
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 279: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 280: if A == 0x0 goto 281 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 281: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 282: if A >= 0x41000003 goto 283 else 285
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 283: if A == 0x41000003 goto 286 else 284
-			{Code: 0x15, JT: 1, JF: 180, K: 0x41000005},   // 284: if A == 0x41000005 goto 286 else 465
-			{Code: 0x15, JT: 0, JF: 179, K: 0x1000005},    // 285: if A == 0x1000005 goto 286 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 286: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 287: if A == 0x0 goto 288 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 288: A = arg4.lo
-			{Code: 0x15, JT: 176, JF: 175, K: 0x0},        // 289: if A == 0x0 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 174, K: 0xe9},         // 290: if A == 0xe9 goto 291 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 291: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 292: if A == 0x0 goto 293 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 293: A = arg0.lo
-			{Code: 0x35, JT: 170, JF: 0, K: 0x80000000},   // 294: if A >= 0x80000000 goto 465 else 295
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 295: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 296: if A == 0x0 goto 297 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 297: A = arg1.lo
-			{Code: 0x15, JT: 166, JF: 0, K: 0x0},          // 298: if A == 0x0 goto 465 else 299
-			{Code: 0x35, JT: 165, JF: 0, K: 0x3},          // 299: if A >= 0x3 goto 465 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 300: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 301: if A == 0x0 goto 302 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 302: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 162, K: 0x80000000}, // 303: if A >= 0x80000000 goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0xe4},           // 304: if A >= 0xe4 goto 305 else 306
-			{Code: 0x15, JT: 159, JF: 160, K: 0xe6},       // 305: if A == 0xe6 goto 465 else 466
-			{Code: 0x15, JT: 0, JF: 158, K: 0xdd},         // 306: if A == 0xdd goto 307 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 307: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 308: if A == 0x0 goto 309 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 310: if A >= 0x80000000 goto 465 else 311
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 311: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 312: if A == 0x0 goto 313 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 313: A = arg3.lo
-			{Code: 0x35, JT: 150, JF: 151, K: 0x6},        // 314: if A >= 0x6 goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 10, K: 0xc5},          // 315: if A >= 0xc5 goto 316 else 326
-			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 316: if A >= 0xd9 goto 317 else 318
-			{Code: 0x15, JT: 147, JF: 148, K: 0xda},       // 317: if A == 0xda goto 465 else 466
-			{Code: 0x35, JT: 1, JF: 6, K: 0xcb},           // 318: if A >= 0xcb goto 320 else 325
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x35, JT: 144, JF: 0, K: 0xcd},         // 320: if A >= 0xcd goto 465 else 321
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 321: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 322: if A == 0x0 goto 323 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 323: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 141, K: 0x80000000}, // 324: if A >= 0x80000000 goto 465 else 466
-			{Code: 0x15, JT: 140, JF: 139, K: 0xc5},       // 325: if A == 0xc5 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 326: if A >= 0xc0 goto 327 else 328
-			{Code: 0x15, JT: 138, JF: 137, K: 0xc2},       // 327: if A == 0xc2 goto 466 else 465
-			{Code: 0x15, JT: 137, JF: 0, K: 0xbc},         // 328: if A == 0xbc goto 466 else 329
-			{Code: 0x15, JT: 136, JF: 135, K: 0xbf},       // 329: if A == 0xbf goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 28, K: 0x4a},          // 330: if A >= 0x4a goto 331 else 359
-			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 331: if A >= 0x68 goto 332 else 352
-			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 332: if A >= 0x7d goto 333 else 348
-			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 333: if A >= 0x8a goto 334 else 346
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 334: if A >= 0x9e goto 335 else 336
-			{Code: 0x15, JT: 130, JF: 129, K: 0xba},       // 335: if A == 0xba goto 466 else 465
-			{Code: 0x15, JT: 129, JF: 0, K: 0x8a},         // 336: if A == 0x8a goto 466 else 337
-			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 337: if A == 0x9d goto 338 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 339: if A == 0x0 goto 340 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 341: if A == 0x53564d41 goto 342 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 343: if A == 0x0 goto 344 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 345: if A == 0x0 goto 466 else 465
-			{Code: 0x15, JT: 119, JF: 0, K: 0x7d},         // 346: if A == 0x7d goto 466 else 347
-			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 347: if A == 0x83 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 348: if A >= 0x6d goto 349 else 350
-			{Code: 0x15, JT: 116, JF: 115, K: 0x73},       // 349: if A == 0x73 goto 466 else 465
-			{Code: 0x15, JT: 115, JF: 0, K: 0x68},         // 350: if A == 0x68 goto 466 else 351
-			{Code: 0x35, JT: 114, JF: 113, K: 0x6b},       // 351: if A >= 0x6b goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 352: if A >= 0x61 goto 353 else 356
-			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 353: if A >= 0x64 goto 354 else 355
-			{Code: 0x15, JT: 111, JF: 110, K: 0x66},       // 354: if A == 0x66 goto 466 else 465
-			{Code: 0x15, JT: 109, JF: 110, K: 0x62},       // 355: if A == 0x62 goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 356: if A >= 0x4e goto 357 else 358
-			{Code: 0x15, JT: 108, JF: 107, K: 0x5d},       // 357: if A == 0x5d goto 466 else 465
-			{Code: 0x15, JT: 106, JF: 107, K: 0x4c},       // 358: if A == 0x4c goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 81, K: 0x23},          // 359: if A >= 0x23 goto 360 else 441
-			{Code: 0x35, JT: 0, JF: 51, K: 0x3c},          // 360: if A >= 0x3c goto 361 else 412
-			{Code: 0x35, JT: 0, JF: 18, K: 0x3f},          // 361: if A >= 0x3f goto 362 else 380
-			{Code: 0x15, JT: 0, JF: 102, K: 0x48},         // 362: if A == 0x48 goto 363 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 100, K: 0x0},          // 364: if A == 0x0 goto 366 else 465
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 365: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 366: A = arg0.lo
-			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 367: if A >= 0x80000000 goto 465 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 368: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 369: if A == 0x0 goto 370 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 370: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x4},            // 371: if A >= 0x4 goto 372 else 379
-			{Code: 0x15, JT: 93, JF: 0, K: 0x406},         // 372: if A == 0x406 goto 466 else 373
-			{Code: 0x15, JT: 1, JF: 91, K: 0x4},           // 373: if A == 0x4 goto 375 else 465
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 375: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 376: if A == 0x0 goto 377 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 377: A = arg2.lo
-			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 378: if A & 0xfffb73ff goto 465 else 466
-			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 379: if A == 0x3 goto 466 else 465
-			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 380: if A == 0x3c goto 466 else 381
-			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 381: if A == 0x3d goto 382 else 403
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 383: if A == 0x0 goto 384 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 385: if A == monitor_pid goto 386 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 387: if A == 0x0 goto 388 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
-			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 389: if A == 0x0 goto 399 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
-			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 391: if A == 0x0 goto 465 else 392
-			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 392: if A >= 0x80000000 goto 465 else 397
-			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 393: if A == 0x0 goto 465 else 394
-			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 394: if A >= 0x80000000 goto 465 else 395
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 395: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 396: if A == 0x0 goto 397 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 397: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 398: if A == 0x40000000 goto 399 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 399: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 400: if A == 0x0 goto 401 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 401: A = arg3.lo
-			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 402: if A == 0x0 goto 466 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 403: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 404: if A == 0x0 goto 405 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 405: A = arg0.lo
-			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 406: if A == 0x0 goto 465 else 407
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 407: if A >= 0x80000000 goto 465 else 408
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 408: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 409: if A == 0x0 goto 410 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 410: A = arg1.lo
-			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 411: if A == 0x9 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 412: if A >= 0x2d goto 413 else 439
-			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 413: if A >= 0x2f goto 414 else 419
-			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 414: if A == 0x38 goto 415 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 416: if A == 0x0 goto 417 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
-			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 418: if A == 0xd0f00 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 419: if A == 0x2d goto 420 else 429
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 420: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 421: if A == 0x0 goto 422 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 422: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 423: if A >= 0x80000000 goto 465 else 424
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 424: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 425: if A == 0x0 goto 426 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 426: A = arg3.lo
-			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 427: if A == 0x0 goto 466 else 428
-			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 428: if A == 0x40 goto 466 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 430: if A == 0x0 goto 431 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 432: if A >= 0x80000000 goto 465 else 433
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 433: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 434: if A == 0x0 goto 435 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 435: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 436: if A >= 0x4001 goto 437 else 438
-			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 437: if A == 0x4040 goto 466 else 465
-			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 438: if A == 0x4000 goto 466 else 465
-			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 439: if A == 0x23 goto 466 else 440
-			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 440: if A == 0x27 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 441: if A >= 0xd goto 442 else 462
-			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 442: if A >= 0x13 goto 443 else 444
-			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 443: if A == 0x18 goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 444: if A == 0x10 goto 445 else 466
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 446: if A == 0x0 goto 447 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
-			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 448: if A >= 0x80000000 goto 465 else 449
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 449: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 450: if A == 0x0 goto 451 else 465
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 451: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 452: if A >= 0x5413 goto 453 else 457
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 453: if A >= 0x541c goto 454 else 455
-			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 454: if A == 0x5425 goto 466 else 465
-			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 455: if A == 0x541b goto 466 else 456
-			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 456: if A >= 0x5415 goto 465 else 466
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 457: if A >= 0x540c goto 458 else 459
-			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 458: if A == 0x5411 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 459: if A >= 0x5405 goto 460 else 461
-			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 460: if A >= 0x5409 goto 466 else 465
-			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 461: if A >= 0x5401 goto 466 else 465
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 462: if A >= 0x4 goto 463 else 464
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 463: if A == 0xb goto 466 else 465
-			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 464: if A == 0x2 goto 465 else 466
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 465: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 466: return 0x7fff0000
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 311: if A >= 0x80000000 goto 466 else 312
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 312: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 313: if A == 0x0 goto 314 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 314: A = arg3.lo
+			{Code: 0x35, JT: 150, JF: 151, K: 0x6},        // 315: if A >= 0x6 goto 466 else 467
+			{Code: 0x35, JT: 0, JF: 10, K: 0xc5},          // 316: if A >= 0xc5 goto 317 else 327
+			{Code: 0x35, JT: 0, JF: 1, K: 0xd9},           // 317: if A >= 0xd9 goto 318 else 319
+			{Code: 0x15, JT: 147, JF: 148, K: 0xda},       // 318: if A == 0xda goto 466 else 467
+			{Code: 0x35, JT: 1, JF: 6, K: 0xcb},           // 319: if A >= 0xcb goto 321 else 326
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
+			{Code: 0x35, JT: 144, JF: 0, K: 0xcd},         // 321: if A >= 0xcd goto 466 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 322: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 323: if A == 0x0 goto 324 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 324: A = arg0.lo
+			{Code: 0x35, JT: 140, JF: 141, K: 0x80000000}, // 325: if A >= 0x80000000 goto 466 else 467
+			{Code: 0x15, JT: 140, JF: 139, K: 0xc5},       // 326: if A == 0xc5 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0xc0},           // 327: if A >= 0xc0 goto 328 else 329
+			{Code: 0x15, JT: 138, JF: 137, K: 0xc2},       // 328: if A == 0xc2 goto 467 else 466
+			{Code: 0x15, JT: 137, JF: 0, K: 0xbc},         // 329: if A == 0xbc goto 467 else 330
+			{Code: 0x15, JT: 136, JF: 135, K: 0xbf},       // 330: if A == 0xbf goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 28, K: 0x4a},          // 331: if A >= 0x4a goto 332 else 360
+			{Code: 0x35, JT: 0, JF: 20, K: 0x68},          // 332: if A >= 0x68 goto 333 else 353
+			{Code: 0x35, JT: 0, JF: 15, K: 0x7d},          // 333: if A >= 0x7d goto 334 else 349
+			{Code: 0x35, JT: 0, JF: 12, K: 0x8a},          // 334: if A >= 0x8a goto 335 else 347
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9e},           // 335: if A >= 0x9e goto 336 else 337
+			{Code: 0x15, JT: 130, JF: 129, K: 0xba},       // 336: if A == 0xba goto 467 else 466
+			{Code: 0x15, JT: 129, JF: 0, K: 0x8a},         // 337: if A == 0x8a goto 467 else 338
+			{Code: 0x15, JT: 0, JF: 127, K: 0x9d},         // 338: if A == 0x9d goto 339 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 340: if A == 0x0 goto 341 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x53564d41},   // 342: if A == 0x53564d41 goto 343 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 343: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 344: if A == 0x0 goto 345 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 345: A = arg1.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 346: if A == 0x0 goto 467 else 466
+			{Code: 0x15, JT: 119, JF: 0, K: 0x7d},         // 347: if A == 0x7d goto 467 else 348
+			{Code: 0x15, JT: 118, JF: 117, K: 0x83},       // 348: if A == 0x83 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x6d},           // 349: if A >= 0x6d goto 350 else 351
+			{Code: 0x15, JT: 116, JF: 115, K: 0x73},       // 350: if A == 0x73 goto 467 else 466
+			{Code: 0x15, JT: 115, JF: 0, K: 0x68},         // 351: if A == 0x68 goto 467 else 352
+			{Code: 0x35, JT: 114, JF: 113, K: 0x6b},       // 352: if A >= 0x6b goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 3, K: 0x61},           // 353: if A >= 0x61 goto 354 else 357
+			{Code: 0x35, JT: 0, JF: 1, K: 0x64},           // 354: if A >= 0x64 goto 355 else 356
+			{Code: 0x15, JT: 111, JF: 110, K: 0x66},       // 355: if A == 0x66 goto 467 else 466
+			{Code: 0x15, JT: 109, JF: 110, K: 0x62},       // 356: if A == 0x62 goto 466 else 467
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4e},           // 357: if A >= 0x4e goto 358 else 359
+			{Code: 0x15, JT: 108, JF: 107, K: 0x5d},       // 358: if A == 0x5d goto 467 else 466
+			{Code: 0x15, JT: 106, JF: 107, K: 0x4c},       // 359: if A == 0x4c goto 466 else 467
+			{Code: 0x35, JT: 0, JF: 81, K: 0x23},          // 360: if A >= 0x23 goto 361 else 442
+			{Code: 0x35, JT: 0, JF: 51, K: 0x3c},          // 361: if A >= 0x3c goto 362 else 413
+			{Code: 0x35, JT: 1, JF: 18, K: 0x3f},          // 362: if A >= 0x3f goto 364 else 381
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
+			{Code: 0x15, JT: 0, JF: 101, K: 0x48},         // 364: if A == 0x48 goto 365 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 365: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 366: if A == 0x0 goto 367 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 367: A = arg0.lo
+			{Code: 0x35, JT: 97, JF: 0, K: 0x80000000},    // 368: if A >= 0x80000000 goto 466 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 369: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 370: if A == 0x0 goto 371 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 371: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x4},            // 372: if A >= 0x4 goto 373 else 380
+			{Code: 0x15, JT: 93, JF: 0, K: 0x406},         // 373: if A == 0x406 goto 467 else 374
+			{Code: 0x15, JT: 1, JF: 91, K: 0x4},           // 374: if A == 0x4 goto 376 else 466
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 375: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 376: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 377: if A == 0x0 goto 378 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 378: A = arg2.lo
+			{Code: 0x45, JT: 86, JF: 87, K: 0xfffb73ff},   // 379: if A & 0xfffb73ff goto 466 else 467
+			{Code: 0x15, JT: 86, JF: 85, K: 0x3},          // 380: if A == 0x3 goto 467 else 466
+			{Code: 0x15, JT: 85, JF: 0, K: 0x3c},          // 381: if A == 0x3c goto 467 else 382
+			{Code: 0x15, JT: 0, JF: 21, K: 0x3d},          // 382: if A == 0x3d goto 383 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 384: if A == 0x0 goto 385 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 386: if A == monitor_pid goto 387 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 387: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 388: if A == 0x0 goto 389 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 389: A = arg2.lo
+			{Code: 0x15, JT: 9, JF: 0, K: 0x0},            // 390: if A == 0x0 goto 400 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
+			{Code: 0x15, JT: 73, JF: 0, K: 0x0},           // 392: if A == 0x0 goto 466 else 393
+			{Code: 0x35, JT: 72, JF: 4, K: 0x80000000},    // 393: if A >= 0x80000000 goto 466 else 398
+			{Code: 0x15, JT: 71, JF: 0, K: 0x0},           // 394: if A == 0x0 goto 466 else 395
+			{Code: 0x35, JT: 70, JF: 0, K: 0x80000000},    // 395: if A >= 0x80000000 goto 466 else 396
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 396: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 397: if A == 0x0 goto 398 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 398: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 66, K: 0x40000000},    // 399: if A == 0x40000000 goto 400 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 400: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 401: if A == 0x0 goto 402 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 402: A = arg3.lo
+			{Code: 0x15, JT: 63, JF: 62, K: 0x0},          // 403: if A == 0x0 goto 467 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 404: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 405: if A == 0x0 goto 406 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 406: A = arg0.lo
+			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 407: if A == 0x0 goto 466 else 408
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 408: if A >= 0x80000000 goto 466 else 409
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 409: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 410: if A == 0x0 goto 411 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 411: A = arg1.lo
+			{Code: 0x15, JT: 54, JF: 53, K: 0x9},          // 412: if A == 0x9 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2d},          // 413: if A >= 0x2d goto 414 else 440
+			{Code: 0x35, JT: 0, JF: 5, K: 0x2f},           // 414: if A >= 0x2f goto 415 else 420
+			{Code: 0x15, JT: 0, JF: 50, K: 0x38},          // 415: if A == 0x38 goto 416 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 416: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 417: if A == 0x0 goto 418 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 418: A = arg0.lo
+			{Code: 0x15, JT: 47, JF: 46, K: 0xd0f00},      // 419: if A == 0xd0f00 goto 467 else 466
+			{Code: 0x15, JT: 0, JF: 9, K: 0x2d},           // 420: if A == 0x2d goto 421 else 430
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 421: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 422: if A == 0x0 goto 423 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 423: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 424: if A >= 0x80000000 goto 466 else 425
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 425: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 426: if A == 0x0 goto 427 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 427: A = arg3.lo
+			{Code: 0x15, JT: 38, JF: 0, K: 0x0},           // 428: if A == 0x0 goto 467 else 429
+			{Code: 0x15, JT: 37, JF: 36, K: 0x40},         // 429: if A == 0x40 goto 467 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 430: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 431: if A == 0x0 goto 432 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 432: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 433: if A >= 0x80000000 goto 466 else 434
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 434: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 435: if A == 0x0 goto 436 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 436: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 437: if A >= 0x4001 goto 438 else 439
+			{Code: 0x15, JT: 28, JF: 27, K: 0x4040},       // 438: if A == 0x4040 goto 467 else 466
+			{Code: 0x15, JT: 27, JF: 26, K: 0x4000},       // 439: if A == 0x4000 goto 467 else 466
+			{Code: 0x15, JT: 26, JF: 0, K: 0x23},          // 440: if A == 0x23 goto 467 else 441
+			{Code: 0x15, JT: 25, JF: 24, K: 0x27},         // 441: if A == 0x27 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 20, K: 0xd},           // 442: if A >= 0xd goto 443 else 463
+			{Code: 0x35, JT: 0, JF: 1, K: 0x13},           // 443: if A >= 0x13 goto 444 else 445
+			{Code: 0x15, JT: 22, JF: 21, K: 0x18},         // 444: if A == 0x18 goto 467 else 466
+			{Code: 0x15, JT: 0, JF: 21, K: 0x10},          // 445: if A == 0x10 goto 446 else 467
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 447: if A == 0x0 goto 448 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
+			{Code: 0x35, JT: 16, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 466 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 450: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 451: if A == 0x0 goto 452 else 466
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 452: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 453: if A >= 0x5413 goto 454 else 458
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 454: if A >= 0x541c goto 455 else 456
+			{Code: 0x15, JT: 11, JF: 10, K: 0x5425},       // 455: if A == 0x5425 goto 467 else 466
+			{Code: 0x15, JT: 10, JF: 0, K: 0x541b},        // 456: if A == 0x541b goto 467 else 457
+			{Code: 0x35, JT: 8, JF: 9, K: 0x5415},         // 457: if A >= 0x5415 goto 466 else 467
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 458: if A >= 0x540c goto 459 else 460
+			{Code: 0x15, JT: 7, JF: 6, K: 0x5411},         // 459: if A == 0x5411 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 460: if A >= 0x5405 goto 461 else 462
+			{Code: 0x35, JT: 5, JF: 4, K: 0x5409},         // 461: if A >= 0x5409 goto 467 else 466
+			{Code: 0x35, JT: 4, JF: 3, K: 0x5401},         // 462: if A >= 0x5401 goto 467 else 466
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4},            // 463: if A >= 0x4 goto 464 else 465
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 464: if A == 0xb goto 467 else 466
+			{Code: 0x15, JT: 0, JF: 1, K: 0x2},            // 465: if A == 0x2 goto 466 else 467
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 466: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 467: return 0x7fff0000
 		},
 	},
 }

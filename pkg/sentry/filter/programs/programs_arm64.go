@@ -19,11 +19,11 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 181, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 183
+			{Code: 0x15, JT: 0, JF: 182, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 86, K: 0x75},          // 3: if A == 0x75 goto 4 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 5: if A == 0x0 goto 6 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 49, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 57
 			{Code: 0x35, JT: 0, JF: 49, K: 0x21},          // 8: if A >= 0x21 goto 9 else 58
@@ -31,469 +31,470 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 74, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 85 else 11
 			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 11: if A == 0x4202 goto 12 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 12: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 13: if A == 0x0 goto 14 else 183
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 13: if A == 0x0 goto 14 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 14: A = arg1.lo
-			{Code: 0x15, JT: 167, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 183 else 16
-			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 183 else 17
-			{Code: 0x05, JT: 0, JF: 0, K: 0x121},          // 17: goto 307
+			{Code: 0x15, JT: 168, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 184 else 16
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 184 else 17
+			{Code: 0x05, JT: 0, JF: 0, K: 0x122},          // 17: goto 308
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 18: if A == 0x4206 goto 19 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 19: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 20: if A == 0x0 goto 21 else 183
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 20: if A == 0x0 goto 21 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 21: A = arg1.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 183 else 23
-			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 183 else 24
+			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 184 else 23
+			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 184 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 24: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 25: if A == 0x0 goto 26 else 183
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 25: if A == 0x0 goto 26 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 26: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 27: if A == 0x0 goto 28 else 183
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 27: if A == 0x0 goto 28 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 28: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 29: if A == 0x0 goto 30 else 183
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 29: if A == 0x0 goto 30 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 30: A = arg3.lo
-			{Code: 0x15, JT: 180, JF: 151, K: 0x100001},   // 31: if A == 0x100001 goto 212 else 183
+			{Code: 0x15, JT: 180, JF: 152, K: 0x100001},   // 31: if A == 0x100001 goto 212 else 184
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 32: if A == 0x420b goto 33 else 42
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 33: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 34: if A == 0x0 goto 35 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
-			{Code: 0x15, JT: 146, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 183 else 37
-			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 183 else 38
+			{Code: 0x15, JT: 147, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 184 else 37
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 184 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 38: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 39: if A == 0x0 goto 40 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 40: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 141, K: 0x8},        // 41: if A == 0x8 goto 212 else 183
-			{Code: 0x35, JT: 0, JF: 140, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 183
-			{Code: 0x35, JT: 139, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 183 else 44
+			{Code: 0x15, JT: 170, JF: 142, K: 0x8},        // 41: if A == 0x8 goto 212 else 184
+			{Code: 0x35, JT: 0, JF: 141, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 184
+			{Code: 0x35, JT: 140, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 184 else 44
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 45: if A == 0x0 goto 46 else 183
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 45: if A == 0x0 goto 46 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
-			{Code: 0x15, JT: 135, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 183 else 48
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 183 else 49
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 184 else 48
+			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 184 else 49
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 49: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 50: if A == 0x0 goto 51 else 183
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 50: if A == 0x0 goto 51 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 51: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 3, K: 0x3},            // 52: if A >= 0x3 goto 53 else 56
 			{Code: 0x35, JT: 0, JF: 1, K: 0x404},          // 53: if A >= 0x404 goto 54 else 55
-			{Code: 0x35, JT: 128, JF: 157, K: 0x406},      // 54: if A >= 0x406 goto 183 else 212
-			{Code: 0x15, JT: 156, JF: 127, K: 0x401},      // 55: if A == 0x401 goto 212 else 183
-			{Code: 0x15, JT: 126, JF: 155, K: 0x0},        // 56: if A == 0x0 goto 183 else 212
+			{Code: 0x35, JT: 129, JF: 157, K: 0x406},      // 54: if A >= 0x406 goto 184 else 212
+			{Code: 0x15, JT: 156, JF: 128, K: 0x401},      // 55: if A == 0x401 goto 212 else 184
+			{Code: 0x15, JT: 127, JF: 155, K: 0x0},        // 56: if A == 0x0 goto 184 else 212
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 57: if A == 0x7 goto 58 else 67
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 59: if A == 0x0 goto 60 else 183
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 59: if A == 0x0 goto 60 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 183 else 62
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 183 else 63
+			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 184 else 62
+			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 184 else 63
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 64: if A == 0x0 goto 65 else 183
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 64: if A == 0x0 goto 65 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 43, JF: 116, K: 0x0},         // 66: if A == 0x0 goto 110 else 183
+			{Code: 0x15, JT: 43, JF: 117, K: 0x0},         // 66: if A == 0x0 goto 110 else 184
 			{Code: 0x35, JT: 0, JF: 16, K: 0x3},           // 67: if A >= 0x3 goto 68 else 84
-			{Code: 0x15, JT: 0, JF: 114, K: 0x9},          // 68: if A == 0x9 goto 69 else 183
+			{Code: 0x15, JT: 0, JF: 115, K: 0x9},          // 68: if A == 0x9 goto 69 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 69: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 70: if A == 0x0 goto 71 else 183
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 70: if A == 0x0 goto 71 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 71: A = arg1.lo
-			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 183 else 73
-			{Code: 0x35, JT: 109, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 183 else 74
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 184 else 73
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 184 else 74
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 75: if A == 0x0 goto 76 else 183
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 75: if A == 0x0 goto 76 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 77: if A == 0x0 goto 78 else 183
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 77: if A == 0x0 goto 78 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 78: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 79: if A == 0x0 goto 80 else 183
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 79: if A == 0x0 goto 80 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 80: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8},            // 81: if A >= 0x8 goto 82 else 83
-			{Code: 0x15, JT: 129, JF: 100, K: 0xb},        // 82: if A == 0xb goto 212 else 183
-			{Code: 0x15, JT: 128, JF: 99, K: 0x7},         // 83: if A == 0x7 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 98, K: 0x2},           // 84: if A == 0x2 goto 85 else 183
+			{Code: 0x15, JT: 129, JF: 101, K: 0xb},        // 82: if A == 0xb goto 212 else 184
+			{Code: 0x15, JT: 128, JF: 100, K: 0x7},        // 83: if A == 0x7 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 99, K: 0x2},           // 84: if A == 0x2 goto 85 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 85: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 86: if A == 0x0 goto 87 else 183
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 86: if A == 0x0 goto 87 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
-			{Code: 0x15, JT: 94, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 183 else 89
-			{Code: 0x35, JT: 93, JF: 122, K: 0x80000000},  // 89: if A >= 0x80000000 goto 183 else 212
+			{Code: 0x15, JT: 95, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 184 else 89
+			{Code: 0x35, JT: 94, JF: 122, K: 0x80000000},  // 89: if A >= 0x80000000 goto 184 else 212
 			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 92: if A == 0x0 goto 93 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 94: if A == monitor_pid goto 95 else 102
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 96: if A == 0x0 goto 97 else 183
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 96: if A == 0x0 goto 97 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
 			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 110 else 99
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
-			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 183 else 101
-			{Code: 0x35, JT: 81, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 183 else 106
-			{Code: 0x15, JT: 80, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 183 else 103
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 183 else 104
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 184 else 101
+			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 184 else 106
+			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 184 else 103
+			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 184 else 104
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 104: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 105: if A == 0x0 goto 106 else 183
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 105: if A == 0x0 goto 106 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 106: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
-			{Code: 0x15, JT: 1, JF: 74, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 183
-			{Code: 0x15, JT: 0, JF: 73, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x104},          // 110: goto 371
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
+			{Code: 0x15, JT: 1, JF: 75, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 184
+			{Code: 0x15, JT: 0, JF: 74, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 184
+			{Code: 0x05, JT: 0, JF: 0, K: 0x105},          // 110: goto 372
+			{Code: 0x15, JT: 0, JF: 20, K: 0x83},          // 111: if A == 0x83 goto 112 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 113: if A == 0x0 goto 114 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 115: if A == sentry_pid goto 116 else 120
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 116: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 117: if A == 0x0 goto 118 else 183
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 117: if A == 0x0 goto 118 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 118: A = arg2.lo
-			{Code: 0x35, JT: 63, JF: 92, K: 0x41},         // 119: if A >= 0x41 goto 183 else 212
-			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 183 else 121
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 183 else 122
+			{Code: 0x35, JT: 64, JF: 92, K: 0x41},         // 119: if A >= 0x41 goto 184 else 212
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 184 else 121
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 184 else 122
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 123: if A == 0x0 goto 124 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 183 else 126
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 183 else 127
+			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 184 else 126
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 184 else 127
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 127: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 128: if A == 0x0 goto 129 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
-			{Code: 0x15, JT: 81, JF: 52, K: 0x11},         // 130: if A == 0x11 goto 212 else 183
-			{Code: 0x15, JT: 229, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 361 else 132
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 132: if A == 0x62 goto 133 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 136: if A >= 0x80 goto 137 else 183
-			{Code: 0x35, JT: 45, JF: 74, K: 0x82},         // 137: if A >= 0x82 goto 183 else 212
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 138: if A == 0x16 goto 139 else 143
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
-			{Code: 0x35, JT: 40, JF: 208, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 351
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 147: if A >= 0x80000000 goto 183 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 148: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 149: if A == 0x0 goto 150 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 150: A = arg3.lo
-			{Code: 0x15, JT: 60, JF: 31, K: 0x18},         // 151: if A == 0x18 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 152: if A == 0x4f goto 153 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 153: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 155: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 156: if A >= 0x80000000 goto 183 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 157: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 158: if A == 0x0 goto 159 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 159: A = arg3.lo
-			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 160: if A == 0x0 goto 212 else 161
-			{Code: 0x15, JT: 50, JF: 21, K: 0x900},        // 161: if A == 0x900 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 162: if A == 0xde goto 163 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 163: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 164: if A == 0x0 goto 165 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 165: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 166: if A == 0x0 goto 167 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 170: if A >= 0x23 goto 171 else 172
-			{Code: 0x15, JT: 40, JF: 11, K: 0x32},         // 171: if A == 0x32 goto 212 else 183
-			{Code: 0x15, JT: 39, JF: 10, K: 0x22},         // 172: if A == 0x22 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 173: if A == 0x3 goto 174 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 177: if A >= 0x23 goto 178 else 186
-			{Code: 0x15, JT: 33, JF: 0, K: 0x32},          // 178: if A == 0x32 goto 212 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 180: if A == 0x0 goto 181 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 182: if A == 0x0 goto 184 else 193
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
-			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 212 else 194
-			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 212 else 187
-			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 368 else 195
-			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 368 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 190: if A == 0x0 goto 191 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 368
-			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 368 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 197: if A == 0x0 goto 198 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
-			{Code: 0x35, JT: 168, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 368 else 212
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 200: if A == 0xe9 goto 201 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 202: if A == 0x0 goto 203 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 204: if A >= 0x8 goto 205 else 209
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
-			{Code: 0x15, JT: 5, JF: 161, K: 0x19},         // 206: if A == 0x19 goto 212 else 368
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 207: if A == 0x8 goto 212 else 208
-			{Code: 0x35, JT: 3, JF: 159, K: 0xe},          // 208: if A >= 0xe goto 212 else 368
-			{Code: 0x15, JT: 2, JF: 158, K: 0x4},          // 209: if A == 0x4 goto 212 else 368
-			{Code: 0x35, JT: 0, JF: 120, K: 0x73},         // 210: if A >= 0x73 goto 211 else 331
-			{Code: 0x35, JT: 1, JF: 77, K: 0xb4},          // 211: if A >= 0xb4 goto 213 else 289
+			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 212 else 131
+			{Code: 0x15, JT: 80, JF: 52, K: 0x11},         // 131: if A == 0x11 goto 212 else 184
+			{Code: 0x15, JT: 229, JF: 0, K: 0x7a},         // 132: if A == 0x7a goto 362 else 133
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 133: if A == 0x62 goto 134 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 134: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 135: if A == 0x0 goto 136 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 136: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 137: if A >= 0x80 goto 138 else 184
+			{Code: 0x35, JT: 45, JF: 73, K: 0x82},         // 138: if A >= 0x82 goto 184 else 212
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 139: if A == 0x16 goto 140 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 141: if A == 0x0 goto 142 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
+			{Code: 0x35, JT: 40, JF: 208, K: 0x80000000},  // 143: if A >= 0x80000000 goto 184 else 352
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 144: if A == 0x1b5 goto 145 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 146: if A == 0x0 goto 147 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 148: if A >= 0x80000000 goto 184 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 149: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 150: if A == 0x0 goto 151 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 151: A = arg3.lo
+			{Code: 0x15, JT: 59, JF: 31, K: 0x18},         // 152: if A == 0x18 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 153: if A == 0x4f goto 154 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 154: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 155: if A == 0x0 goto 156 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 156: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 157: if A >= 0x80000000 goto 184 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 158: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 159: if A == 0x0 goto 160 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 160: A = arg3.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 161: if A == 0x0 goto 212 else 162
+			{Code: 0x15, JT: 49, JF: 21, K: 0x900},        // 162: if A == 0x900 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 163: if A == 0xde goto 164 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 164: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 165: if A == 0x0 goto 166 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 166: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 167: if A == 0x0 goto 168 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 169: if A == 0x0 goto 170 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 171: if A >= 0x23 goto 172 else 173
+			{Code: 0x15, JT: 39, JF: 11, K: 0x32},         // 172: if A == 0x32 goto 212 else 184
+			{Code: 0x15, JT: 38, JF: 10, K: 0x22},         // 173: if A == 0x22 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 174: if A == 0x3 goto 175 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 175: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 176: if A == 0x0 goto 177 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 177: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 178: if A >= 0x23 goto 179 else 187
+			{Code: 0x15, JT: 32, JF: 0, K: 0x32},          // 179: if A == 0x32 goto 212 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 181: if A == 0x0 goto 182 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 183: if A == 0x0 goto 185 else 194
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 184: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 185: A = arg3.lo
+			{Code: 0x15, JT: 25, JF: 8, K: 0x28},          // 186: if A == 0x28 goto 212 else 195
+			{Code: 0x15, JT: 24, JF: 0, K: 0x22},          // 187: if A == 0x22 goto 212 else 188
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 188: if A >= 0x2 goto 369 else 196
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 189: if A >= 0x2 goto 369 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 190: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 191: if A == 0x0 goto 192 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 193: if A >= 0x2 goto 195 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 194: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 195: if A == 0x4001 goto 197 else 369
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 196: if A == 0x0 goto 369 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 197: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 198: if A == 0x0 goto 199 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 199: A = arg4.lo
+			{Code: 0x35, JT: 168, JF: 11, K: 0x80000000},  // 200: if A >= 0x80000000 goto 369 else 212
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 201: if A == 0xe9 goto 202 else 211
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 202: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 203: if A == 0x0 goto 204 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 204: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 205: if A >= 0x8 goto 206 else 210
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 206: if A >= 0x10 goto 207 else 208
+			{Code: 0x15, JT: 4, JF: 161, K: 0x19},         // 207: if A == 0x19 goto 212 else 369
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 208: if A == 0x8 goto 212 else 209
+			{Code: 0x35, JT: 2, JF: 159, K: 0xe},          // 209: if A >= 0xe goto 212 else 369
+			{Code: 0x15, JT: 1, JF: 158, K: 0x4},          // 210: if A == 0x4 goto 212 else 369
+			{Code: 0x35, JT: 1, JF: 120, K: 0x73},         // 211: if A >= 0x73 goto 213 else 332
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 212: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 213: if A >= 0xe0 goto 214 else 251
-			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 214: if A >= 0x118 goto 215 else 234
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 215: if A >= 0x11c goto 216 else 229
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 218: if A == 0x0 goto 219 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
-			{Code: 0x35, JT: 253, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 474 else 221
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 222: if A == 0x0 goto 223 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
-			{Code: 0x35, JT: 249, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 474 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 226: if A == 0x0 goto 227 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
-			{Code: 0x15, JT: 246, JF: 245, K: 0x200},      // 228: if A == 0x200 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 244, K: 0x11b},        // 229: if A == 0x11b goto 230 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 231: if A == 0x0 goto 232 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 240, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 474 else 298
-			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 234: if A >= 0x116 goto 235 else 246
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 235: if A == 0x116 goto 236 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 237: if A == 0x0 goto 238 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
-			{Code: 0x45, JT: 234, JF: 235, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 474 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
-			{Code: 0x15, JT: 231, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 475 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
-			{Code: 0x45, JT: 178, JF: 228, K: 0x2},        // 245: if A & 0x2 goto 424 else 474
-			{Code: 0x15, JT: 0, JF: 227, K: 0x105},        // 246: if A == 0x105 goto 247 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 248: if A == 0x0 goto 249 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 223, K: 0x0},         // 250: if A == 0x0 goto 307 else 474
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 251: if A >= 0xd4 goto 252 else 268
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 252: if A >= 0xdc goto 253 else 267
-			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 253: if A == 0xdc goto 254 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 255: if A == 0x0 goto 256 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x15, JT: 217, JF: 216, K: 0x50f00},    // 257: if A == 0x50f00 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 215, K: 0xdf},         // 258: if A == 0xdf goto 259 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 260: if A == 0x0 goto 261 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 474 else 263
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 264: if A == 0x0 goto 265 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
-			{Code: 0x35, JT: 207, JF: 208, K: 0x6},        // 266: if A >= 0x6 goto 474 else 475
-			{Code: 0x15, JT: 207, JF: 206, K: 0xd7},       // 267: if A == 0xd7 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 268: if A == 0xd3 goto 269 else 279
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 270: if A == 0x0 goto 271 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
-			{Code: 0x35, JT: 201, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 474 else 273
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 274: if A == 0x0 goto 275 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 276: if A >= 0x4001 goto 277 else 278
-			{Code: 0x15, JT: 197, JF: 196, K: 0x4040},     // 277: if A == 0x4040 goto 475 else 474
-			{Code: 0x15, JT: 196, JF: 195, K: 0x4000},     // 278: if A == 0x4000 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 194, K: 0xcf},         // 279: if A == 0xcf goto 280 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 280: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 281: if A == 0x0 goto 282 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
-			{Code: 0x35, JT: 190, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 474 else 284
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 285: if A == 0x0 goto 286 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
-			{Code: 0x15, JT: 187, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 475 else 288
-			{Code: 0x15, JT: 186, JF: 185, K: 0x40},       // 288: if A == 0x40 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 289: if A >= 0x86 goto 290 else 315
-			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 290: if A >= 0xa7 goto 291 else 311
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 291: if A >= 0xac goto 292 else 293
-			{Code: 0x15, JT: 181, JF: 182, K: 0xad},       // 292: if A == 0xad goto 474 else 475
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 293: if A == 0xa7 goto 294 else 302
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 295: if A == 0x0 goto 296 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 176, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 299: if A == 0x0 goto 300 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
-			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 301: if A == 0x0 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 171, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 304: if A == 0x0 goto 305 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 306: if A == 0x0 goto 307 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 308: if A == 0x0 goto 309 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
-			{Code: 0x15, JT: 164, JF: 163, K: 0x0},        // 310: if A == 0x0 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 311: if A >= 0x8c goto 312 else 313
-			{Code: 0x15, JT: 162, JF: 161, K: 0x9e},       // 312: if A == 0x9e goto 475 else 474
-			{Code: 0x15, JT: 161, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 475 else 314
-			{Code: 0x35, JT: 159, JF: 160, K: 0x88},       // 314: if A >= 0x88 goto 474 else 475
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 315: if A >= 0x80 goto 316 else 328
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 316: if A >= 0x82 goto 317 else 318
-			{Code: 0x15, JT: 157, JF: 156, K: 0x84},       // 317: if A == 0x84 goto 475 else 474
-			{Code: 0x15, JT: 156, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 475 else 319
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 320: if A == 0x0 goto 321 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 474 else 323
-			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 474 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 325: if A == 0x0 goto 326 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
-			{Code: 0x15, JT: 147, JF: 146, K: 0x9},        // 327: if A == 0x9 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 328: if A >= 0x7c goto 329 else 330
-			{Code: 0x15, JT: 145, JF: 144, K: 0x7c},       // 329: if A == 0x7c goto 475 else 474
-			{Code: 0x15, JT: 30, JF: 143, K: 0x7b},        // 330: if A == 0x7b goto 361 else 474
-			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 331: if A >= 0x3a goto 332 else 378
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 332: if A >= 0x50 goto 333 else 358
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 333: if A >= 0x5d goto 334 else 355
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 334: if A >= 0x60 goto 335 else 337
-			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 335: if A >= 0x71 goto 475 else 336
-			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 336: if A == 0x65 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 337: if A == 0x5f goto 338 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 339: if A == 0x0 goto 340 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 341: if A == 0x1 goto 342 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 343: if A == 0x0 goto 344 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
-			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 345: if A == 0x0 goto 474 else 346
-			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 346: if A >= 0x80000000 goto 474 else 347
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 348: if A == 0x0 goto 349 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 350: if A == 0x1000005 goto 351 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 351: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 352: if A == 0x0 goto 353 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 353: A = arg4.lo
-			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 354: if A == 0x0 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 355: if A >= 0x54 goto 356 else 357
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 356: if A == 0x5a goto 475 else 474
-			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 357: if A == 0x51 goto 474 else 475
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 358: if A >= 0x45 goto 359 else 375
-			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 359: if A >= 0x4a goto 360 else 365
-			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 360: if A == 0x4e goto 361 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 362: if A == 0x0 goto 363 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 364: if A >= 0x80000000 goto 474 else 475
-			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 365: if A == 0x49 goto 366 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 366: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 106, K: 0x0},          // 367: if A == 0x0 goto 369 else 474
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 103, K: 0x1},          // 370: if A == 0x1 goto 371 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 371: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 372: if A == 0x0 goto 373 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 373: A = arg3.lo
-			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 374: if A == 0x0 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 375: if A >= 0x41 goto 376 else 377
-			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 376: if A >= 0x43 goto 475 else 474
-			{Code: 0x35, JT: 97, JF: 96, K: 0x3d},         // 377: if A >= 0x3d goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 378: if A >= 0x1a goto 379 else 426
-			{Code: 0x35, JT: 0, JF: 25, K: 0x2f},          // 379: if A >= 0x2f goto 380 else 405
-			{Code: 0x35, JT: 0, JF: 15, K: 0x38},          // 380: if A >= 0x38 goto 381 else 396
-			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 381: if A == 0x38 goto 382 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 383: if A == 0x0 goto 384 else 390
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 385: if A >= 0x80000000 goto 391 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 387: if A == 0x0 goto 388 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
-			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 389: if A & 0xffe3a2ff goto 474 else 475
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 391: if A == 0xffffff9c goto 392 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 392: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 393: if A == 0x0 goto 394 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 394: A = arg2.lo
-			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 395: if A == 0x80000 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 396: if A == 0x2f goto 397 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 397: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 398: if A == 0x0 goto 399 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 399: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 400: if A >= 0x80000000 goto 474 else 401
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 401: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 402: if A == 0x0 goto 403 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 403: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 404: if A & 0xffffff80 goto 474 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 405: if A >= 0x2c goto 406 else 407
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 406: if A == 0x2d goto 474 else 475
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 407: if A == 0x1d goto 408 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 408: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 409: if A == 0x0 goto 410 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 410: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 411: if A >= 0x80000000 goto 474 else 412
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 412: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 413: if A == 0x0 goto 414 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 414: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 415: if A >= 0x5413 goto 416 else 420
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 416: if A >= 0x541c goto 417 else 418
-			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 417: if A == 0x5425 goto 475 else 474
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 418: if A == 0x541b goto 475 else 419
-			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 419: if A >= 0x5415 goto 474 else 475
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 420: if A >= 0x540c goto 421 else 422
-			{Code: 0x15, JT: 53, JF: 52, K: 0x5411},       // 421: if A == 0x5411 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 2, K: 0x5405},         // 422: if A >= 0x5405 goto 423 else 425
-			{Code: 0x35, JT: 51, JF: 50, K: 0x5409},       // 423: if A >= 0x5409 goto 475 else 474
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 424: return 0x50001
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 425: if A >= 0x5401 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 426: if A >= 0x13 goto 427 else 471
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 427: if A >= 0x15 goto 428 else 458
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 428: if A == 0x15 goto 429 else 442
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 429: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 430: if A == 0x0 goto 431 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 431: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 432: if A >= 0x80000000 goto 474 else 433
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 433: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 434: if A == 0x0 goto 435 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 435: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 436: if A == 0x0 goto 474 else 437
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 437: if A >= 0x3 goto 474 else 438
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 438: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 439: if A == 0x0 goto 440 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 440: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 441: if A >= 0x80000000 goto 474 else 475
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 442: if A == 0x19 goto 443 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 443: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 444: if A == 0x0 goto 445 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 445: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 446: if A >= 0x80000000 goto 474 else 447
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 447: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 448: if A == 0x0 goto 449 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 449: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 450: if A >= 0x4 goto 451 else 457
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 451: if A == 0x406 goto 475 else 452
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 452: if A == 0x4 goto 453 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 453: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 454: if A == 0x0 goto 455 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 455: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 456: if A & 0xfff9f3ff goto 474 else 475
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 457: if A == 0x3 goto 475 else 474
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 458: if A == 0x13 goto 459 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 459: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 460: if A == 0x0 goto 461 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 461: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 462: if A == 0x0 goto 463 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 463: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 464: if A == 0x0 goto 465 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 465: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 466: if A == 0x80800 goto 475 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 467: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 468: if A == 0x0 goto 469 else 474
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 469: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 470: if A == 0x80000 goto 475 else 474
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 471: if A >= 0x9 goto 472 else 473
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 472: if A == 0xb goto 475 else 474
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 473: if A == 0x8 goto 475 else 474
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 474: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 475: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 76, K: 0xb4},          // 213: if A >= 0xb4 goto 214 else 290
+			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 214: if A >= 0xe0 goto 215 else 252
+			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 215: if A >= 0x118 goto 216 else 235
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 216: if A >= 0x11c goto 217 else 230
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 217: if A == 0x1b7 goto 218 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 218: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 255, K: 0x0},          // 219: if A == 0x0 goto 220 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 220: A = arg0.lo
+			{Code: 0x35, JT: 253, JF: 0, K: 0x80000000},   // 221: if A >= 0x80000000 goto 475 else 222
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 251, K: 0x0},          // 223: if A == 0x0 goto 224 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
+			{Code: 0x35, JT: 249, JF: 0, K: 0x8},          // 225: if A >= 0x8 goto 475 else 226
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 226: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 227: if A == 0x0 goto 228 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 228: A = arg3.lo
+			{Code: 0x15, JT: 246, JF: 245, K: 0x200},      // 229: if A == 0x200 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 244, K: 0x11b},        // 230: if A == 0x11b goto 231 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 242, K: 0x0},          // 232: if A == 0x0 goto 233 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
+			{Code: 0x35, JT: 240, JF: 64, K: 0x2},         // 234: if A >= 0x2 goto 475 else 299
+			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 235: if A >= 0x116 goto 236 else 247
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 236: if A == 0x116 goto 237 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 238: if A == 0x0 goto 239 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
+			{Code: 0x45, JT: 234, JF: 235, K: 0xfffffffe}, // 240: if A & 0xfffffffe goto 475 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 241: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 242: if A == 0x0 goto 243 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 243: A = arg1.lo
+			{Code: 0x15, JT: 231, JF: 1, K: 0x1},          // 244: if A == 0x1 goto 476 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
+			{Code: 0x45, JT: 178, JF: 228, K: 0x2},        // 246: if A & 0x2 goto 425 else 475
+			{Code: 0x15, JT: 0, JF: 227, K: 0x105},        // 247: if A == 0x105 goto 248 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 249: if A == 0x0 goto 250 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
+			{Code: 0x15, JT: 56, JF: 223, K: 0x0},         // 251: if A == 0x0 goto 308 else 475
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 252: if A >= 0xd4 goto 253 else 269
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 253: if A >= 0xdc goto 254 else 268
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 254: if A == 0xdc goto 255 else 259
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 255: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 218, K: 0x0},          // 256: if A == 0x0 goto 257 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 257: A = arg0.lo
+			{Code: 0x15, JT: 217, JF: 216, K: 0x50f00},    // 258: if A == 0x50f00 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 215, K: 0xdf},         // 259: if A == 0xdf goto 260 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 261: if A == 0x0 goto 262 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 263: if A >= 0x80000000 goto 475 else 264
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 264: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 265: if A == 0x0 goto 266 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 266: A = arg3.lo
+			{Code: 0x35, JT: 207, JF: 208, K: 0x6},        // 267: if A >= 0x6 goto 475 else 476
+			{Code: 0x15, JT: 207, JF: 206, K: 0xd7},       // 268: if A == 0xd7 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 269: if A == 0xd3 goto 270 else 280
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 271: if A == 0x0 goto 272 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
+			{Code: 0x35, JT: 201, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 475 else 274
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 274: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 275: if A == 0x0 goto 276 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 276: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 277: if A >= 0x4001 goto 278 else 279
+			{Code: 0x15, JT: 197, JF: 196, K: 0x4040},     // 278: if A == 0x4040 goto 476 else 475
+			{Code: 0x15, JT: 196, JF: 195, K: 0x4000},     // 279: if A == 0x4000 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 194, K: 0xcf},         // 280: if A == 0xcf goto 281 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 282: if A == 0x0 goto 283 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
+			{Code: 0x35, JT: 190, JF: 0, K: 0x80000000},   // 284: if A >= 0x80000000 goto 475 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 285: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 188, K: 0x0},          // 286: if A == 0x0 goto 287 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 287: A = arg3.lo
+			{Code: 0x15, JT: 187, JF: 0, K: 0x0},          // 288: if A == 0x0 goto 476 else 289
+			{Code: 0x15, JT: 186, JF: 185, K: 0x40},       // 289: if A == 0x40 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 290: if A >= 0x86 goto 291 else 316
+			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 291: if A >= 0xa7 goto 292 else 312
+			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 292: if A >= 0xac goto 293 else 294
+			{Code: 0x15, JT: 181, JF: 182, K: 0xad},       // 293: if A == 0xad goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 294: if A == 0xa7 goto 295 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 296: if A == 0x0 goto 297 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 176, K: 0x53564d41},   // 298: if A == 0x53564d41 goto 299 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 299: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 300: if A == 0x0 goto 301 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 301: A = arg1.lo
+			{Code: 0x15, JT: 173, JF: 172, K: 0x0},        // 302: if A == 0x0 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 171, K: 0xa8},         // 303: if A == 0xa8 goto 304 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 304: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 305: if A == 0x0 goto 306 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 306: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 307: if A == 0x0 goto 308 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 308: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 309: if A == 0x0 goto 310 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 310: A = arg2.lo
+			{Code: 0x15, JT: 164, JF: 163, K: 0x0},        // 311: if A == 0x0 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 312: if A >= 0x8c goto 313 else 314
+			{Code: 0x15, JT: 162, JF: 161, K: 0x9e},       // 313: if A == 0x9e goto 476 else 475
+			{Code: 0x15, JT: 161, JF: 0, K: 0x8b},         // 314: if A == 0x8b goto 476 else 315
+			{Code: 0x35, JT: 159, JF: 160, K: 0x88},       // 315: if A >= 0x88 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 316: if A >= 0x80 goto 317 else 329
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 317: if A >= 0x82 goto 318 else 319
+			{Code: 0x15, JT: 157, JF: 156, K: 0x84},       // 318: if A == 0x84 goto 476 else 475
+			{Code: 0x15, JT: 156, JF: 0, K: 0x80},         // 319: if A == 0x80 goto 476 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 321: if A == 0x0 goto 322 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
+			{Code: 0x15, JT: 151, JF: 0, K: 0x0},          // 323: if A == 0x0 goto 475 else 324
+			{Code: 0x35, JT: 150, JF: 0, K: 0x80000000},   // 324: if A >= 0x80000000 goto 475 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 326: if A == 0x0 goto 327 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x15, JT: 147, JF: 146, K: 0x9},        // 328: if A == 0x9 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 329: if A >= 0x7c goto 330 else 331
+			{Code: 0x15, JT: 145, JF: 144, K: 0x7c},       // 330: if A == 0x7c goto 476 else 475
+			{Code: 0x15, JT: 30, JF: 143, K: 0x7b},        // 331: if A == 0x7b goto 362 else 475
+			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 332: if A >= 0x3a goto 333 else 379
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 333: if A >= 0x50 goto 334 else 359
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 334: if A >= 0x5d goto 335 else 356
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 335: if A >= 0x60 goto 336 else 338
+			{Code: 0x35, JT: 139, JF: 0, K: 0x71},         // 336: if A >= 0x71 goto 476 else 337
+			{Code: 0x15, JT: 138, JF: 137, K: 0x65},       // 337: if A == 0x65 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 137, K: 0x5f},         // 338: if A == 0x5f goto 339 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 340: if A == 0x0 goto 341 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 132, K: 0x1},          // 342: if A == 0x1 goto 343 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 343: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 130, K: 0x0},          // 344: if A == 0x0 goto 345 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 345: A = arg1.lo
+			{Code: 0x15, JT: 128, JF: 0, K: 0x0},          // 346: if A == 0x0 goto 475 else 347
+			{Code: 0x35, JT: 127, JF: 0, K: 0x80000000},   // 347: if A >= 0x80000000 goto 475 else 348
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 349: if A == 0x0 goto 350 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 123, K: 0x1000005},    // 351: if A == 0x1000005 goto 352 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 352: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 353: if A == 0x0 goto 354 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 354: A = arg4.lo
+			{Code: 0x15, JT: 120, JF: 119, K: 0x0},        // 355: if A == 0x0 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 356: if A >= 0x54 goto 357 else 358
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 357: if A == 0x5a goto 476 else 475
+			{Code: 0x15, JT: 116, JF: 117, K: 0x51},       // 358: if A == 0x51 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 359: if A >= 0x45 goto 360 else 376
+			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 360: if A >= 0x4a goto 361 else 366
+			{Code: 0x15, JT: 0, JF: 113, K: 0x4e},         // 361: if A == 0x4e goto 362 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 362: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 363: if A == 0x0 goto 364 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 364: A = arg0.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 365: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 366: if A == 0x49 goto 367 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 367: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 106, K: 0x0},          // 368: if A == 0x0 goto 370 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 370: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 103, K: 0x1},          // 371: if A == 0x1 goto 372 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 372: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 101, K: 0x0},          // 373: if A == 0x0 goto 374 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 374: A = arg3.lo
+			{Code: 0x15, JT: 100, JF: 99, K: 0x0},         // 375: if A == 0x0 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 376: if A >= 0x41 goto 377 else 378
+			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 377: if A >= 0x43 goto 476 else 475
+			{Code: 0x35, JT: 97, JF: 96, K: 0x3d},         // 378: if A >= 0x3d goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 379: if A >= 0x1a goto 380 else 427
+			{Code: 0x35, JT: 0, JF: 25, K: 0x2f},          // 380: if A >= 0x2f goto 381 else 406
+			{Code: 0x35, JT: 0, JF: 15, K: 0x38},          // 381: if A >= 0x38 goto 382 else 397
+			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 382: if A == 0x38 goto 383 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 384: if A == 0x0 goto 385 else 391
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 386: if A >= 0x80000000 goto 392 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 387: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 388: if A == 0x0 goto 389 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 389: A = arg2.lo
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 390: if A & 0xffe3a2ff goto 475 else 476
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 82, K: 0xffffff9c},    // 392: if A == 0xffffff9c goto 393 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 393: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 394: if A == 0x0 goto 395 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 395: A = arg2.lo
+			{Code: 0x15, JT: 79, JF: 78, K: 0x80000},      // 396: if A == 0x80000 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 397: if A == 0x2f goto 398 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 398: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 399: if A == 0x0 goto 400 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 400: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 401: if A >= 0x80000000 goto 475 else 402
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 402: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 403: if A == 0x0 goto 404 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 404: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 405: if A & 0xffffff80 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 406: if A >= 0x2c goto 407 else 408
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 407: if A == 0x2d goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 408: if A == 0x1d goto 409 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 409: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 410: if A == 0x0 goto 411 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 411: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 412: if A >= 0x80000000 goto 475 else 413
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 413: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 414: if A == 0x0 goto 415 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 415: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 416: if A >= 0x5413 goto 417 else 421
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 417: if A >= 0x541c goto 418 else 419
+			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 418: if A == 0x5425 goto 476 else 475
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 419: if A == 0x541b goto 476 else 420
+			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 420: if A >= 0x5415 goto 475 else 476
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 421: if A >= 0x540c goto 422 else 423
+			{Code: 0x15, JT: 53, JF: 52, K: 0x5411},       // 422: if A == 0x5411 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 2, K: 0x5405},         // 423: if A >= 0x5405 goto 424 else 426
+			{Code: 0x35, JT: 51, JF: 50, K: 0x5409},       // 424: if A >= 0x5409 goto 476 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 425: return 0x50001
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 426: if A >= 0x5401 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 427: if A >= 0x13 goto 428 else 472
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 428: if A >= 0x15 goto 429 else 459
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 429: if A == 0x15 goto 430 else 443
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 430: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 431: if A == 0x0 goto 432 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 432: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 433: if A >= 0x80000000 goto 475 else 434
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 434: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 435: if A == 0x0 goto 436 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 436: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 437: if A == 0x0 goto 475 else 438
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 438: if A >= 0x3 goto 475 else 439
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 439: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 440: if A == 0x0 goto 441 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 441: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 442: if A >= 0x80000000 goto 475 else 476
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 443: if A == 0x19 goto 444 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 445: if A == 0x0 goto 446 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 447: if A >= 0x80000000 goto 475 else 448
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 448: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 449: if A == 0x0 goto 450 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 450: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 451: if A >= 0x4 goto 452 else 458
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 452: if A == 0x406 goto 476 else 453
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 453: if A == 0x4 goto 454 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 454: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 455: if A == 0x0 goto 456 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 456: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 457: if A & 0xfff9f3ff goto 475 else 476
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 458: if A == 0x3 goto 476 else 475
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 459: if A == 0x13 goto 460 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 460: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 461: if A == 0x0 goto 462 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 462: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 463: if A == 0x0 goto 464 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 464: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 465: if A == 0x0 goto 466 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 466: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 467: if A == 0x80800 goto 476 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 468: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 469: if A == 0x0 goto 470 else 475
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 470: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 471: if A == 0x80000 goto 476 else 475
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 472: if A >= 0x9 goto 473 else 474
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 473: if A == 0xb goto 476 else 475
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 474: if A == 0x8 goto 476 else 475
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 475: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 476: return 0x7fff0000
 		},
 	},
 	{
@@ -504,11 +505,11 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 181, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 183
+			{Code: 0x15, JT: 0, JF: 182, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 86, K: 0x75},          // 3: if A == 0x75 goto 4 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 5: if A == 0x0 goto 6 else 183
+			{Code: 0x15, JT: 0, JF: 178, K: 0x0},          // 5: if A == 0x0 goto 6 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 49, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 57
 			{Code: 0x35, JT: 0, JF: 49, K: 0x21},          // 8: if A >= 0x21 goto 9 else 58
@@ -516,471 +517,472 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 74, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 85 else 11
 			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 11: if A == 0x4202 goto 12 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 12: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 13: if A == 0x0 goto 14 else 183
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 13: if A == 0x0 goto 14 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 14: A = arg1.lo
-			{Code: 0x15, JT: 167, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 183 else 16
-			{Code: 0x35, JT: 166, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 183 else 17
-			{Code: 0x05, JT: 0, JF: 0, K: 0x121},          // 17: goto 307
+			{Code: 0x15, JT: 168, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 184 else 16
+			{Code: 0x35, JT: 167, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 184 else 17
+			{Code: 0x05, JT: 0, JF: 0, K: 0x122},          // 17: goto 308
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 18: if A == 0x4206 goto 19 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 19: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 20: if A == 0x0 goto 21 else 183
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 20: if A == 0x0 goto 21 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 21: A = arg1.lo
-			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 183 else 23
-			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 183 else 24
+			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 184 else 23
+			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 184 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 24: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 25: if A == 0x0 goto 26 else 183
+			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 25: if A == 0x0 goto 26 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 26: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 27: if A == 0x0 goto 28 else 183
+			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 27: if A == 0x0 goto 28 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 28: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 29: if A == 0x0 goto 30 else 183
+			{Code: 0x15, JT: 0, JF: 154, K: 0x0},          // 29: if A == 0x0 goto 30 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 30: A = arg3.lo
-			{Code: 0x15, JT: 180, JF: 151, K: 0x100001},   // 31: if A == 0x100001 goto 212 else 183
+			{Code: 0x15, JT: 180, JF: 152, K: 0x100001},   // 31: if A == 0x100001 goto 212 else 184
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 32: if A == 0x420b goto 33 else 42
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 33: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 34: if A == 0x0 goto 35 else 183
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 34: if A == 0x0 goto 35 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
-			{Code: 0x15, JT: 146, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 183 else 37
-			{Code: 0x35, JT: 145, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 183 else 38
+			{Code: 0x15, JT: 147, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 184 else 37
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 184 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 38: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 39: if A == 0x0 goto 40 else 183
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 39: if A == 0x0 goto 40 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 40: A = arg2.lo
-			{Code: 0x15, JT: 170, JF: 141, K: 0x8},        // 41: if A == 0x8 goto 212 else 183
-			{Code: 0x35, JT: 0, JF: 140, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 183
-			{Code: 0x35, JT: 139, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 183 else 44
+			{Code: 0x15, JT: 170, JF: 142, K: 0x8},        // 41: if A == 0x8 goto 212 else 184
+			{Code: 0x35, JT: 0, JF: 141, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 184
+			{Code: 0x35, JT: 140, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 184 else 44
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 45: if A == 0x0 goto 46 else 183
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 45: if A == 0x0 goto 46 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
-			{Code: 0x15, JT: 135, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 183 else 48
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 183 else 49
+			{Code: 0x15, JT: 136, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 184 else 48
+			{Code: 0x35, JT: 135, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 184 else 49
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 49: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 50: if A == 0x0 goto 51 else 183
+			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 50: if A == 0x0 goto 51 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 51: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 3, K: 0x3},            // 52: if A >= 0x3 goto 53 else 56
 			{Code: 0x35, JT: 0, JF: 1, K: 0x404},          // 53: if A >= 0x404 goto 54 else 55
-			{Code: 0x35, JT: 128, JF: 157, K: 0x406},      // 54: if A >= 0x406 goto 183 else 212
-			{Code: 0x15, JT: 156, JF: 127, K: 0x401},      // 55: if A == 0x401 goto 212 else 183
-			{Code: 0x15, JT: 126, JF: 155, K: 0x0},        // 56: if A == 0x0 goto 183 else 212
+			{Code: 0x35, JT: 129, JF: 157, K: 0x406},      // 54: if A >= 0x406 goto 184 else 212
+			{Code: 0x15, JT: 156, JF: 128, K: 0x401},      // 55: if A == 0x401 goto 212 else 184
+			{Code: 0x15, JT: 127, JF: 155, K: 0x0},        // 56: if A == 0x0 goto 184 else 212
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 57: if A == 0x7 goto 58 else 67
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 59: if A == 0x0 goto 60 else 183
+			{Code: 0x15, JT: 0, JF: 124, K: 0x0},          // 59: if A == 0x0 goto 60 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
-			{Code: 0x15, JT: 121, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 183 else 62
-			{Code: 0x35, JT: 120, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 183 else 63
+			{Code: 0x15, JT: 122, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 184 else 62
+			{Code: 0x35, JT: 121, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 184 else 63
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 64: if A == 0x0 goto 65 else 183
+			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 64: if A == 0x0 goto 65 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 43, JF: 116, K: 0x0},         // 66: if A == 0x0 goto 110 else 183
+			{Code: 0x15, JT: 43, JF: 117, K: 0x0},         // 66: if A == 0x0 goto 110 else 184
 			{Code: 0x35, JT: 0, JF: 16, K: 0x3},           // 67: if A >= 0x3 goto 68 else 84
-			{Code: 0x15, JT: 0, JF: 114, K: 0x9},          // 68: if A == 0x9 goto 69 else 183
+			{Code: 0x15, JT: 0, JF: 115, K: 0x9},          // 68: if A == 0x9 goto 69 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 69: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 70: if A == 0x0 goto 71 else 183
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 70: if A == 0x0 goto 71 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 71: A = arg1.lo
-			{Code: 0x15, JT: 110, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 183 else 73
-			{Code: 0x35, JT: 109, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 183 else 74
+			{Code: 0x15, JT: 111, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 184 else 73
+			{Code: 0x35, JT: 110, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 184 else 74
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 75: if A == 0x0 goto 76 else 183
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 75: if A == 0x0 goto 76 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 77: if A == 0x0 goto 78 else 183
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 77: if A == 0x0 goto 78 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 78: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 79: if A == 0x0 goto 80 else 183
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 79: if A == 0x0 goto 80 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 80: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8},            // 81: if A >= 0x8 goto 82 else 83
-			{Code: 0x15, JT: 129, JF: 100, K: 0xb},        // 82: if A == 0xb goto 212 else 183
-			{Code: 0x15, JT: 128, JF: 99, K: 0x7},         // 83: if A == 0x7 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 98, K: 0x2},           // 84: if A == 0x2 goto 85 else 183
+			{Code: 0x15, JT: 129, JF: 101, K: 0xb},        // 82: if A == 0xb goto 212 else 184
+			{Code: 0x15, JT: 128, JF: 100, K: 0x7},        // 83: if A == 0x7 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 99, K: 0x2},           // 84: if A == 0x2 goto 85 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 85: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 86: if A == 0x0 goto 87 else 183
+			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 86: if A == 0x0 goto 87 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
-			{Code: 0x15, JT: 94, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 183 else 89
-			{Code: 0x35, JT: 93, JF: 122, K: 0x80000000},  // 89: if A >= 0x80000000 goto 183 else 212
+			{Code: 0x15, JT: 95, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 184 else 89
+			{Code: 0x35, JT: 94, JF: 122, K: 0x80000000},  // 89: if A >= 0x80000000 goto 184 else 212
 			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 92: if A == 0x0 goto 93 else 183
+			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 92: if A == 0x0 goto 93 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 94: if A == monitor_pid goto 95 else 102
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 96: if A == 0x0 goto 97 else 183
+			{Code: 0x15, JT: 0, JF: 87, K: 0x0},           // 96: if A == 0x0 goto 97 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
 			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 110 else 99
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
-			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 183 else 101
-			{Code: 0x35, JT: 81, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 183 else 106
-			{Code: 0x15, JT: 80, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 183 else 103
-			{Code: 0x35, JT: 79, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 183 else 104
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 184 else 101
+			{Code: 0x35, JT: 82, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 184 else 106
+			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 184 else 103
+			{Code: 0x35, JT: 80, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 184 else 104
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 104: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 105: if A == 0x0 goto 106 else 183
+			{Code: 0x15, JT: 0, JF: 78, K: 0x0},           // 105: if A == 0x0 goto 106 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 106: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
-			{Code: 0x15, JT: 1, JF: 74, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 183
-			{Code: 0x15, JT: 0, JF: 73, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 183
-			{Code: 0x05, JT: 0, JF: 0, K: 0x104},          // 110: goto 371
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
+			{Code: 0x15, JT: 1, JF: 75, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 184
+			{Code: 0x15, JT: 0, JF: 74, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 184
+			{Code: 0x05, JT: 0, JF: 0, K: 0x105},          // 110: goto 372
+			{Code: 0x15, JT: 0, JF: 20, K: 0x83},          // 111: if A == 0x83 goto 112 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 113: if A == 0x0 goto 114 else 183
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 113: if A == 0x0 goto 114 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 115: if A == sentry_pid goto 116 else 120
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 116: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 117: if A == 0x0 goto 118 else 183
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 117: if A == 0x0 goto 118 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 118: A = arg2.lo
-			{Code: 0x35, JT: 63, JF: 92, K: 0x41},         // 119: if A >= 0x41 goto 183 else 212
-			{Code: 0x15, JT: 62, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 183 else 121
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 183 else 122
+			{Code: 0x35, JT: 64, JF: 92, K: 0x41},         // 119: if A >= 0x41 goto 184 else 212
+			{Code: 0x15, JT: 63, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 184 else 121
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 184 else 122
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 123: if A == 0x0 goto 124 else 183
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 123: if A == 0x0 goto 124 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
-			{Code: 0x15, JT: 57, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 183 else 126
-			{Code: 0x35, JT: 56, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 183 else 127
+			{Code: 0x15, JT: 58, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 184 else 126
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 184 else 127
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 127: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 54, K: 0x0},           // 128: if A == 0x0 goto 129 else 183
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 128: if A == 0x0 goto 129 else 184
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
-			{Code: 0x15, JT: 81, JF: 52, K: 0x11},         // 130: if A == 0x11 goto 212 else 183
-			{Code: 0x15, JT: 229, JF: 0, K: 0x7a},         // 131: if A == 0x7a goto 361 else 132
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 132: if A == 0x62 goto 133 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 134: if A == 0x0 goto 135 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 136: if A >= 0x80 goto 137 else 183
-			{Code: 0x35, JT: 45, JF: 74, K: 0x82},         // 137: if A >= 0x82 goto 183 else 212
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 138: if A == 0x16 goto 139 else 143
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 139: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 140: if A == 0x0 goto 141 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 141: A = arg0.lo
-			{Code: 0x35, JT: 40, JF: 208, K: 0x80000000},  // 142: if A >= 0x80000000 goto 183 else 351
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 143: if A == 0x1b5 goto 144 else 152
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 144: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 145: if A == 0x0 goto 146 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 146: A = arg0.lo
-			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 147: if A >= 0x80000000 goto 183 else 148
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 148: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 149: if A == 0x0 goto 150 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 150: A = arg3.lo
-			{Code: 0x15, JT: 60, JF: 31, K: 0x18},         // 151: if A == 0x18 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 152: if A == 0x4f goto 153 else 162
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 153: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 154: if A == 0x0 goto 155 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 155: A = arg0.lo
-			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 156: if A >= 0x80000000 goto 183 else 157
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 157: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 158: if A == 0x0 goto 159 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 159: A = arg3.lo
-			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 160: if A == 0x0 goto 212 else 161
-			{Code: 0x15, JT: 50, JF: 21, K: 0x900},        // 161: if A == 0x900 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 162: if A == 0xde goto 163 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 163: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 164: if A == 0x0 goto 165 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 165: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 166: if A == 0x0 goto 167 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 167: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 168: if A == 0x0 goto 169 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 169: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 170: if A >= 0x23 goto 171 else 172
-			{Code: 0x15, JT: 40, JF: 11, K: 0x32},         // 171: if A == 0x32 goto 212 else 183
-			{Code: 0x15, JT: 39, JF: 10, K: 0x22},         // 172: if A == 0x22 goto 212 else 183
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 173: if A == 0x3 goto 174 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 174: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 175: if A == 0x0 goto 176 else 183
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 176: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 177: if A >= 0x23 goto 178 else 186
-			{Code: 0x15, JT: 33, JF: 0, K: 0x32},          // 178: if A == 0x32 goto 212 else 179
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 180: if A == 0x0 goto 181 else 193
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 181: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 182: if A == 0x0 goto 184 else 193
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 183: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
-			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 185: if A == 0x28 goto 212 else 194
-			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 186: if A == 0x22 goto 212 else 187
-			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 187: if A >= 0x2 goto 368 else 195
-			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 188: if A >= 0x2 goto 368 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 189: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 190: if A == 0x0 goto 191 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 191: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 192: if A >= 0x2 goto 194 else 195
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 194: if A == 0x4001 goto 196 else 368
-			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 195: if A == 0x0 goto 368 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 196: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 197: if A == 0x0 goto 198 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 198: A = arg4.lo
-			{Code: 0x35, JT: 168, JF: 12, K: 0x80000000},  // 199: if A >= 0x80000000 goto 368 else 212
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 200: if A == 0xe9 goto 201 else 210
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 202: if A == 0x0 goto 203 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 204: if A >= 0x8 goto 205 else 209
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 205: if A >= 0x10 goto 206 else 207
-			{Code: 0x15, JT: 5, JF: 161, K: 0x19},         // 206: if A == 0x19 goto 212 else 368
-			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 207: if A == 0x8 goto 212 else 208
-			{Code: 0x35, JT: 3, JF: 159, K: 0xe},          // 208: if A >= 0xe goto 212 else 368
-			{Code: 0x15, JT: 2, JF: 158, K: 0x4},          // 209: if A == 0x4 goto 212 else 368
-			{Code: 0x35, JT: 0, JF: 120, K: 0x73},         // 210: if A >= 0x73 goto 211 else 331
-			{Code: 0x35, JT: 1, JF: 77, K: 0xb4},          // 211: if A >= 0xb4 goto 213 else 289
+			{Code: 0x15, JT: 81, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 212 else 131
+			{Code: 0x15, JT: 80, JF: 52, K: 0x11},         // 131: if A == 0x11 goto 212 else 184
+			{Code: 0x15, JT: 229, JF: 0, K: 0x7a},         // 132: if A == 0x7a goto 362 else 133
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 133: if A == 0x62 goto 134 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 134: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 135: if A == 0x0 goto 136 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 136: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 137: if A >= 0x80 goto 138 else 184
+			{Code: 0x35, JT: 45, JF: 73, K: 0x82},         // 138: if A >= 0x82 goto 184 else 212
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 139: if A == 0x16 goto 140 else 144
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 141: if A == 0x0 goto 142 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
+			{Code: 0x35, JT: 40, JF: 208, K: 0x80000000},  // 143: if A >= 0x80000000 goto 184 else 352
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 144: if A == 0x1b5 goto 145 else 153
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 146: if A == 0x0 goto 147 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 148: if A >= 0x80000000 goto 184 else 149
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 149: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 150: if A == 0x0 goto 151 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 151: A = arg3.lo
+			{Code: 0x15, JT: 59, JF: 31, K: 0x18},         // 152: if A == 0x18 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 153: if A == 0x4f goto 154 else 163
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 154: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 155: if A == 0x0 goto 156 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 156: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 157: if A >= 0x80000000 goto 184 else 158
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 158: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 159: if A == 0x0 goto 160 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 160: A = arg3.lo
+			{Code: 0x15, JT: 50, JF: 0, K: 0x0},           // 161: if A == 0x0 goto 212 else 162
+			{Code: 0x15, JT: 49, JF: 21, K: 0x900},        // 162: if A == 0x900 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 163: if A == 0xde goto 164 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 164: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 165: if A == 0x0 goto 166 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 166: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 167: if A == 0x0 goto 168 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 169: if A == 0x0 goto 170 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 171: if A >= 0x23 goto 172 else 173
+			{Code: 0x15, JT: 39, JF: 11, K: 0x32},         // 172: if A == 0x32 goto 212 else 184
+			{Code: 0x15, JT: 38, JF: 10, K: 0x22},         // 173: if A == 0x22 goto 212 else 184
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 174: if A == 0x3 goto 175 else 189
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 175: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 176: if A == 0x0 goto 177 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 177: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 178: if A >= 0x23 goto 179 else 187
+			{Code: 0x15, JT: 32, JF: 0, K: 0x32},          // 179: if A == 0x32 goto 212 else 180
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 181: if A == 0x0 goto 182 else 194
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 183: if A == 0x0 goto 185 else 194
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 184: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 185: A = arg3.lo
+			{Code: 0x15, JT: 25, JF: 8, K: 0x28},          // 186: if A == 0x28 goto 212 else 195
+			{Code: 0x15, JT: 24, JF: 0, K: 0x22},          // 187: if A == 0x22 goto 212 else 188
+			{Code: 0x35, JT: 180, JF: 7, K: 0x2},          // 188: if A >= 0x2 goto 369 else 196
+			{Code: 0x35, JT: 179, JF: 0, K: 0x2},          // 189: if A >= 0x2 goto 369 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 190: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 191: if A == 0x0 goto 192 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 193: if A >= 0x2 goto 195 else 196
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 194: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 173, K: 0x4001},       // 195: if A == 0x4001 goto 197 else 369
+			{Code: 0x15, JT: 172, JF: 0, K: 0x0},          // 196: if A == 0x0 goto 369 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 197: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 170, K: 0x0},          // 198: if A == 0x0 goto 199 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 199: A = arg4.lo
+			{Code: 0x35, JT: 168, JF: 11, K: 0x80000000},  // 200: if A >= 0x80000000 goto 369 else 212
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 201: if A == 0xe9 goto 202 else 211
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 202: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 203: if A == 0x0 goto 204 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 204: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 205: if A >= 0x8 goto 206 else 210
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 206: if A >= 0x10 goto 207 else 208
+			{Code: 0x15, JT: 4, JF: 161, K: 0x19},         // 207: if A == 0x19 goto 212 else 369
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 208: if A == 0x8 goto 212 else 209
+			{Code: 0x35, JT: 2, JF: 159, K: 0xe},          // 209: if A >= 0xe goto 212 else 369
+			{Code: 0x15, JT: 1, JF: 158, K: 0x4},          // 210: if A == 0x4 goto 212 else 369
+			{Code: 0x35, JT: 1, JF: 120, K: 0x73},         // 211: if A >= 0x73 goto 213 else 332
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 212: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 213: if A >= 0xe0 goto 214 else 251
-			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 214: if A >= 0x118 goto 215 else 234
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 215: if A >= 0x11c goto 216 else 229
-			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 216: if A == 0x1b7 goto 217 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 217: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 218: if A == 0x0 goto 219 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 219: A = arg0.lo
-			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 220: if A >= 0x80000000 goto 476 else 221
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 221: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 222: if A == 0x0 goto 223 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 223: A = arg2.lo
-			{Code: 0x35, JT: 251, JF: 0, K: 0x8},          // 224: if A >= 0x8 goto 476 else 225
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 225: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 226: if A == 0x0 goto 227 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 227: A = arg3.lo
-			{Code: 0x15, JT: 248, JF: 247, K: 0x200},      // 228: if A == 0x200 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 246, K: 0x11b},        // 229: if A == 0x11b goto 230 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 230: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 231: if A == 0x0 goto 232 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 232: A = arg0.lo
-			{Code: 0x35, JT: 242, JF: 64, K: 0x2},         // 233: if A >= 0x2 goto 476 else 298
-			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 234: if A >= 0x116 goto 235 else 246
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 235: if A == 0x116 goto 236 else 240
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 236: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 237: if A == 0x0 goto 238 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 238: A = arg2.lo
-			{Code: 0x45, JT: 236, JF: 237, K: 0xfffffffe}, // 239: if A & 0xfffffffe goto 476 else 477
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 241: if A == 0x0 goto 242 else 244
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
-			{Code: 0x15, JT: 233, JF: 1, K: 0x1},          // 243: if A == 0x1 goto 477 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
-			{Code: 0x45, JT: 177, JF: 230, K: 0x2},        // 245: if A & 0x2 goto 423 else 476
-			{Code: 0x15, JT: 0, JF: 229, K: 0x105},        // 246: if A == 0x105 goto 247 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 247: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 248: if A == 0x0 goto 249 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 249: A = arg0.lo
-			{Code: 0x15, JT: 56, JF: 225, K: 0x0},         // 250: if A == 0x0 goto 307 else 476
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 251: if A >= 0xd4 goto 252 else 268
-			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 252: if A >= 0xdc goto 253 else 267
-			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 253: if A == 0xdc goto 254 else 258
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 255: if A == 0x0 goto 256 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
-			{Code: 0x15, JT: 219, JF: 218, K: 0x50f00},    // 257: if A == 0x50f00 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 217, K: 0xdf},         // 258: if A == 0xdf goto 259 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 259: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 260: if A == 0x0 goto 261 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 261: A = arg0.lo
-			{Code: 0x35, JT: 213, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 476 else 263
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 264: if A == 0x0 goto 265 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
-			{Code: 0x35, JT: 209, JF: 210, K: 0x6},        // 266: if A >= 0x6 goto 476 else 477
-			{Code: 0x15, JT: 209, JF: 208, K: 0xd7},       // 267: if A == 0xd7 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 268: if A == 0xd3 goto 269 else 279
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 269: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 270: if A == 0x0 goto 271 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 271: A = arg0.lo
-			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 272: if A >= 0x80000000 goto 476 else 273
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 273: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 274: if A == 0x0 goto 275 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 275: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 276: if A >= 0x4001 goto 277 else 278
-			{Code: 0x15, JT: 199, JF: 198, K: 0x4040},     // 277: if A == 0x4040 goto 477 else 476
-			{Code: 0x15, JT: 198, JF: 197, K: 0x4000},     // 278: if A == 0x4000 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 196, K: 0xcf},         // 279: if A == 0xcf goto 280 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 280: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 281: if A == 0x0 goto 282 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 282: A = arg0.lo
-			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 283: if A >= 0x80000000 goto 476 else 284
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 284: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 285: if A == 0x0 goto 286 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 286: A = arg3.lo
-			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 287: if A == 0x0 goto 477 else 288
-			{Code: 0x15, JT: 188, JF: 187, K: 0x40},       // 288: if A == 0x40 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 289: if A >= 0x86 goto 290 else 315
-			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 290: if A >= 0xa7 goto 291 else 311
-			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 291: if A >= 0xac goto 292 else 293
-			{Code: 0x15, JT: 183, JF: 184, K: 0xad},       // 292: if A == 0xad goto 476 else 477
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 293: if A == 0xa7 goto 294 else 302
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 294: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 295: if A == 0x0 goto 296 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 296: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 178, K: 0x53564d41},   // 297: if A == 0x53564d41 goto 298 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 298: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 299: if A == 0x0 goto 300 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 300: A = arg1.lo
-			{Code: 0x15, JT: 175, JF: 174, K: 0x0},        // 301: if A == 0x0 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 173, K: 0xa8},         // 302: if A == 0xa8 goto 303 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 303: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 304: if A == 0x0 goto 305 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 305: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 306: if A == 0x0 goto 307 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 307: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 308: if A == 0x0 goto 309 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 309: A = arg2.lo
-			{Code: 0x15, JT: 166, JF: 165, K: 0x0},        // 310: if A == 0x0 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 311: if A >= 0x8c goto 312 else 313
-			{Code: 0x15, JT: 164, JF: 163, K: 0x9e},       // 312: if A == 0x9e goto 477 else 476
-			{Code: 0x15, JT: 163, JF: 0, K: 0x8b},         // 313: if A == 0x8b goto 477 else 314
-			{Code: 0x35, JT: 161, JF: 162, K: 0x88},       // 314: if A >= 0x88 goto 476 else 477
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 315: if A >= 0x80 goto 316 else 328
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 316: if A >= 0x82 goto 317 else 318
-			{Code: 0x15, JT: 159, JF: 158, K: 0x84},       // 317: if A == 0x84 goto 477 else 476
-			{Code: 0x15, JT: 158, JF: 0, K: 0x80},         // 318: if A == 0x80 goto 477 else 319
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 319: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 320: if A == 0x0 goto 321 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
-			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 322: if A == 0x0 goto 476 else 323
-			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 323: if A >= 0x80000000 goto 476 else 324
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 324: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 325: if A == 0x0 goto 326 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 326: A = arg1.lo
-			{Code: 0x15, JT: 149, JF: 148, K: 0x9},        // 327: if A == 0x9 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 328: if A >= 0x7c goto 329 else 330
-			{Code: 0x15, JT: 147, JF: 146, K: 0x7c},       // 329: if A == 0x7c goto 477 else 476
-			{Code: 0x15, JT: 30, JF: 145, K: 0x7b},        // 330: if A == 0x7b goto 361 else 476
-			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 331: if A >= 0x3a goto 332 else 378
-			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 332: if A >= 0x50 goto 333 else 358
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 333: if A >= 0x5d goto 334 else 355
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 334: if A >= 0x60 goto 335 else 337
-			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 335: if A >= 0x71 goto 477 else 336
-			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 336: if A == 0x65 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 337: if A == 0x5f goto 338 else 477
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 338: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 339: if A == 0x0 goto 340 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 340: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 341: if A == 0x1 goto 342 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 343: if A == 0x0 goto 344 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 345: if A == 0x0 goto 476 else 346
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 346: if A >= 0x80000000 goto 476 else 347
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 347: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 348: if A == 0x0 goto 349 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 349: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 350: if A == 0x1000005 goto 351 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 351: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 352: if A == 0x0 goto 353 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 353: A = arg4.lo
-			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 354: if A == 0x0 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 355: if A >= 0x54 goto 356 else 357
-			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 356: if A == 0x5a goto 477 else 476
-			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 357: if A == 0x51 goto 476 else 477
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 358: if A >= 0x45 goto 359 else 375
-			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 359: if A >= 0x4a goto 360 else 365
-			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 360: if A == 0x4e goto 361 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 362: if A == 0x0 goto 363 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
-			{Code: 0x35, JT: 111, JF: 112, K: 0x80000000}, // 364: if A >= 0x80000000 goto 476 else 477
-			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 365: if A == 0x49 goto 366 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 366: A = arg1.hi
-			{Code: 0x15, JT: 1, JF: 108, K: 0x0},          // 367: if A == 0x0 goto 369 else 476
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 105, K: 0x1},          // 370: if A == 0x1 goto 371 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 371: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 372: if A == 0x0 goto 373 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 373: A = arg3.lo
-			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 374: if A == 0x0 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 375: if A >= 0x41 goto 376 else 377
-			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 376: if A >= 0x43 goto 477 else 476
-			{Code: 0x35, JT: 99, JF: 98, K: 0x3d},         // 377: if A >= 0x3d goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 378: if A >= 0x1a goto 379 else 428
-			{Code: 0x35, JT: 0, JF: 27, K: 0x2f},          // 379: if A >= 0x2f goto 380 else 407
-			{Code: 0x35, JT: 0, JF: 17, K: 0x38},          // 380: if A >= 0x38 goto 381 else 398
-			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 381: if A == 0x38 goto 382 else 477
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 382: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 383: if A == 0x0 goto 384 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 384: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 385: if A >= 0x80000000 goto 392 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 386: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 387: if A == 0x0 goto 388 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 388: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 389: if A & 0xffe3a2ff goto 390 else 477
-			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 390: if A & 0xffe3a0fc goto 476 else 477
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 392: if A == 0xffffff9c goto 393 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 393: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 394: if A == 0x0 goto 395 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 395: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 396: if A >= 0x80001 goto 397 else 472
-			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 397: if A == 0x284000 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 398: if A == 0x2f goto 399 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 399: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 400: if A == 0x0 goto 401 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 401: A = arg0.lo
-			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 402: if A >= 0x80000000 goto 476 else 403
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 403: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 404: if A == 0x0 goto 405 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 405: A = arg1.lo
-			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 406: if A & 0xffffff80 goto 476 else 477
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 407: if A >= 0x2c goto 408 else 409
-			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 408: if A == 0x2d goto 476 else 477
-			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 409: if A == 0x1d goto 410 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 410: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 411: if A == 0x0 goto 412 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 412: A = arg0.lo
-			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 413: if A >= 0x80000000 goto 476 else 414
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 414: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 415: if A == 0x0 goto 416 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 416: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 417: if A >= 0x5413 goto 418 else 422
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 418: if A >= 0x541c goto 419 else 420
-			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 419: if A == 0x5425 goto 477 else 476
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 420: if A == 0x541b goto 477 else 421
-			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 421: if A >= 0x5415 goto 476 else 477
-			{Code: 0x35, JT: 1, JF: 2, K: 0x540c},         // 422: if A >= 0x540c goto 424 else 425
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 423: return 0x50001
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 424: if A == 0x5411 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 425: if A >= 0x5405 goto 426 else 427
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 426: if A >= 0x5409 goto 477 else 476
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 427: if A >= 0x5401 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 428: if A >= 0x13 goto 429 else 473
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 429: if A >= 0x15 goto 430 else 460
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 430: if A == 0x15 goto 431 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 431: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 432: if A == 0x0 goto 433 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 433: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 434: if A >= 0x80000000 goto 476 else 435
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 435: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 436: if A == 0x0 goto 437 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 437: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 438: if A == 0x0 goto 476 else 439
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 439: if A >= 0x3 goto 476 else 440
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 440: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 441: if A == 0x0 goto 442 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 442: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 443: if A >= 0x80000000 goto 476 else 477
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 444: if A == 0x19 goto 445 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 446: if A == 0x0 goto 447 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 448: if A >= 0x80000000 goto 476 else 449
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 449: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 450: if A == 0x0 goto 451 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 451: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 452: if A >= 0x4 goto 453 else 459
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 453: if A == 0x406 goto 477 else 454
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 454: if A == 0x4 goto 455 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 455: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 456: if A == 0x0 goto 457 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 457: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 458: if A & 0xfff9f3ff goto 476 else 477
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 459: if A == 0x3 goto 477 else 476
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 460: if A == 0x13 goto 461 else 469
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 461: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 462: if A == 0x0 goto 463 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 463: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 464: if A == 0x0 goto 465 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 465: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 466: if A == 0x0 goto 467 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 467: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 468: if A == 0x80800 goto 477 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 469: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 470: if A == 0x0 goto 471 else 476
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 471: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 472: if A == 0x80000 goto 477 else 476
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 473: if A >= 0x9 goto 474 else 475
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 474: if A == 0xb goto 477 else 476
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 475: if A == 0x8 goto 477 else 476
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 476: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 477: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 76, K: 0xb4},          // 213: if A >= 0xb4 goto 214 else 290
+			{Code: 0x35, JT: 0, JF: 37, K: 0xe0},          // 214: if A >= 0xe0 goto 215 else 252
+			{Code: 0x35, JT: 0, JF: 19, K: 0x118},         // 215: if A >= 0x118 goto 216 else 235
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 216: if A >= 0x11c goto 217 else 230
+			{Code: 0x15, JT: 0, JF: 151, K: 0x1b7},        // 217: if A == 0x1b7 goto 218 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 218: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 149, K: 0x0},          // 219: if A == 0x0 goto 220 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 220: A = arg0.lo
+			{Code: 0x35, JT: 255, JF: 0, K: 0x80000000},   // 221: if A >= 0x80000000 goto 477 else 222
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 253, K: 0x0},          // 223: if A == 0x0 goto 224 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
+			{Code: 0x35, JT: 251, JF: 0, K: 0x8},          // 225: if A >= 0x8 goto 477 else 226
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 226: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 227: if A == 0x0 goto 228 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 228: A = arg3.lo
+			{Code: 0x15, JT: 248, JF: 247, K: 0x200},      // 229: if A == 0x200 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 246, K: 0x11b},        // 230: if A == 0x11b goto 231 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 231: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 244, K: 0x0},          // 232: if A == 0x0 goto 233 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 233: A = arg0.lo
+			{Code: 0x35, JT: 242, JF: 64, K: 0x2},         // 234: if A >= 0x2 goto 477 else 299
+			{Code: 0x35, JT: 0, JF: 11, K: 0x116},         // 235: if A >= 0x116 goto 236 else 247
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 236: if A == 0x116 goto 237 else 241
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 238, K: 0x0},          // 238: if A == 0x0 goto 239 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
+			{Code: 0x45, JT: 236, JF: 237, K: 0xfffffffe}, // 240: if A & 0xfffffffe goto 477 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 241: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 242: if A == 0x0 goto 243 else 245
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 243: A = arg1.lo
+			{Code: 0x15, JT: 233, JF: 1, K: 0x1},          // 244: if A == 0x1 goto 478 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
+			{Code: 0x45, JT: 177, JF: 230, K: 0x2},        // 246: if A & 0x2 goto 424 else 477
+			{Code: 0x15, JT: 0, JF: 229, K: 0x105},        // 247: if A == 0x105 goto 248 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 248: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 249: if A == 0x0 goto 250 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 250: A = arg0.lo
+			{Code: 0x15, JT: 56, JF: 225, K: 0x0},         // 251: if A == 0x0 goto 308 else 477
+			{Code: 0x35, JT: 0, JF: 16, K: 0xd4},          // 252: if A >= 0xd4 goto 253 else 269
+			{Code: 0x35, JT: 0, JF: 14, K: 0xdc},          // 253: if A >= 0xdc goto 254 else 268
+			{Code: 0x15, JT: 0, JF: 4, K: 0xdc},           // 254: if A == 0xdc goto 255 else 259
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 255: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 220, K: 0x0},          // 256: if A == 0x0 goto 257 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 257: A = arg0.lo
+			{Code: 0x15, JT: 219, JF: 218, K: 0x50f00},    // 258: if A == 0x50f00 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 217, K: 0xdf},         // 259: if A == 0xdf goto 260 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 260: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 261: if A == 0x0 goto 262 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 262: A = arg0.lo
+			{Code: 0x35, JT: 213, JF: 0, K: 0x80000000},   // 263: if A >= 0x80000000 goto 477 else 264
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 264: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 211, K: 0x0},          // 265: if A == 0x0 goto 266 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 266: A = arg3.lo
+			{Code: 0x35, JT: 209, JF: 210, K: 0x6},        // 267: if A >= 0x6 goto 477 else 478
+			{Code: 0x15, JT: 209, JF: 208, K: 0xd7},       // 268: if A == 0xd7 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 269: if A == 0xd3 goto 270 else 280
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 270: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 205, K: 0x0},          // 271: if A == 0x0 goto 272 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 272: A = arg0.lo
+			{Code: 0x35, JT: 203, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 477 else 274
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 274: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 275: if A == 0x0 goto 276 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 276: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 277: if A >= 0x4001 goto 278 else 279
+			{Code: 0x15, JT: 199, JF: 198, K: 0x4040},     // 278: if A == 0x4040 goto 478 else 477
+			{Code: 0x15, JT: 198, JF: 197, K: 0x4000},     // 279: if A == 0x4000 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 196, K: 0xcf},         // 280: if A == 0xcf goto 281 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 281: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 282: if A == 0x0 goto 283 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 283: A = arg0.lo
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 284: if A >= 0x80000000 goto 477 else 285
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 285: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 286: if A == 0x0 goto 287 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 287: A = arg3.lo
+			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 288: if A == 0x0 goto 478 else 289
+			{Code: 0x15, JT: 188, JF: 187, K: 0x40},       // 289: if A == 0x40 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 25, K: 0x86},          // 290: if A >= 0x86 goto 291 else 316
+			{Code: 0x35, JT: 0, JF: 20, K: 0xa7},          // 291: if A >= 0xa7 goto 292 else 312
+			{Code: 0x35, JT: 0, JF: 1, K: 0xac},           // 292: if A >= 0xac goto 293 else 294
+			{Code: 0x15, JT: 183, JF: 184, K: 0xad},       // 293: if A == 0xad goto 477 else 478
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 294: if A == 0xa7 goto 295 else 303
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 295: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 296: if A == 0x0 goto 297 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 297: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 178, K: 0x53564d41},   // 298: if A == 0x53564d41 goto 299 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 299: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 300: if A == 0x0 goto 301 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 301: A = arg1.lo
+			{Code: 0x15, JT: 175, JF: 174, K: 0x0},        // 302: if A == 0x0 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 173, K: 0xa8},         // 303: if A == 0xa8 goto 304 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 304: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 305: if A == 0x0 goto 306 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 306: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 307: if A == 0x0 goto 308 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 308: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 309: if A == 0x0 goto 310 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 310: A = arg2.lo
+			{Code: 0x15, JT: 166, JF: 165, K: 0x0},        // 311: if A == 0x0 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 312: if A >= 0x8c goto 313 else 314
+			{Code: 0x15, JT: 164, JF: 163, K: 0x9e},       // 313: if A == 0x9e goto 478 else 477
+			{Code: 0x15, JT: 163, JF: 0, K: 0x8b},         // 314: if A == 0x8b goto 478 else 315
+			{Code: 0x35, JT: 161, JF: 162, K: 0x88},       // 315: if A >= 0x88 goto 477 else 478
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 316: if A >= 0x80 goto 317 else 329
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 317: if A >= 0x82 goto 318 else 319
+			{Code: 0x15, JT: 159, JF: 158, K: 0x84},       // 318: if A == 0x84 goto 478 else 477
+			{Code: 0x15, JT: 158, JF: 0, K: 0x80},         // 319: if A == 0x80 goto 478 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 320: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 321: if A == 0x0 goto 322 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 322: A = arg0.lo
+			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 323: if A == 0x0 goto 477 else 324
+			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 324: if A >= 0x80000000 goto 477 else 325
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 325: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 326: if A == 0x0 goto 327 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 327: A = arg1.lo
+			{Code: 0x15, JT: 149, JF: 148, K: 0x9},        // 328: if A == 0x9 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 329: if A >= 0x7c goto 330 else 331
+			{Code: 0x15, JT: 147, JF: 146, K: 0x7c},       // 330: if A == 0x7c goto 478 else 477
+			{Code: 0x15, JT: 30, JF: 145, K: 0x7b},        // 331: if A == 0x7b goto 362 else 477
+			{Code: 0x35, JT: 0, JF: 46, K: 0x3a},          // 332: if A >= 0x3a goto 333 else 379
+			{Code: 0x35, JT: 0, JF: 25, K: 0x50},          // 333: if A >= 0x50 goto 334 else 359
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 334: if A >= 0x5d goto 335 else 356
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 335: if A >= 0x60 goto 336 else 338
+			{Code: 0x35, JT: 141, JF: 0, K: 0x71},         // 336: if A >= 0x71 goto 478 else 337
+			{Code: 0x15, JT: 140, JF: 139, K: 0x65},       // 337: if A == 0x65 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 338: if A == 0x5f goto 339 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 339: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 340: if A == 0x0 goto 341 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 341: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 342: if A == 0x1 goto 343 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 343: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 344: if A == 0x0 goto 345 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 345: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 346: if A == 0x0 goto 477 else 347
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 347: if A >= 0x80000000 goto 477 else 348
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 348: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 349: if A == 0x0 goto 350 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 350: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 125, K: 0x1000005},    // 351: if A == 0x1000005 goto 352 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 352: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 353: if A == 0x0 goto 354 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 354: A = arg4.lo
+			{Code: 0x15, JT: 122, JF: 121, K: 0x0},        // 355: if A == 0x0 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x54},           // 356: if A >= 0x54 goto 357 else 358
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 357: if A == 0x5a goto 478 else 477
+			{Code: 0x15, JT: 118, JF: 119, K: 0x51},       // 358: if A == 0x51 goto 477 else 478
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 359: if A >= 0x45 goto 360 else 376
+			{Code: 0x35, JT: 0, JF: 5, K: 0x4a},           // 360: if A >= 0x4a goto 361 else 366
+			{Code: 0x15, JT: 0, JF: 115, K: 0x4e},         // 361: if A == 0x4e goto 362 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 362: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 363: if A == 0x0 goto 364 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 364: A = arg0.lo
+			{Code: 0x35, JT: 111, JF: 112, K: 0x80000000}, // 365: if A >= 0x80000000 goto 477 else 478
+			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 366: if A == 0x49 goto 367 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 367: A = arg1.hi
+			{Code: 0x15, JT: 1, JF: 108, K: 0x0},          // 368: if A == 0x0 goto 370 else 477
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 370: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 105, K: 0x1},          // 371: if A == 0x1 goto 372 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 372: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 103, K: 0x0},          // 373: if A == 0x0 goto 374 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 374: A = arg3.lo
+			{Code: 0x15, JT: 102, JF: 101, K: 0x0},        // 375: if A == 0x0 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x41},           // 376: if A >= 0x41 goto 377 else 378
+			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 377: if A >= 0x43 goto 478 else 477
+			{Code: 0x35, JT: 99, JF: 98, K: 0x3d},         // 378: if A >= 0x3d goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 379: if A >= 0x1a goto 380 else 429
+			{Code: 0x35, JT: 0, JF: 27, K: 0x2f},          // 380: if A >= 0x2f goto 381 else 408
+			{Code: 0x35, JT: 0, JF: 17, K: 0x38},          // 381: if A >= 0x38 goto 382 else 399
+			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 382: if A == 0x38 goto 383 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 383: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 384: if A == 0x0 goto 385 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 385: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 386: if A >= 0x80000000 goto 393 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 387: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 388: if A == 0x0 goto 389 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 389: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 390: if A & 0xffe3a2ff goto 391 else 478
+			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 391: if A & 0xffe3a0fc goto 477 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 392: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 83, K: 0xffffff9c},    // 393: if A == 0xffffff9c goto 394 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 394: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 395: if A == 0x0 goto 396 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 396: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 75, K: 0x80001},       // 397: if A >= 0x80001 goto 398 else 473
+			{Code: 0x15, JT: 79, JF: 78, K: 0x284000},     // 398: if A == 0x284000 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 77, K: 0x2f},          // 399: if A == 0x2f goto 400 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 400: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 75, K: 0x0},           // 401: if A == 0x0 goto 402 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 402: A = arg0.lo
+			{Code: 0x35, JT: 73, JF: 0, K: 0x80000000},    // 403: if A >= 0x80000000 goto 477 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 404: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 405: if A == 0x0 goto 406 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 406: A = arg1.lo
+			{Code: 0x45, JT: 69, JF: 70, K: 0xffffff80},   // 407: if A & 0xffffff80 goto 477 else 478
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 408: if A >= 0x2c goto 409 else 410
+			{Code: 0x15, JT: 67, JF: 68, K: 0x2d},         // 409: if A == 0x2d goto 477 else 478
+			{Code: 0x15, JT: 0, JF: 66, K: 0x1d},          // 410: if A == 0x1d goto 411 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 411: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 64, K: 0x0},           // 412: if A == 0x0 goto 413 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 413: A = arg0.lo
+			{Code: 0x35, JT: 62, JF: 0, K: 0x80000000},    // 414: if A >= 0x80000000 goto 477 else 415
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 415: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 60, K: 0x0},           // 416: if A == 0x0 goto 417 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 417: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 418: if A >= 0x5413 goto 419 else 423
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 419: if A >= 0x541c goto 420 else 421
+			{Code: 0x15, JT: 57, JF: 56, K: 0x5425},       // 420: if A == 0x5425 goto 478 else 477
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 421: if A == 0x541b goto 478 else 422
+			{Code: 0x35, JT: 54, JF: 55, K: 0x5415},       // 422: if A >= 0x5415 goto 477 else 478
+			{Code: 0x35, JT: 1, JF: 2, K: 0x540c},         // 423: if A >= 0x540c goto 425 else 426
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 424: return 0x50001
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 425: if A == 0x5411 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 426: if A >= 0x5405 goto 427 else 428
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 427: if A >= 0x5409 goto 478 else 477
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 428: if A >= 0x5401 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 429: if A >= 0x13 goto 430 else 474
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 430: if A >= 0x15 goto 431 else 461
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 431: if A == 0x15 goto 432 else 445
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 432: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 433: if A == 0x0 goto 434 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 434: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 435: if A >= 0x80000000 goto 477 else 436
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 436: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 437: if A == 0x0 goto 438 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 438: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 439: if A == 0x0 goto 477 else 440
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 440: if A >= 0x3 goto 477 else 441
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 441: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 442: if A == 0x0 goto 443 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 443: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 444: if A >= 0x80000000 goto 477 else 478
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 445: if A == 0x19 goto 446 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 447: if A == 0x0 goto 448 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 449: if A >= 0x80000000 goto 477 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 450: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 451: if A == 0x0 goto 452 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 452: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 453: if A >= 0x4 goto 454 else 460
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 454: if A == 0x406 goto 478 else 455
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 455: if A == 0x4 goto 456 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 456: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 457: if A == 0x0 goto 458 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 458: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 459: if A & 0xfff9f3ff goto 477 else 478
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 460: if A == 0x3 goto 478 else 477
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 461: if A == 0x13 goto 462 else 470
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 462: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 463: if A == 0x0 goto 464 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 464: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 465: if A == 0x0 goto 466 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 466: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 467: if A == 0x0 goto 468 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 468: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 469: if A == 0x80800 goto 478 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 470: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 471: if A == 0x0 goto 472 else 477
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 472: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 473: if A == 0x80000 goto 478 else 477
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 474: if A >= 0x9 goto 475 else 476
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 475: if A == 0xb goto 478 else 477
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 476: if A == 0x8 goto 478 else 477
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 477: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 478: return 0x7fff0000
 		},
 	},
 	{
@@ -991,11 +993,11 @@ var Programs = precompiled.Set{
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 184, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 186
+			{Code: 0x15, JT: 0, JF: 183, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 86, K: 0x75},          // 3: if A == 0x75 goto 4 else 90
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 4: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 180, K: 0x0},          // 5: if A == 0x0 goto 6 else 186
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 5: if A == 0x0 goto 6 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 6: A = arg0.lo
 			{Code: 0x35, JT: 0, JF: 49, K: 0x1f},          // 7: if A >= 0x1f goto 8 else 57
 			{Code: 0x35, JT: 0, JF: 49, K: 0x21},          // 8: if A >= 0x21 goto 9 else 58
@@ -1003,552 +1005,553 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 74, JF: 0, K: 0x420e},        // 10: if A == 0x420e goto 85 else 11
 			{Code: 0x15, JT: 0, JF: 6, K: 0x4202},         // 11: if A == 0x4202 goto 12 else 18
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 12: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 172, K: 0x0},          // 13: if A == 0x0 goto 14 else 186
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 13: if A == 0x0 goto 14 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 14: A = arg1.lo
-			{Code: 0x15, JT: 170, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 186 else 16
-			{Code: 0x35, JT: 169, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 186 else 17
-			{Code: 0x05, JT: 0, JF: 0, K: 0x131},          // 17: goto 323
+			{Code: 0x15, JT: 169, JF: 0, K: 0x0},          // 15: if A == 0x0 goto 185 else 16
+			{Code: 0x35, JT: 168, JF: 0, K: 0x80000000},   // 16: if A >= 0x80000000 goto 185 else 17
+			{Code: 0x05, JT: 0, JF: 0, K: 0x132},          // 17: goto 324
 			{Code: 0x15, JT: 0, JF: 13, K: 0x4206},        // 18: if A == 0x4206 goto 19 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 19: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 20: if A == 0x0 goto 21 else 186
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 20: if A == 0x0 goto 21 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 21: A = arg1.lo
-			{Code: 0x15, JT: 163, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 186 else 23
-			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 186 else 24
+			{Code: 0x15, JT: 162, JF: 0, K: 0x0},          // 22: if A == 0x0 goto 185 else 23
+			{Code: 0x35, JT: 161, JF: 0, K: 0x80000000},   // 23: if A >= 0x80000000 goto 185 else 24
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 24: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 25: if A == 0x0 goto 26 else 186
+			{Code: 0x15, JT: 0, JF: 159, K: 0x0},          // 25: if A == 0x0 goto 26 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 26: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 27: if A == 0x0 goto 28 else 186
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 27: if A == 0x0 goto 28 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 28: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 156, K: 0x0},          // 29: if A == 0x0 goto 30 else 186
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 29: if A == 0x0 goto 30 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 30: A = arg3.lo
-			{Code: 0x15, JT: 182, JF: 154, K: 0x100001},   // 31: if A == 0x100001 goto 214 else 186
+			{Code: 0x15, JT: 182, JF: 153, K: 0x100001},   // 31: if A == 0x100001 goto 214 else 185
 			{Code: 0x15, JT: 0, JF: 9, K: 0x420b},         // 32: if A == 0x420b goto 33 else 42
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 33: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 34: if A == 0x0 goto 35 else 186
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 34: if A == 0x0 goto 35 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 35: A = arg1.lo
-			{Code: 0x15, JT: 149, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 186 else 37
-			{Code: 0x35, JT: 148, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 186 else 38
+			{Code: 0x15, JT: 148, JF: 0, K: 0x0},          // 36: if A == 0x0 goto 185 else 37
+			{Code: 0x35, JT: 147, JF: 0, K: 0x80000000},   // 37: if A >= 0x80000000 goto 185 else 38
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 38: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 39: if A == 0x0 goto 40 else 186
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 39: if A == 0x0 goto 40 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 40: A = arg2.lo
-			{Code: 0x15, JT: 172, JF: 144, K: 0x8},        // 41: if A == 0x8 goto 214 else 186
-			{Code: 0x35, JT: 0, JF: 143, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 186
-			{Code: 0x35, JT: 142, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 186 else 44
+			{Code: 0x15, JT: 172, JF: 143, K: 0x8},        // 41: if A == 0x8 goto 214 else 185
+			{Code: 0x35, JT: 0, JF: 142, K: 0x4204},       // 42: if A >= 0x4204 goto 43 else 185
+			{Code: 0x35, JT: 141, JF: 0, K: 0x4206},       // 43: if A >= 0x4206 goto 185 else 44
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 44: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 45: if A == 0x0 goto 46 else 186
+			{Code: 0x15, JT: 0, JF: 139, K: 0x0},          // 45: if A == 0x0 goto 46 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 46: A = arg1.lo
-			{Code: 0x15, JT: 138, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 186 else 48
-			{Code: 0x35, JT: 137, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 186 else 49
+			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 47: if A == 0x0 goto 185 else 48
+			{Code: 0x35, JT: 136, JF: 0, K: 0x80000000},   // 48: if A >= 0x80000000 goto 185 else 49
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 49: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 135, K: 0x0},          // 50: if A == 0x0 goto 51 else 186
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 50: if A == 0x0 goto 51 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 51: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 3, K: 0x3},            // 52: if A >= 0x3 goto 53 else 56
 			{Code: 0x35, JT: 0, JF: 1, K: 0x404},          // 53: if A >= 0x404 goto 54 else 55
-			{Code: 0x35, JT: 131, JF: 159, K: 0x406},      // 54: if A >= 0x406 goto 186 else 214
-			{Code: 0x15, JT: 158, JF: 130, K: 0x401},      // 55: if A == 0x401 goto 214 else 186
-			{Code: 0x15, JT: 129, JF: 157, K: 0x0},        // 56: if A == 0x0 goto 186 else 214
+			{Code: 0x35, JT: 130, JF: 159, K: 0x406},      // 54: if A >= 0x406 goto 185 else 214
+			{Code: 0x15, JT: 158, JF: 129, K: 0x401},      // 55: if A == 0x401 goto 214 else 185
+			{Code: 0x15, JT: 128, JF: 157, K: 0x0},        // 56: if A == 0x0 goto 185 else 214
 			{Code: 0x15, JT: 0, JF: 9, K: 0x7},            // 57: if A == 0x7 goto 58 else 67
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 58: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 126, K: 0x0},          // 59: if A == 0x0 goto 60 else 186
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 59: if A == 0x0 goto 60 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 60: A = arg1.lo
-			{Code: 0x15, JT: 124, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 186 else 62
-			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 186 else 63
+			{Code: 0x15, JT: 123, JF: 0, K: 0x0},          // 61: if A == 0x0 goto 185 else 62
+			{Code: 0x35, JT: 122, JF: 0, K: 0x80000000},   // 62: if A >= 0x80000000 goto 185 else 63
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 63: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 64: if A == 0x0 goto 65 else 186
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 64: if A == 0x0 goto 65 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 65: A = arg2.lo
-			{Code: 0x15, JT: 43, JF: 119, K: 0x0},         // 66: if A == 0x0 goto 110 else 186
+			{Code: 0x15, JT: 43, JF: 118, K: 0x0},         // 66: if A == 0x0 goto 110 else 185
 			{Code: 0x35, JT: 0, JF: 16, K: 0x3},           // 67: if A >= 0x3 goto 68 else 84
-			{Code: 0x15, JT: 0, JF: 117, K: 0x9},          // 68: if A == 0x9 goto 69 else 186
+			{Code: 0x15, JT: 0, JF: 116, K: 0x9},          // 68: if A == 0x9 goto 69 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 69: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 115, K: 0x0},          // 70: if A == 0x0 goto 71 else 186
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 70: if A == 0x0 goto 71 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 71: A = arg1.lo
-			{Code: 0x15, JT: 113, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 186 else 73
-			{Code: 0x35, JT: 112, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 186 else 74
+			{Code: 0x15, JT: 112, JF: 0, K: 0x0},          // 72: if A == 0x0 goto 185 else 73
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 73: if A >= 0x80000000 goto 185 else 74
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 74: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 75: if A == 0x0 goto 76 else 186
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 75: if A == 0x0 goto 76 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 76: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 77: if A == 0x0 goto 78 else 186
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 77: if A == 0x0 goto 78 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 78: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 79: if A == 0x0 goto 80 else 186
+			{Code: 0x15, JT: 0, JF: 105, K: 0x0},          // 79: if A == 0x0 goto 80 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 80: A = arg3.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x8},            // 81: if A >= 0x8 goto 82 else 83
-			{Code: 0x15, JT: 131, JF: 103, K: 0xb},        // 82: if A == 0xb goto 214 else 186
-			{Code: 0x15, JT: 130, JF: 102, K: 0x7},        // 83: if A == 0x7 goto 214 else 186
-			{Code: 0x15, JT: 0, JF: 101, K: 0x2},          // 84: if A == 0x2 goto 85 else 186
+			{Code: 0x15, JT: 131, JF: 102, K: 0xb},        // 82: if A == 0xb goto 214 else 185
+			{Code: 0x15, JT: 130, JF: 101, K: 0x7},        // 83: if A == 0x7 goto 214 else 185
+			{Code: 0x15, JT: 0, JF: 100, K: 0x2},          // 84: if A == 0x2 goto 85 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 85: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 99, K: 0x0},           // 86: if A == 0x0 goto 87 else 186
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 86: if A == 0x0 goto 87 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 87: A = arg1.lo
-			{Code: 0x15, JT: 97, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 186 else 89
-			{Code: 0x05, JT: 0, JF: 0, K: 0x1a8},          // 89: goto 514
+			{Code: 0x15, JT: 96, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 185 else 89
+			{Code: 0x05, JT: 0, JF: 0, K: 0x1a9},          // 89: goto 515
 			{Code: 0x15, JT: 0, JF: 20, K: 0x104},         // 90: if A == 0x104 goto 91 else 111
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 91: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 92: if A == 0x0 goto 93 else 186
+			{Code: 0x15, JT: 0, JF: 92, K: 0x0},           // 92: if A == 0x0 goto 93 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 93: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 94: if A == monitor_pid goto 95 else 102
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 96: if A == 0x0 goto 97 else 186
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 96: if A == 0x0 goto 97 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
 			{Code: 0x15, JT: 11, JF: 0, K: 0x0},           // 98: if A == 0x0 goto 110 else 99
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 99: A = arg0.lo
-			{Code: 0x15, JT: 85, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 186 else 101
-			{Code: 0x35, JT: 84, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 186 else 106
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 186 else 103
-			{Code: 0x35, JT: 82, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 186 else 104
+			{Code: 0x15, JT: 84, JF: 0, K: 0x0},           // 100: if A == 0x0 goto 185 else 101
+			{Code: 0x35, JT: 83, JF: 4, K: 0x80000000},    // 101: if A >= 0x80000000 goto 185 else 106
+			{Code: 0x15, JT: 82, JF: 0, K: 0x0},           // 102: if A == 0x0 goto 185 else 103
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 103: if A >= 0x80000000 goto 185 else 104
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 104: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 105: if A == 0x0 goto 106 else 186
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 105: if A == 0x0 goto 106 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 106: A = arg2.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x40000001},     // 107: if A >= 0x40000001 goto 108 else 109
-			{Code: 0x15, JT: 1, JF: 77, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 186
-			{Code: 0x15, JT: 0, JF: 76, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 186
-			{Code: 0x05, JT: 0, JF: 0, K: 0x161},          // 110: goto 464
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 111: if A == 0x83 goto 112 else 131
+			{Code: 0x15, JT: 1, JF: 76, K: 0x60000000},    // 108: if A == 0x60000000 goto 110 else 185
+			{Code: 0x15, JT: 0, JF: 75, K: 0x40000000},    // 109: if A == 0x40000000 goto 110 else 185
+			{Code: 0x05, JT: 0, JF: 0, K: 0x162},          // 110: goto 465
+			{Code: 0x15, JT: 0, JF: 20, K: 0x83},          // 111: if A == 0x83 goto 112 else 132
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 112: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 72, K: 0x0},           // 113: if A == 0x0 goto 114 else 186
+			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 113: if A == 0x0 goto 114 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 114: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 115: if A == sentry_pid goto 116 else 120
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 116: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 68, K: 0x0},           // 117: if A == 0x0 goto 118 else 186
+			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 117: if A == 0x0 goto 118 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 118: A = arg2.lo
-			{Code: 0x35, JT: 66, JF: 94, K: 0x41},         // 119: if A >= 0x41 goto 186 else 214
-			{Code: 0x15, JT: 65, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 186 else 121
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 186 else 122
+			{Code: 0x35, JT: 65, JF: 94, K: 0x41},         // 119: if A >= 0x41 goto 185 else 214
+			{Code: 0x15, JT: 64, JF: 0, K: 0x0},           // 120: if A == 0x0 goto 185 else 121
+			{Code: 0x35, JT: 63, JF: 0, K: 0x80000000},    // 121: if A >= 0x80000000 goto 185 else 122
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 123: if A == 0x0 goto 124 else 186
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 123: if A == 0x0 goto 124 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
-			{Code: 0x15, JT: 60, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 186 else 126
-			{Code: 0x35, JT: 59, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 186 else 127
+			{Code: 0x15, JT: 59, JF: 0, K: 0x0},           // 125: if A == 0x0 goto 185 else 126
+			{Code: 0x35, JT: 58, JF: 0, K: 0x80000000},    // 126: if A >= 0x80000000 goto 185 else 127
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 127: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 128: if A == 0x0 goto 129 else 186
+			{Code: 0x15, JT: 0, JF: 56, K: 0x0},           // 128: if A == 0x0 goto 129 else 185
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 129: A = arg2.lo
-			{Code: 0x15, JT: 83, JF: 55, K: 0x11},         // 130: if A == 0x11 goto 214 else 186
-			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 131: if A == 0x7a goto 132 else 133
-			{Code: 0x05, JT: 0, JF: 0, K: 0x150},          // 132: goto 469
-			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 133: if A == 0x62 goto 134 else 139
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 134: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 135: if A == 0x0 goto 136 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 136: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 48, K: 0x80},          // 137: if A >= 0x80 goto 138 else 186
-			{Code: 0x35, JT: 47, JF: 75, K: 0x82},         // 138: if A >= 0x82 goto 186 else 214
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 139: if A == 0x16 goto 140 else 144
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 140: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 141: if A == 0x0 goto 142 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 142: A = arg0.lo
-			{Code: 0x35, JT: 42, JF: 220, K: 0x80000000},  // 143: if A >= 0x80000000 goto 186 else 364
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 144: if A == 0x1b5 goto 145 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 145: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 146: if A == 0x0 goto 147 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 147: A = arg0.lo
-			{Code: 0x35, JT: 37, JF: 0, K: 0x80000000},    // 148: if A >= 0x80000000 goto 186 else 149
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 149: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 35, K: 0x0},           // 150: if A == 0x0 goto 151 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 151: A = arg3.lo
-			{Code: 0x15, JT: 61, JF: 33, K: 0x18},         // 152: if A == 0x18 goto 214 else 186
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 153: if A == 0x4f goto 154 else 163
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 154: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 155: if A == 0x0 goto 156 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 156: A = arg0.lo
-			{Code: 0x35, JT: 28, JF: 0, K: 0x80000000},    // 157: if A >= 0x80000000 goto 186 else 158
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 158: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 26, K: 0x0},           // 159: if A == 0x0 goto 160 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 160: A = arg3.lo
-			{Code: 0x15, JT: 52, JF: 0, K: 0x0},           // 161: if A == 0x0 goto 214 else 162
-			{Code: 0x15, JT: 51, JF: 23, K: 0x900},        // 162: if A == 0x900 goto 214 else 186
-			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 163: if A == 0xde goto 164 else 201
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 164: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 165: if A == 0x0 goto 166 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 166: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 167: if A == 0x0 goto 168 else 174
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 168: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 169: if A == 0x0 goto 170 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 170: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 171: if A >= 0x23 goto 172 else 173
-			{Code: 0x15, JT: 41, JF: 13, K: 0x32},         // 172: if A == 0x32 goto 214 else 186
-			{Code: 0x15, JT: 40, JF: 12, K: 0x22},         // 173: if A == 0x22 goto 214 else 186
-			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 174: if A == 0x3 goto 175 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 175: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 176: if A == 0x0 goto 177 else 186
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 177: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 178: if A >= 0x23 goto 179 else 187
-			{Code: 0x15, JT: 34, JF: 0, K: 0x32},          // 179: if A == 0x32 goto 214 else 180
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 180: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 181: if A == 0x0 goto 182 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 10, K: 0x0},           // 183: if A == 0x0 goto 184 else 194
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 184: A = arg3.lo
-			{Code: 0x15, JT: 28, JF: 9, K: 0x28},          // 185: if A == 0x28 goto 214 else 195
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 186: return 0x7fc00000
-			{Code: 0x15, JT: 26, JF: 0, K: 0x22},          // 187: if A == 0x22 goto 214 else 188
-			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 188: if A >= 0x2 goto 368 else 196
-			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 189: if A >= 0x2 goto 368 else 190
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 190: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 191: if A == 0x0 goto 192 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 192: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 193: if A >= 0x2 goto 195 else 196
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 194: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 195: if A == 0x4001 goto 197 else 368
-			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 196: if A == 0x0 goto 368 else 197
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 197: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 198: if A == 0x0 goto 199 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 199: A = arg4.lo
-			{Code: 0x35, JT: 167, JF: 13, K: 0x80000000},  // 200: if A >= 0x80000000 goto 368 else 214
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 201: if A == 0xe9 goto 202 else 211
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 202: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 203: if A == 0x0 goto 204 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 204: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 205: if A >= 0x8 goto 206 else 210
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 206: if A >= 0x10 goto 207 else 208
-			{Code: 0x15, JT: 6, JF: 160, K: 0x19},         // 207: if A == 0x19 goto 214 else 368
-			{Code: 0x15, JT: 5, JF: 0, K: 0x8},            // 208: if A == 0x8 goto 214 else 209
-			{Code: 0x35, JT: 4, JF: 158, K: 0xe},          // 209: if A >= 0xe goto 214 else 368
-			{Code: 0x15, JT: 3, JF: 157, K: 0x4},          // 210: if A == 0x4 goto 214 else 368
-			{Code: 0x35, JT: 0, JF: 158, K: 0x5b},         // 211: if A >= 0x5b goto 212 else 370
-			{Code: 0x35, JT: 0, JF: 93, K: 0xac},          // 212: if A >= 0xac goto 213 else 306
-			{Code: 0x35, JT: 1, JF: 61, K: 0xdf},          // 213: if A >= 0xdf goto 215 else 275
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 130: if A == 0x0 goto 214 else 131
+			{Code: 0x15, JT: 82, JF: 53, K: 0x11},         // 131: if A == 0x11 goto 214 else 185
+			{Code: 0x15, JT: 0, JF: 1, K: 0x7a},           // 132: if A == 0x7a goto 133 else 134
+			{Code: 0x05, JT: 0, JF: 0, K: 0x150},          // 133: goto 470
+			{Code: 0x15, JT: 0, JF: 5, K: 0x62},           // 134: if A == 0x62 goto 135 else 140
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 135: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 136: if A == 0x0 goto 137 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 137: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 46, K: 0x80},          // 138: if A >= 0x80 goto 139 else 185
+			{Code: 0x35, JT: 45, JF: 74, K: 0x82},         // 139: if A >= 0x82 goto 185 else 214
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 140: if A == 0x16 goto 141 else 145
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 141: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 42, K: 0x0},           // 142: if A == 0x0 goto 143 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 143: A = arg0.lo
+			{Code: 0x35, JT: 40, JF: 220, K: 0x80000000},  // 144: if A >= 0x80000000 goto 185 else 365
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 145: if A == 0x1b5 goto 146 else 154
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 146: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 147: if A == 0x0 goto 148 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 148: A = arg0.lo
+			{Code: 0x35, JT: 35, JF: 0, K: 0x80000000},    // 149: if A >= 0x80000000 goto 185 else 150
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 150: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 33, K: 0x0},           // 151: if A == 0x0 goto 152 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 152: A = arg3.lo
+			{Code: 0x15, JT: 60, JF: 31, K: 0x18},         // 153: if A == 0x18 goto 214 else 185
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 154: if A == 0x4f goto 155 else 164
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 155: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 156: if A == 0x0 goto 157 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 157: A = arg0.lo
+			{Code: 0x35, JT: 26, JF: 0, K: 0x80000000},    // 158: if A >= 0x80000000 goto 185 else 159
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 159: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 160: if A == 0x0 goto 161 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 161: A = arg3.lo
+			{Code: 0x15, JT: 51, JF: 0, K: 0x0},           // 162: if A == 0x0 goto 214 else 163
+			{Code: 0x15, JT: 50, JF: 21, K: 0x900},        // 163: if A == 0x900 goto 214 else 185
+			{Code: 0x15, JT: 0, JF: 37, K: 0xde},          // 164: if A == 0xde goto 165 else 202
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 165: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 166: if A == 0x0 goto 167 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 167: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 168: if A == 0x0 goto 169 else 175
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 169: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 170: if A == 0x0 goto 171 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 171: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 172: if A >= 0x23 goto 173 else 174
+			{Code: 0x15, JT: 40, JF: 11, K: 0x32},         // 173: if A == 0x32 goto 214 else 185
+			{Code: 0x15, JT: 39, JF: 10, K: 0x22},         // 174: if A == 0x22 goto 214 else 185
+			{Code: 0x15, JT: 0, JF: 14, K: 0x3},           // 175: if A == 0x3 goto 176 else 190
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 176: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 177: if A == 0x0 goto 178 else 185
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 178: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 8, K: 0x23},           // 179: if A >= 0x23 goto 180 else 188
+			{Code: 0x15, JT: 33, JF: 0, K: 0x32},          // 180: if A == 0x32 goto 214 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 181: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 182: if A == 0x0 goto 183 else 195
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 183: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 10, K: 0x0},           // 184: if A == 0x0 goto 186 else 195
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 185: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 186: A = arg3.lo
+			{Code: 0x15, JT: 26, JF: 8, K: 0x28},          // 187: if A == 0x28 goto 214 else 196
+			{Code: 0x15, JT: 25, JF: 0, K: 0x22},          // 188: if A == 0x22 goto 214 else 189
+			{Code: 0x35, JT: 179, JF: 7, K: 0x2},          // 189: if A >= 0x2 goto 369 else 197
+			{Code: 0x35, JT: 178, JF: 0, K: 0x2},          // 190: if A >= 0x2 goto 369 else 191
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 191: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 192: if A == 0x0 goto 193 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 193: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 194: if A >= 0x2 goto 196 else 197
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 195: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 172, K: 0x4001},       // 196: if A == 0x4001 goto 198 else 369
+			{Code: 0x15, JT: 171, JF: 0, K: 0x0},          // 197: if A == 0x0 goto 369 else 198
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 198: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 199: if A == 0x0 goto 200 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 200: A = arg4.lo
+			{Code: 0x35, JT: 167, JF: 12, K: 0x80000000},  // 201: if A >= 0x80000000 goto 369 else 214
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 202: if A == 0xe9 goto 203 else 212
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 203: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 204: if A == 0x0 goto 205 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 205: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 206: if A >= 0x8 goto 207 else 211
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 207: if A >= 0x10 goto 208 else 209
+			{Code: 0x15, JT: 5, JF: 160, K: 0x19},         // 208: if A == 0x19 goto 214 else 369
+			{Code: 0x15, JT: 4, JF: 0, K: 0x8},            // 209: if A == 0x8 goto 214 else 210
+			{Code: 0x35, JT: 3, JF: 158, K: 0xe},          // 210: if A >= 0xe goto 214 else 369
+			{Code: 0x15, JT: 2, JF: 157, K: 0x4},          // 211: if A == 0x4 goto 214 else 369
+			{Code: 0x35, JT: 0, JF: 158, K: 0x5b},         // 212: if A >= 0x5b goto 213 else 371
+			{Code: 0x35, JT: 1, JF: 93, K: 0xac},          // 213: if A >= 0xac goto 215 else 307
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 214: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 31, K: 0x116},         // 215: if A >= 0x116 goto 216 else 247
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 216: if A >= 0x11c goto 217 else 230
-			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 217: if A == 0x1b7 goto 218 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 218: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 219: if A == 0x0 goto 220 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 220: A = arg0.lo
-			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 221: if A >= 0x80000000 goto 368 else 222
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 223: if A == 0x0 goto 224 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
-			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 225: if A >= 0x8 goto 368 else 226
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 226: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 227: if A == 0x0 goto 228 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 228: A = arg3.lo
-			{Code: 0x15, JT: 179, JF: 138, K: 0x200},      // 229: if A == 0x200 goto 409 else 368
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 230: if A >= 0x118 goto 231 else 236
-			{Code: 0x15, JT: 0, JF: 136, K: 0x11b},        // 231: if A == 0x11b goto 232 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 232: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 233: if A == 0x0 goto 234 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 234: A = arg0.lo
-			{Code: 0x35, JT: 132, JF: 78, K: 0x2},         // 235: if A >= 0x2 goto 368 else 314
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 236: if A == 0x116 goto 237 else 241
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 238: if A == 0x0 goto 239 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
-			{Code: 0x45, JT: 127, JF: 168, K: 0xfffffffe}, // 240: if A & 0xfffffffe goto 368 else 409
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 241: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 242: if A == 0x0 goto 243 else 245
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 243: A = arg1.lo
-			{Code: 0x15, JT: 164, JF: 1, K: 0x1},          // 244: if A == 0x1 goto 409 else 246
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 245: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 121, K: 0x2},        // 246: if A & 0x2 goto 426 else 368
-			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 247: if A >= 0x106 goto 248 else 261
-			{Code: 0x15, JT: 0, JF: 119, K: 0x114},        // 248: if A == 0x114 goto 249 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 249: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 250: if A == 0x0 goto 251 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 251: A = arg0.lo
-			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 252: if A >= 0x80000000 goto 368 else 253
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 253: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 254: if A == 0x0 goto 255 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 255: A = arg2.lo
-			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 256: if A >= 0x80000000 goto 368 else 257
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 257: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 258: if A == 0x0 goto 259 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 259: A = arg4.lo
-			{Code: 0x45, JT: 107, JF: 148, K: 0xfffffff8}, // 260: if A & 0xfffffff8 goto 368 else 409
-			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 261: if A == 0xdf goto 262 else 270
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 262: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 263: if A == 0x0 goto 264 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 264: A = arg0.lo
-			{Code: 0x35, JT: 102, JF: 0, K: 0x80000000},   // 265: if A >= 0x80000000 goto 368 else 266
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 266: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 267: if A == 0x0 goto 268 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 268: A = arg3.lo
-			{Code: 0x35, JT: 98, JF: 139, K: 0x6},         // 269: if A >= 0x6 goto 368 else 409
-			{Code: 0x15, JT: 0, JF: 97, K: 0x105},         // 270: if A == 0x105 goto 271 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 271: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 272: if A == 0x0 goto 273 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 273: A = arg0.lo
-			{Code: 0x15, JT: 48, JF: 93, K: 0x0},          // 274: if A == 0x0 goto 323 else 368
-			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 275: if A >= 0xd3 goto 276 else 294
-			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 276: if A >= 0xd8 goto 277 else 282
-			{Code: 0x15, JT: 0, JF: 90, K: 0xdc},          // 277: if A == 0xdc goto 278 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 279: if A == 0x0 goto 280 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
-			{Code: 0x15, JT: 127, JF: 86, K: 0x50f00},     // 281: if A == 0x50f00 goto 409 else 368
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 282: if A == 0xd3 goto 283 else 293
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 283: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 284: if A == 0x0 goto 285 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 285: A = arg0.lo
-			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 286: if A >= 0x80000000 goto 368 else 287
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 287: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 288: if A == 0x0 goto 289 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 289: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 290: if A >= 0x4001 goto 291 else 292
-			{Code: 0x15, JT: 117, JF: 76, K: 0x4040},      // 291: if A == 0x4040 goto 409 else 368
-			{Code: 0x15, JT: 116, JF: 75, K: 0x4000},      // 292: if A == 0x4000 goto 409 else 368
-			{Code: 0x15, JT: 115, JF: 74, K: 0xd7},        // 293: if A == 0xd7 goto 409 else 368
-			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 294: if A >= 0xb4 goto 295 else 305
-			{Code: 0x15, JT: 0, JF: 72, K: 0xcf},          // 295: if A == 0xcf goto 296 else 368
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 296: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 297: if A == 0x0 goto 298 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 298: A = arg0.lo
-			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 299: if A >= 0x80000000 goto 552 else 300
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 300: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 301: if A == 0x0 goto 302 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 302: A = arg3.lo
-			{Code: 0x15, JT: 247, JF: 0, K: 0x0},          // 303: if A == 0x0 goto 551 else 304
-			{Code: 0x15, JT: 246, JF: 247, K: 0x40},       // 304: if A == 0x40 goto 551 else 552
-			{Code: 0x15, JT: 246, JF: 245, K: 0xad},       // 305: if A == 0xad goto 552 else 551
-			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 306: if A >= 0x82 goto 307 else 332
-			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 307: if A >= 0x8c goto 308 else 328
-			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 308: if A >= 0xa7 goto 309 else 327
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 309: if A == 0xa7 goto 310 else 318
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 311: if A == 0x0 goto 312 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 238, K: 0x53564d41},   // 313: if A == 0x53564d41 goto 314 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 314: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 315: if A == 0x0 goto 316 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 316: A = arg1.lo
-			{Code: 0x15, JT: 233, JF: 234, K: 0x0},        // 317: if A == 0x0 goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 233, K: 0xa8},         // 318: if A == 0xa8 goto 319 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 319: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 320: if A == 0x0 goto 321 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 321: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 322: if A == 0x0 goto 323 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 324: if A == 0x0 goto 325 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
-			{Code: 0x15, JT: 224, JF: 225, K: 0x0},        // 326: if A == 0x0 goto 551 else 552
-			{Code: 0x15, JT: 223, JF: 224, K: 0x9e},       // 327: if A == 0x9e goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 328: if A >= 0x86 goto 329 else 331
-			{Code: 0x15, JT: 221, JF: 0, K: 0x8b},         // 329: if A == 0x8b goto 551 else 330
-			{Code: 0x35, JT: 221, JF: 220, K: 0x88},       // 330: if A >= 0x88 goto 552 else 551
-			{Code: 0x15, JT: 219, JF: 220, K: 0x84},       // 331: if A == 0x84 goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 15, K: 0x71},          // 332: if A >= 0x71 goto 333 else 348
-			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 333: if A >= 0x7c goto 334 else 346
-			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 334: if A >= 0x80 goto 335 else 345
-			{Code: 0x15, JT: 215, JF: 0, K: 0x80},         // 335: if A == 0x80 goto 551 else 336
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 336: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 337: if A == 0x0 goto 338 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 338: A = arg0.lo
-			{Code: 0x15, JT: 212, JF: 0, K: 0x0},          // 339: if A == 0x0 goto 552 else 340
-			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 340: if A >= 0x80000000 goto 552 else 341
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 341: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 342: if A == 0x0 goto 343 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 343: A = arg1.lo
-			{Code: 0x15, JT: 206, JF: 207, K: 0x9},        // 344: if A == 0x9 goto 551 else 552
-			{Code: 0x15, JT: 205, JF: 206, K: 0x7c},       // 345: if A == 0x7c goto 551 else 552
-			{Code: 0x15, JT: 122, JF: 0, K: 0x7b},         // 346: if A == 0x7b goto 469 else 347
-			{Code: 0x35, JT: 204, JF: 203, K: 0x73},       // 347: if A >= 0x73 goto 552 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 348: if A >= 0x60 goto 349 else 350
-			{Code: 0x15, JT: 201, JF: 202, K: 0x65},       // 349: if A == 0x65 goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 18, K: 0x5f},          // 350: if A == 0x5f goto 351 else 369
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 351: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 352: if A == 0x0 goto 353 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 353: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 197, K: 0x1},          // 354: if A == 0x1 goto 355 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 356: if A == 0x0 goto 357 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
-			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 358: if A == 0x0 goto 552 else 359
-			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 359: if A >= 0x80000000 goto 552 else 360
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 360: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 361: if A == 0x0 goto 362 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 362: A = arg3.lo
-			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 363: if A == 0x1000005 goto 364 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 364: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 365: if A == 0x0 goto 366 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 366: A = arg4.lo
-			{Code: 0x15, JT: 183, JF: 184, K: 0x0},        // 367: if A == 0x0 goto 551 else 552
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 368: return 0x7fc00000
-			{Code: 0x35, JT: 181, JF: 182, K: 0x5d},       // 369: if A >= 0x5d goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 63, K: 0x2d},          // 370: if A >= 0x2d goto 371 else 434
-			{Code: 0x35, JT: 0, JF: 18, K: 0x41},          // 371: if A >= 0x41 goto 372 else 390
-			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 372: if A >= 0x50 goto 373 else 381
-			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 373: if A >= 0x54 goto 374 else 380
-			{Code: 0x15, JT: 176, JF: 0, K: 0x5a},         // 374: if A == 0x5a goto 551 else 375
-			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 375: if A == 0x58 goto 376 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 377: if A == 0x0 goto 378 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
-			{Code: 0x35, JT: 172, JF: 84, K: 0x80000000},  // 379: if A >= 0x80000000 goto 552 else 464
-			{Code: 0x15, JT: 171, JF: 170, K: 0x51},       // 380: if A == 0x51 goto 552 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 381: if A >= 0x4a goto 382 else 383
-			{Code: 0x15, JT: 86, JF: 169, K: 0x4e},        // 382: if A == 0x4e goto 469 else 552
-			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 383: if A >= 0x45 goto 384 else 389
-			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 384: if A == 0x49 goto 385 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 385: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 386: if A == 0x0 goto 387 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 387: A = arg1.lo
-			{Code: 0x15, JT: 75, JF: 163, K: 0x1},         // 388: if A == 0x1 goto 464 else 552
-			{Code: 0x35, JT: 161, JF: 162, K: 0x43},       // 389: if A >= 0x43 goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 390: if A >= 0x37 goto 391 else 411
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 391: if A >= 0x3a goto 392 else 393
-			{Code: 0x35, JT: 158, JF: 159, K: 0x3d},       // 392: if A >= 0x3d goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 157, K: 0x38},         // 393: if A == 0x38 goto 394 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 394: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 395: if A == 0x0 goto 396 else 403
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 396: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 397: if A >= 0x80000000 goto 404 else 398
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 398: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 399: if A == 0x0 goto 400 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 400: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 401: if A & 0xffe3a2ff goto 402 else 551
-			{Code: 0x45, JT: 149, JF: 148, K: 0xffe3a0fc}, // 402: if A & 0xffe3a0fc goto 552 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 403: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 147, K: 0xffffff9c},   // 404: if A == 0xffffff9c goto 405 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 405: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 406: if A == 0x0 goto 407 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 407: A = arg2.lo
-			{Code: 0x35, JT: 1, JF: 136, K: 0x80001},      // 408: if A >= 0x80001 goto 410 else 545
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 409: return 0x7fff0000
-			{Code: 0x15, JT: 140, JF: 141, K: 0x284000},   // 410: if A == 0x284000 goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 21, K: 0x2f},          // 411: if A >= 0x2f goto 412 else 433
-			{Code: 0x35, JT: 0, JF: 10, K: 0x35},          // 412: if A >= 0x35 goto 413 else 423
-			{Code: 0x15, JT: 55, JF: 0, K: 0x35},          // 413: if A == 0x35 goto 469 else 414
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 414: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 415: if A == 0x0 goto 416 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 416: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 417: if A >= 0x80000000 goto 552 else 418
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 418: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 419: if A == 0x0 goto 420 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 420: A = arg4.lo
-			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 421: if A == 0x0 goto 551 else 422
-			{Code: 0x15, JT: 128, JF: 129, K: 0x100},      // 422: if A == 0x100 goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 128, K: 0x2f},         // 423: if A == 0x2f goto 424 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 424: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 126, K: 0x0},          // 425: if A == 0x0 goto 427 else 552
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 426: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 427: A = arg0.lo
-			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 428: if A >= 0x80000000 goto 552 else 429
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 429: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 430: if A == 0x0 goto 431 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 431: A = arg1.lo
-			{Code: 0x45, JT: 119, JF: 118, K: 0xffffff80}, // 432: if A & 0xffffff80 goto 552 else 551
-			{Code: 0x15, JT: 118, JF: 117, K: 0x2d},       // 433: if A == 0x2d goto 552 else 551
-			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 434: if A >= 0x15 goto 435 else 531
-			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 435: if A >= 0x21 goto 436 else 482
-			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 436: if A >= 0x24 goto 437 else 456
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 437: if A >= 0x26 goto 438 else 439
-			{Code: 0x15, JT: 112, JF: 113, K: 0x2c},       // 438: if A == 0x2c goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 439: if A == 0x24 goto 440 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 441: if A == 0x0 goto 442 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
-			{Code: 0x35, JT: 108, JF: 107, K: 0x80000000}, // 443: if A >= 0x80000000 goto 552 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 444: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 445: if A == 0x0 goto 446 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 446: A = arg0.lo
-			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 447: if A >= 0x80000000 goto 552 else 448
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 448: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 449: if A == 0x0 goto 450 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 450: A = arg2.lo
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 451: if A >= 0x80000000 goto 552 else 452
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 452: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 453: if A == 0x0 goto 454 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 454: A = arg4.lo
-			{Code: 0x15, JT: 95, JF: 96, K: 0x400},        // 455: if A == 0x400 goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 456: if A == 0x21 goto 457 else 468
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 457: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 458: if A == 0x0 goto 459 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 459: A = arg0.lo
-			{Code: 0x35, JT: 91, JF: 0, K: 0x80000000},    // 460: if A >= 0x80000000 goto 552 else 461
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 461: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 462: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 88, K: 0x8000},        // 463: if A == 0x8000 goto 464 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 464: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 465: if A == 0x0 goto 466 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 466: A = arg3.lo
-			{Code: 0x15, JT: 83, JF: 84, K: 0x0},          // 467: if A == 0x0 goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 468: if A == 0x22 goto 469 else 473
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 469: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 470: if A == 0x0 goto 471 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 471: A = arg0.lo
-			{Code: 0x35, JT: 79, JF: 78, K: 0x80000000},   // 472: if A >= 0x80000000 goto 552 else 551
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 473: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 474: if A == 0x0 goto 475 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 475: A = arg0.lo
-			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 476: if A >= 0x80000000 goto 552 else 477
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 477: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 478: if A == 0x0 goto 479 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 479: A = arg2.lo
-			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 480: if A == 0x0 goto 551 else 481
-			{Code: 0x15, JT: 69, JF: 70, K: 0x200},        // 481: if A == 0x200 goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 482: if A >= 0x1a goto 483 else 501
-			{Code: 0x15, JT: 0, JF: 68, K: 0x1d},          // 483: if A == 0x1d goto 484 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 484: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 485: if A == 0x0 goto 486 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 486: A = arg0.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 487: if A >= 0x80000000 goto 552 else 488
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 488: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 489: if A == 0x0 goto 490 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 490: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 491: if A >= 0x5413 goto 492 else 496
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 492: if A >= 0x541c goto 493 else 494
-			{Code: 0x15, JT: 57, JF: 58, K: 0x5425},       // 493: if A == 0x5425 goto 551 else 552
-			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 494: if A == 0x541b goto 551 else 495
-			{Code: 0x35, JT: 56, JF: 55, K: 0x5415},       // 495: if A >= 0x5415 goto 552 else 551
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 496: if A >= 0x540c goto 497 else 498
-			{Code: 0x15, JT: 53, JF: 54, K: 0x5411},       // 497: if A == 0x5411 goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 498: if A >= 0x5405 goto 499 else 500
-			{Code: 0x35, JT: 51, JF: 52, K: 0x5409},       // 499: if A >= 0x5409 goto 551 else 552
-			{Code: 0x35, JT: 50, JF: 51, K: 0x5401},       // 500: if A >= 0x5401 goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 501: if A == 0x15 goto 502 else 515
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 502: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 503: if A == 0x0 goto 504 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 504: A = arg0.lo
-			{Code: 0x35, JT: 46, JF: 0, K: 0x80000000},    // 505: if A >= 0x80000000 goto 552 else 506
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 506: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 507: if A == 0x0 goto 508 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 508: A = arg1.lo
-			{Code: 0x15, JT: 42, JF: 0, K: 0x0},           // 509: if A == 0x0 goto 552 else 510
-			{Code: 0x35, JT: 41, JF: 0, K: 0x3},           // 510: if A >= 0x3 goto 552 else 511
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 511: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 512: if A == 0x0 goto 513 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 513: A = arg2.lo
-			{Code: 0x35, JT: 37, JF: 36, K: 0x80000000},   // 514: if A >= 0x80000000 goto 552 else 551
-			{Code: 0x15, JT: 0, JF: 36, K: 0x19},          // 515: if A == 0x19 goto 516 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 516: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 517: if A == 0x0 goto 518 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 518: A = arg0.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 519: if A >= 0x80000000 goto 552 else 520
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 520: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 521: if A == 0x0 goto 522 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 522: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 523: if A >= 0x4 goto 524 else 530
-			{Code: 0x15, JT: 26, JF: 0, K: 0x406},         // 524: if A == 0x406 goto 551 else 525
-			{Code: 0x15, JT: 0, JF: 26, K: 0x4},           // 525: if A == 0x4 goto 526 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 526: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 527: if A == 0x0 goto 528 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 528: A = arg2.lo
-			{Code: 0x45, JT: 22, JF: 21, K: 0xfff9f3ff},   // 529: if A & 0xfff9f3ff goto 552 else 551
-			{Code: 0x15, JT: 20, JF: 21, K: 0x3},          // 530: if A == 0x3 goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 531: if A >= 0xc goto 532 else 547
-			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 532: if A >= 0x13 goto 533 else 546
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 533: if A == 0x13 goto 534 else 542
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 534: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 535: if A == 0x0 goto 536 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 536: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 537: if A == 0x0 goto 538 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 538: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 539: if A == 0x0 goto 540 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 540: A = arg1.lo
-			{Code: 0x15, JT: 9, JF: 10, K: 0x80800},       // 541: if A == 0x80800 goto 551 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 542: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 543: if A == 0x0 goto 544 else 552
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 544: A = arg0.lo
-			{Code: 0x15, JT: 5, JF: 6, K: 0x80000},        // 545: if A == 0x80000 goto 551 else 552
-			{Code: 0x15, JT: 4, JF: 5, K: 0xe},            // 546: if A == 0xe goto 551 else 552
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 547: if A >= 0x8 goto 548 else 550
-			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 548: if A == 0x8 goto 551 else 549
-			{Code: 0x15, JT: 1, JF: 2, K: 0xb},            // 549: if A == 0xb goto 551 else 552
-			{Code: 0x15, JT: 0, JF: 1, K: 0x5},            // 550: if A == 0x5 goto 551 else 552
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 551: return 0x7fff0000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 552: return 0x7fc00000
+			{Code: 0x35, JT: 0, JF: 60, K: 0xdf},          // 215: if A >= 0xdf goto 216 else 276
+			{Code: 0x35, JT: 0, JF: 31, K: 0x116},         // 216: if A >= 0x116 goto 217 else 248
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 217: if A >= 0x11c goto 218 else 231
+			{Code: 0x15, JT: 0, JF: 150, K: 0x1b7},        // 218: if A == 0x1b7 goto 219 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 219: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 148, K: 0x0},          // 220: if A == 0x0 goto 221 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 221: A = arg0.lo
+			{Code: 0x35, JT: 146, JF: 0, K: 0x80000000},   // 222: if A >= 0x80000000 goto 369 else 223
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 223: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 144, K: 0x0},          // 224: if A == 0x0 goto 225 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 225: A = arg2.lo
+			{Code: 0x35, JT: 142, JF: 0, K: 0x8},          // 226: if A >= 0x8 goto 369 else 227
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 227: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 228: if A == 0x0 goto 229 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 229: A = arg3.lo
+			{Code: 0x15, JT: 179, JF: 138, K: 0x200},      // 230: if A == 0x200 goto 410 else 369
+			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 231: if A >= 0x118 goto 232 else 237
+			{Code: 0x15, JT: 0, JF: 136, K: 0x11b},        // 232: if A == 0x11b goto 233 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 233: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 234: if A == 0x0 goto 235 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 235: A = arg0.lo
+			{Code: 0x35, JT: 132, JF: 78, K: 0x2},         // 236: if A >= 0x2 goto 369 else 315
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 237: if A == 0x116 goto 238 else 242
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 238: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 239: if A == 0x0 goto 240 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 240: A = arg2.lo
+			{Code: 0x45, JT: 127, JF: 168, K: 0xfffffffe}, // 241: if A & 0xfffffffe goto 369 else 410
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 242: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 243: if A == 0x0 goto 244 else 246
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 244: A = arg1.lo
+			{Code: 0x15, JT: 164, JF: 1, K: 0x1},          // 245: if A == 0x1 goto 410 else 247
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 246: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 121, K: 0x2},        // 247: if A & 0x2 goto 427 else 369
+			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 248: if A >= 0x106 goto 249 else 262
+			{Code: 0x15, JT: 0, JF: 119, K: 0x114},        // 249: if A == 0x114 goto 250 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 251: if A == 0x0 goto 252 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
+			{Code: 0x35, JT: 115, JF: 0, K: 0x80000000},   // 253: if A >= 0x80000000 goto 369 else 254
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 254: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 113, K: 0x0},          // 255: if A == 0x0 goto 256 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 256: A = arg2.lo
+			{Code: 0x35, JT: 111, JF: 0, K: 0x80000000},   // 257: if A >= 0x80000000 goto 369 else 258
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 258: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 109, K: 0x0},          // 259: if A == 0x0 goto 260 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 260: A = arg4.lo
+			{Code: 0x45, JT: 107, JF: 148, K: 0xfffffff8}, // 261: if A & 0xfffffff8 goto 369 else 410
+			{Code: 0x15, JT: 0, JF: 8, K: 0xdf},           // 262: if A == 0xdf goto 263 else 271
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 263: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 264: if A == 0x0 goto 265 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 265: A = arg0.lo
+			{Code: 0x35, JT: 102, JF: 0, K: 0x80000000},   // 266: if A >= 0x80000000 goto 369 else 267
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 267: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 100, K: 0x0},          // 268: if A == 0x0 goto 269 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 269: A = arg3.lo
+			{Code: 0x35, JT: 98, JF: 139, K: 0x6},         // 270: if A >= 0x6 goto 369 else 410
+			{Code: 0x15, JT: 0, JF: 97, K: 0x105},         // 271: if A == 0x105 goto 272 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 272: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 95, K: 0x0},           // 273: if A == 0x0 goto 274 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 274: A = arg0.lo
+			{Code: 0x15, JT: 48, JF: 93, K: 0x0},          // 275: if A == 0x0 goto 324 else 369
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 276: if A >= 0xd3 goto 277 else 295
+			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 277: if A >= 0xd8 goto 278 else 283
+			{Code: 0x15, JT: 0, JF: 90, K: 0xdc},          // 278: if A == 0xdc goto 279 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 279: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 280: if A == 0x0 goto 281 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 281: A = arg0.lo
+			{Code: 0x15, JT: 127, JF: 86, K: 0x50f00},     // 282: if A == 0x50f00 goto 410 else 369
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 283: if A == 0xd3 goto 284 else 294
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 284: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 83, K: 0x0},           // 285: if A == 0x0 goto 286 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 286: A = arg0.lo
+			{Code: 0x35, JT: 81, JF: 0, K: 0x80000000},    // 287: if A >= 0x80000000 goto 369 else 288
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 288: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 289: if A == 0x0 goto 290 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 290: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 291: if A >= 0x4001 goto 292 else 293
+			{Code: 0x15, JT: 117, JF: 76, K: 0x4040},      // 292: if A == 0x4040 goto 410 else 369
+			{Code: 0x15, JT: 116, JF: 75, K: 0x4000},      // 293: if A == 0x4000 goto 410 else 369
+			{Code: 0x15, JT: 115, JF: 74, K: 0xd7},        // 294: if A == 0xd7 goto 410 else 369
+			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 295: if A >= 0xb4 goto 296 else 306
+			{Code: 0x15, JT: 0, JF: 72, K: 0xcf},          // 296: if A == 0xcf goto 297 else 369
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 297: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 298: if A == 0x0 goto 299 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 299: A = arg0.lo
+			{Code: 0x35, JT: 252, JF: 0, K: 0x80000000},   // 300: if A >= 0x80000000 goto 553 else 301
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 301: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 250, K: 0x0},          // 302: if A == 0x0 goto 303 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 303: A = arg3.lo
+			{Code: 0x15, JT: 247, JF: 0, K: 0x0},          // 304: if A == 0x0 goto 552 else 305
+			{Code: 0x15, JT: 246, JF: 247, K: 0x40},       // 305: if A == 0x40 goto 552 else 553
+			{Code: 0x15, JT: 246, JF: 245, K: 0xad},       // 306: if A == 0xad goto 553 else 552
+			{Code: 0x35, JT: 0, JF: 25, K: 0x82},          // 307: if A >= 0x82 goto 308 else 333
+			{Code: 0x35, JT: 0, JF: 20, K: 0x8c},          // 308: if A >= 0x8c goto 309 else 329
+			{Code: 0x35, JT: 0, JF: 18, K: 0xa7},          // 309: if A >= 0xa7 goto 310 else 328
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 310: if A == 0xa7 goto 311 else 319
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 312: if A == 0x0 goto 313 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 238, K: 0x53564d41},   // 314: if A == 0x53564d41 goto 315 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 315: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 316: if A == 0x0 goto 317 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 317: A = arg1.lo
+			{Code: 0x15, JT: 233, JF: 234, K: 0x0},        // 318: if A == 0x0 goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 233, K: 0xa8},         // 319: if A == 0xa8 goto 320 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 320: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 231, K: 0x0},          // 321: if A == 0x0 goto 322 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 322: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 229, K: 0x0},          // 323: if A == 0x0 goto 324 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 324: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 227, K: 0x0},          // 325: if A == 0x0 goto 326 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 326: A = arg2.lo
+			{Code: 0x15, JT: 224, JF: 225, K: 0x0},        // 327: if A == 0x0 goto 552 else 553
+			{Code: 0x15, JT: 223, JF: 224, K: 0x9e},       // 328: if A == 0x9e goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 329: if A >= 0x86 goto 330 else 332
+			{Code: 0x15, JT: 221, JF: 0, K: 0x8b},         // 330: if A == 0x8b goto 552 else 331
+			{Code: 0x35, JT: 221, JF: 220, K: 0x88},       // 331: if A >= 0x88 goto 553 else 552
+			{Code: 0x15, JT: 219, JF: 220, K: 0x84},       // 332: if A == 0x84 goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 15, K: 0x71},          // 333: if A >= 0x71 goto 334 else 349
+			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 334: if A >= 0x7c goto 335 else 347
+			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 335: if A >= 0x80 goto 336 else 346
+			{Code: 0x15, JT: 215, JF: 0, K: 0x80},         // 336: if A == 0x80 goto 552 else 337
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 337: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 214, K: 0x0},          // 338: if A == 0x0 goto 339 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 339: A = arg0.lo
+			{Code: 0x15, JT: 212, JF: 0, K: 0x0},          // 340: if A == 0x0 goto 553 else 341
+			{Code: 0x35, JT: 211, JF: 0, K: 0x80000000},   // 341: if A >= 0x80000000 goto 553 else 342
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 342: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 209, K: 0x0},          // 343: if A == 0x0 goto 344 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 344: A = arg1.lo
+			{Code: 0x15, JT: 206, JF: 207, K: 0x9},        // 345: if A == 0x9 goto 552 else 553
+			{Code: 0x15, JT: 205, JF: 206, K: 0x7c},       // 346: if A == 0x7c goto 552 else 553
+			{Code: 0x15, JT: 122, JF: 0, K: 0x7b},         // 347: if A == 0x7b goto 470 else 348
+			{Code: 0x35, JT: 204, JF: 203, K: 0x73},       // 348: if A >= 0x73 goto 553 else 552
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 349: if A >= 0x60 goto 350 else 351
+			{Code: 0x15, JT: 201, JF: 202, K: 0x65},       // 350: if A == 0x65 goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 18, K: 0x5f},          // 351: if A == 0x5f goto 352 else 370
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 352: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 199, K: 0x0},          // 353: if A == 0x0 goto 354 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 354: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 197, K: 0x1},          // 355: if A == 0x1 goto 356 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 356: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 195, K: 0x0},          // 357: if A == 0x0 goto 358 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 358: A = arg1.lo
+			{Code: 0x15, JT: 193, JF: 0, K: 0x0},          // 359: if A == 0x0 goto 553 else 360
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 360: if A >= 0x80000000 goto 553 else 361
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 361: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 362: if A == 0x0 goto 363 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 363: A = arg3.lo
+			{Code: 0x15, JT: 0, JF: 188, K: 0x1000005},    // 364: if A == 0x1000005 goto 365 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 365: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 186, K: 0x0},          // 366: if A == 0x0 goto 367 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 367: A = arg4.lo
+			{Code: 0x15, JT: 183, JF: 184, K: 0x0},        // 368: if A == 0x0 goto 552 else 553
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 369: return 0x7fc00000
+			{Code: 0x35, JT: 181, JF: 182, K: 0x5d},       // 370: if A >= 0x5d goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 63, K: 0x2d},          // 371: if A >= 0x2d goto 372 else 435
+			{Code: 0x35, JT: 0, JF: 18, K: 0x41},          // 372: if A >= 0x41 goto 373 else 391
+			{Code: 0x35, JT: 0, JF: 8, K: 0x50},           // 373: if A >= 0x50 goto 374 else 382
+			{Code: 0x35, JT: 0, JF: 6, K: 0x54},           // 374: if A >= 0x54 goto 375 else 381
+			{Code: 0x15, JT: 176, JF: 0, K: 0x5a},         // 375: if A == 0x5a goto 552 else 376
+			{Code: 0x15, JT: 0, JF: 176, K: 0x58},         // 376: if A == 0x58 goto 377 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 174, K: 0x0},          // 378: if A == 0x0 goto 379 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
+			{Code: 0x35, JT: 172, JF: 84, K: 0x80000000},  // 380: if A >= 0x80000000 goto 553 else 465
+			{Code: 0x15, JT: 171, JF: 170, K: 0x51},       // 381: if A == 0x51 goto 553 else 552
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4a},           // 382: if A >= 0x4a goto 383 else 384
+			{Code: 0x15, JT: 86, JF: 169, K: 0x4e},        // 383: if A == 0x4e goto 470 else 553
+			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 384: if A >= 0x45 goto 385 else 390
+			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 385: if A == 0x49 goto 386 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 386: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 387: if A == 0x0 goto 388 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 388: A = arg1.lo
+			{Code: 0x15, JT: 75, JF: 163, K: 0x1},         // 389: if A == 0x1 goto 465 else 553
+			{Code: 0x35, JT: 161, JF: 162, K: 0x43},       // 390: if A >= 0x43 goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 391: if A >= 0x37 goto 392 else 412
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 392: if A >= 0x3a goto 393 else 394
+			{Code: 0x35, JT: 158, JF: 159, K: 0x3d},       // 393: if A >= 0x3d goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 157, K: 0x38},         // 394: if A == 0x38 goto 395 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 395: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 396: if A == 0x0 goto 397 else 404
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 397: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 398: if A >= 0x80000000 goto 405 else 399
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 399: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 400: if A == 0x0 goto 401 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 401: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 149, K: 0xffe3a2ff},   // 402: if A & 0xffe3a2ff goto 403 else 552
+			{Code: 0x45, JT: 149, JF: 148, K: 0xffe3a0fc}, // 403: if A & 0xffe3a0fc goto 553 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 404: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 147, K: 0xffffff9c},   // 405: if A == 0xffffff9c goto 406 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 406: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 407: if A == 0x0 goto 408 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 408: A = arg2.lo
+			{Code: 0x35, JT: 1, JF: 136, K: 0x80001},      // 409: if A >= 0x80001 goto 411 else 546
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 410: return 0x7fff0000
+			{Code: 0x15, JT: 140, JF: 141, K: 0x284000},   // 411: if A == 0x284000 goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 21, K: 0x2f},          // 412: if A >= 0x2f goto 413 else 434
+			{Code: 0x35, JT: 0, JF: 10, K: 0x35},          // 413: if A >= 0x35 goto 414 else 424
+			{Code: 0x15, JT: 55, JF: 0, K: 0x35},          // 414: if A == 0x35 goto 470 else 415
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 415: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 416: if A == 0x0 goto 417 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 417: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 418: if A >= 0x80000000 goto 553 else 419
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 419: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 420: if A == 0x0 goto 421 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 421: A = arg4.lo
+			{Code: 0x15, JT: 129, JF: 0, K: 0x0},          // 422: if A == 0x0 goto 552 else 423
+			{Code: 0x15, JT: 128, JF: 129, K: 0x100},      // 423: if A == 0x100 goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 128, K: 0x2f},         // 424: if A == 0x2f goto 425 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 425: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 126, K: 0x0},          // 426: if A == 0x0 goto 428 else 553
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 427: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 428: A = arg0.lo
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 429: if A >= 0x80000000 goto 553 else 430
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 430: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 431: if A == 0x0 goto 432 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 432: A = arg1.lo
+			{Code: 0x45, JT: 119, JF: 118, K: 0xffffff80}, // 433: if A & 0xffffff80 goto 553 else 552
+			{Code: 0x15, JT: 118, JF: 117, K: 0x2d},       // 434: if A == 0x2d goto 553 else 552
+			{Code: 0x35, JT: 0, JF: 96, K: 0x15},          // 435: if A >= 0x15 goto 436 else 532
+			{Code: 0x35, JT: 0, JF: 46, K: 0x21},          // 436: if A >= 0x21 goto 437 else 483
+			{Code: 0x35, JT: 0, JF: 19, K: 0x24},          // 437: if A >= 0x24 goto 438 else 457
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 438: if A >= 0x26 goto 439 else 440
+			{Code: 0x15, JT: 112, JF: 113, K: 0x2c},       // 439: if A == 0x2c goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 440: if A == 0x24 goto 441 else 445
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 441: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 442: if A == 0x0 goto 443 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 443: A = arg1.lo
+			{Code: 0x35, JT: 108, JF: 107, K: 0x80000000}, // 444: if A >= 0x80000000 goto 553 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 446: if A == 0x0 goto 447 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
+			{Code: 0x35, JT: 104, JF: 0, K: 0x80000000},   // 448: if A >= 0x80000000 goto 553 else 449
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 449: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 450: if A == 0x0 goto 451 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 451: A = arg2.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 452: if A >= 0x80000000 goto 553 else 453
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 453: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 454: if A == 0x0 goto 455 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 455: A = arg4.lo
+			{Code: 0x15, JT: 95, JF: 96, K: 0x400},        // 456: if A == 0x400 goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 11, K: 0x21},          // 457: if A == 0x21 goto 458 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 458: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 93, K: 0x0},           // 459: if A == 0x0 goto 460 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 460: A = arg0.lo
+			{Code: 0x35, JT: 91, JF: 0, K: 0x80000000},    // 461: if A >= 0x80000000 goto 553 else 462
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 462: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 463: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 88, K: 0x8000},        // 464: if A == 0x8000 goto 465 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 465: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 466: if A == 0x0 goto 467 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 467: A = arg3.lo
+			{Code: 0x15, JT: 83, JF: 84, K: 0x0},          // 468: if A == 0x0 goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 4, K: 0x22},           // 469: if A == 0x22 goto 470 else 474
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 470: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 81, K: 0x0},           // 471: if A == 0x0 goto 472 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 472: A = arg0.lo
+			{Code: 0x35, JT: 79, JF: 78, K: 0x80000000},   // 473: if A >= 0x80000000 goto 553 else 552
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 474: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 475: if A == 0x0 goto 476 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 476: A = arg0.lo
+			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 477: if A >= 0x80000000 goto 553 else 478
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 478: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 479: if A == 0x0 goto 480 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 480: A = arg2.lo
+			{Code: 0x15, JT: 70, JF: 0, K: 0x0},           // 481: if A == 0x0 goto 552 else 482
+			{Code: 0x15, JT: 69, JF: 70, K: 0x200},        // 482: if A == 0x200 goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 18, K: 0x1a},          // 483: if A >= 0x1a goto 484 else 502
+			{Code: 0x15, JT: 0, JF: 68, K: 0x1d},          // 484: if A == 0x1d goto 485 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 485: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 486: if A == 0x0 goto 487 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 487: A = arg0.lo
+			{Code: 0x35, JT: 64, JF: 0, K: 0x80000000},    // 488: if A >= 0x80000000 goto 553 else 489
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 489: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 490: if A == 0x0 goto 491 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 491: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 492: if A >= 0x5413 goto 493 else 497
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 493: if A >= 0x541c goto 494 else 495
+			{Code: 0x15, JT: 57, JF: 58, K: 0x5425},       // 494: if A == 0x5425 goto 552 else 553
+			{Code: 0x15, JT: 56, JF: 0, K: 0x541b},        // 495: if A == 0x541b goto 552 else 496
+			{Code: 0x35, JT: 56, JF: 55, K: 0x5415},       // 496: if A >= 0x5415 goto 553 else 552
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 497: if A >= 0x540c goto 498 else 499
+			{Code: 0x15, JT: 53, JF: 54, K: 0x5411},       // 498: if A == 0x5411 goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 499: if A >= 0x5405 goto 500 else 501
+			{Code: 0x35, JT: 51, JF: 52, K: 0x5409},       // 500: if A >= 0x5409 goto 552 else 553
+			{Code: 0x35, JT: 50, JF: 51, K: 0x5401},       // 501: if A >= 0x5401 goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 502: if A == 0x15 goto 503 else 516
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 503: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 504: if A == 0x0 goto 505 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 505: A = arg0.lo
+			{Code: 0x35, JT: 46, JF: 0, K: 0x80000000},    // 506: if A >= 0x80000000 goto 553 else 507
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 507: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 44, K: 0x0},           // 508: if A == 0x0 goto 509 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 509: A = arg1.lo
+			{Code: 0x15, JT: 42, JF: 0, K: 0x0},           // 510: if A == 0x0 goto 553 else 511
+			{Code: 0x35, JT: 41, JF: 0, K: 0x3},           // 511: if A >= 0x3 goto 553 else 512
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 512: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 513: if A == 0x0 goto 514 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 514: A = arg2.lo
+			{Code: 0x35, JT: 37, JF: 36, K: 0x80000000},   // 515: if A >= 0x80000000 goto 553 else 552
+			{Code: 0x15, JT: 0, JF: 36, K: 0x19},          // 516: if A == 0x19 goto 517 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 517: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 518: if A == 0x0 goto 519 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 519: A = arg0.lo
+			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 520: if A >= 0x80000000 goto 553 else 521
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 521: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 522: if A == 0x0 goto 523 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 523: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 524: if A >= 0x4 goto 525 else 531
+			{Code: 0x15, JT: 26, JF: 0, K: 0x406},         // 525: if A == 0x406 goto 552 else 526
+			{Code: 0x15, JT: 0, JF: 26, K: 0x4},           // 526: if A == 0x4 goto 527 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 527: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 528: if A == 0x0 goto 529 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 529: A = arg2.lo
+			{Code: 0x45, JT: 22, JF: 21, K: 0xfff9f3ff},   // 530: if A & 0xfff9f3ff goto 553 else 552
+			{Code: 0x15, JT: 20, JF: 21, K: 0x3},          // 531: if A == 0x3 goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 15, K: 0xc},           // 532: if A >= 0xc goto 533 else 548
+			{Code: 0x35, JT: 0, JF: 13, K: 0x13},          // 533: if A >= 0x13 goto 534 else 547
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 534: if A == 0x13 goto 535 else 543
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 535: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 536: if A == 0x0 goto 537 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 537: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 14, K: 0x0},           // 538: if A == 0x0 goto 539 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 539: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 540: if A == 0x0 goto 541 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 541: A = arg1.lo
+			{Code: 0x15, JT: 9, JF: 10, K: 0x80800},       // 542: if A == 0x80800 goto 552 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 543: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 544: if A == 0x0 goto 545 else 553
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 545: A = arg0.lo
+			{Code: 0x15, JT: 5, JF: 6, K: 0x80000},        // 546: if A == 0x80000 goto 552 else 553
+			{Code: 0x15, JT: 4, JF: 5, K: 0xe},            // 547: if A == 0xe goto 552 else 553
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 548: if A >= 0x8 goto 549 else 551
+			{Code: 0x15, JT: 2, JF: 0, K: 0x8},            // 549: if A == 0x8 goto 552 else 550
+			{Code: 0x15, JT: 1, JF: 2, K: 0xb},            // 550: if A == 0xb goto 552 else 553
+			{Code: 0x15, JT: 0, JF: 1, K: 0x5},            // 551: if A == 0x5 goto 552 else 553
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 552: return 0x7fff0000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 553: return 0x7fc00000
 		},
 	},
 	{
 		Key: "systrap,read-only",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{145}},
+			{Name: "monitor_pid", Uses: []uint16{146}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -1560,10 +1563,10 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
-			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
-			{Code: 0x15, JT: 178, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 189 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
+			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
+			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
+			{Code: 0x15, JT: 177, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 188 else 11
+			{Code: 0x15, JT: 0, JF: 20, K: 0x83},          // 11: if A == 0x83 goto 12 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
@@ -1571,7 +1574,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 169, K: 0x41},       // 19: if A >= 0x41 goto 181 else 189
+			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
 			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
 			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
@@ -1582,375 +1585,376 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
-			{Code: 0x15, JT: 157, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 189 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 232, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 269
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
-			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
-			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
-			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
-			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
-			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
-			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
-			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
-			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
-			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 142, K: 0x73},         // 103: if A >= 0x73 goto 104 else 246
-			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 104: if A >= 0xae goto 105 else 205
-			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 105: if A >= 0x104 goto 106 else 163
-			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 106: if A >= 0x117 goto 107 else 135
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x117},          // 121: if A == 0x117 goto 122 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 123: if A == 0x0 goto 124 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 125: if A >= 0x2 goto 126 else 127
-			{Code: 0x15, JT: 62, JF: 2, K: 0x9},           // 126: if A == 0x9 goto 189 else 129
-			{Code: 0x15, JT: 53, JF: 61, K: 0x0},          // 127: if A == 0x0 goto 181 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 128: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 51, K: 0x2},         // 129: if A & 0x2 goto 309 else 181
-			{Code: 0x15, JT: 0, JF: 50, K: 0x11b},         // 130: if A == 0x11b goto 131 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 131: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 132: if A == 0x0 goto 133 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 133: A = arg0.lo
-			{Code: 0x35, JT: 46, JF: 79, K: 0x2},          // 134: if A >= 0x2 goto 181 else 214
-			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 135: if A >= 0x106 goto 136 else 141
-			{Code: 0x15, JT: 0, JF: 254, K: 0x116},        // 136: if A == 0x116 goto 137 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 137: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 138: if A == 0x0 goto 139 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 139: A = arg2.lo
-			{Code: 0x45, JT: 250, JF: 251, K: 0xfffffffe}, // 140: if A & 0xfffffffe goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 143: if A == 0x0 goto 144 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 147: if A == 0x0 goto 148 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 287 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 239, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 391 else 152
-			{Code: 0x35, JT: 238, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 391 else 157
-			{Code: 0x15, JT: 237, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 391 else 154
-			{Code: 0x35, JT: 236, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 391 else 155
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 156: if A == 0x0 goto 157 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
-			{Code: 0x15, JT: 128, JF: 232, K: 0x40000000}, // 158: if A == 0x40000000 goto 287 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 160: if A == 0x0 goto 161 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 228, K: 0x0},         // 162: if A == 0x0 goto 222 else 391
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd7},          // 163: if A >= 0xd7 goto 164 else 180
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 164: if A >= 0xdd goto 165 else 174
-			{Code: 0x15, JT: 0, JF: 225, K: 0xdf},         // 165: if A == 0xdf goto 166 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 167: if A == 0x0 goto 168 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
-			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 391 else 170
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 171: if A == 0x0 goto 172 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x35, JT: 217, JF: 218, K: 0x6},        // 173: if A >= 0x6 goto 391 else 392
-			{Code: 0x15, JT: 217, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 392 else 175
-			{Code: 0x15, JT: 0, JF: 215, K: 0xdc},         // 175: if A == 0xdc goto 176 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 176: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 177: if A == 0x0 goto 178 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 178: A = arg0.lo
-			{Code: 0x15, JT: 212, JF: 211, K: 0x50f00},    // 179: if A == 0x50f00 goto 392 else 391
-			{Code: 0x35, JT: 1, JF: 13, K: 0xd0},          // 180: if A >= 0xd0 goto 182 else 194
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 188 else 31
+			{Code: 0x15, JT: 156, JF: 149, K: 0x11},       // 31: if A == 0x11 goto 188 else 181
+			{Code: 0x15, JT: 155, JF: 0, K: 0x50},         // 32: if A == 0x50 goto 188 else 33
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 33: if A == 0x16 goto 34 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 34: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 35: if A == 0x0 goto 36 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x35, JT: 143, JF: 232, K: 0x80000000}, // 37: if A >= 0x80000000 goto 181 else 270
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 38: if A == 0x1b5 goto 39 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 39: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 40: if A == 0x0 goto 41 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 41: A = arg0.lo
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 43: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 45: A = arg3.lo
+			{Code: 0x15, JT: 141, JF: 134, K: 0x18},       // 46: if A == 0x18 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 47: if A == 0x4f goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 51: if A >= 0x80000000 goto 181 else 52
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 52: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 53: if A == 0x0 goto 54 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 54: A = arg3.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 55: if A == 0x0 goto 188 else 56
+			{Code: 0x15, JT: 131, JF: 124, K: 0x900},      // 56: if A == 0x900 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 57: if A == 0xde goto 58 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 58: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 59: if A == 0x0 goto 60 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 60: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 61: if A == 0x0 goto 62 else 68
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 62: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 63: if A == 0x0 goto 64 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 64: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 65: if A >= 0x23 goto 66 else 67
+			{Code: 0x15, JT: 121, JF: 114, K: 0x32},       // 66: if A == 0x32 goto 188 else 181
+			{Code: 0x15, JT: 120, JF: 113, K: 0x22},       // 67: if A == 0x22 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 68: if A == 0x3 goto 69 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 69: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 70: if A == 0x0 goto 71 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 71: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 72: if A >= 0x23 goto 73 else 80
+			{Code: 0x15, JT: 114, JF: 0, K: 0x32},         // 73: if A == 0x32 goto 188 else 74
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 75: if A == 0x0 goto 76 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 77: if A == 0x0 goto 78 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x15, JT: 108, JF: 8, K: 0x28},         // 79: if A == 0x28 goto 188 else 88
+			{Code: 0x15, JT: 107, JF: 0, K: 0x22},         // 80: if A == 0x22 goto 188 else 81
+			{Code: 0x35, JT: 99, JF: 7, K: 0x2},           // 81: if A >= 0x2 goto 181 else 89
+			{Code: 0x35, JT: 98, JF: 0, K: 0x2},           // 82: if A >= 0x2 goto 181 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 83: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 85: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 86: if A >= 0x2 goto 88 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 92, K: 0x4001},        // 88: if A == 0x4001 goto 90 else 181
+			{Code: 0x15, JT: 91, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 181 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 90: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 91: if A == 0x0 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 92: A = arg4.lo
+			{Code: 0x35, JT: 87, JF: 94, K: 0x80000000},   // 93: if A >= 0x80000000 goto 181 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 94: if A == 0xe9 goto 95 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 96: if A == 0x0 goto 97 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 98: if A >= 0x8 goto 99 else 103
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 99: if A >= 0x10 goto 100 else 101
+			{Code: 0x15, JT: 87, JF: 80, K: 0x19},         // 100: if A == 0x19 goto 188 else 181
+			{Code: 0x15, JT: 86, JF: 0, K: 0x8},           // 101: if A == 0x8 goto 188 else 102
+			{Code: 0x35, JT: 85, JF: 78, K: 0xe},          // 102: if A >= 0xe goto 188 else 181
+			{Code: 0x15, JT: 84, JF: 77, K: 0x4},          // 103: if A == 0x4 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 142, K: 0x73},         // 104: if A >= 0x73 goto 105 else 247
+			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 105: if A >= 0xae goto 106 else 206
+			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 106: if A >= 0x104 goto 107 else 164
+			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 107: if A >= 0x117 goto 108 else 136
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 108: if A >= 0x11c goto 109 else 122
+			{Code: 0x15, JT: 0, JF: 71, K: 0x1b7},         // 109: if A == 0x1b7 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 110: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 112: A = arg0.lo
+			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 113: if A >= 0x80000000 goto 181 else 114
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 114: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 115: if A == 0x0 goto 116 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 116: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x8},           // 117: if A >= 0x8 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 59, K: 0x200},        // 121: if A == 0x200 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x117},          // 122: if A == 0x117 goto 123 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 123: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 124: if A == 0x0 goto 125 else 129
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 125: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 126: if A >= 0x2 goto 127 else 128
+			{Code: 0x15, JT: 60, JF: 2, K: 0x9},           // 127: if A == 0x9 goto 188 else 130
+			{Code: 0x15, JT: 52, JF: 59, K: 0x0},          // 128: if A == 0x0 goto 181 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 129: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 50, K: 0x2},         // 130: if A & 0x2 goto 310 else 181
+			{Code: 0x15, JT: 0, JF: 49, K: 0x11b},         // 131: if A == 0x11b goto 132 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 132: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 133: if A == 0x0 goto 134 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 134: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 79, K: 0x2},          // 135: if A >= 0x2 goto 181 else 215
+			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 136: if A >= 0x106 goto 137 else 142
+			{Code: 0x15, JT: 0, JF: 254, K: 0x116},        // 137: if A == 0x116 goto 138 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 139: if A == 0x0 goto 140 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
+			{Code: 0x45, JT: 250, JF: 251, K: 0xfffffffe}, // 141: if A & 0xfffffffe goto 392 else 393
+			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 142: if A == 0x104 goto 143 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 247, K: 0x0},          // 144: if A == 0x0 goto 145 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 146: if A == monitor_pid goto 147 else 154
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 243, K: 0x0},          // 148: if A == 0x0 goto 149 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 150: if A == 0x0 goto 288 else 151
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
+			{Code: 0x15, JT: 239, JF: 0, K: 0x0},          // 152: if A == 0x0 goto 392 else 153
+			{Code: 0x35, JT: 238, JF: 4, K: 0x80000000},   // 153: if A >= 0x80000000 goto 392 else 158
+			{Code: 0x15, JT: 237, JF: 0, K: 0x0},          // 154: if A == 0x0 goto 392 else 155
+			{Code: 0x35, JT: 236, JF: 0, K: 0x80000000},   // 155: if A >= 0x80000000 goto 392 else 156
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 156: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 234, K: 0x0},          // 157: if A == 0x0 goto 158 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 158: A = arg2.lo
+			{Code: 0x15, JT: 128, JF: 232, K: 0x40000000}, // 159: if A == 0x40000000 goto 288 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 161: if A == 0x0 goto 162 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x15, JT: 59, JF: 228, K: 0x0},         // 163: if A == 0x0 goto 223 else 392
+			{Code: 0x35, JT: 0, JF: 17, K: 0xd7},          // 164: if A >= 0xd7 goto 165 else 182
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 165: if A >= 0xdd goto 166 else 175
+			{Code: 0x15, JT: 0, JF: 225, K: 0xdf},         // 166: if A == 0xdf goto 167 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 167: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 223, K: 0x0},          // 168: if A == 0x0 goto 169 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 169: A = arg0.lo
+			{Code: 0x35, JT: 221, JF: 0, K: 0x80000000},   // 170: if A >= 0x80000000 goto 392 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 171: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 219, K: 0x0},          // 172: if A == 0x0 goto 173 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 173: A = arg3.lo
+			{Code: 0x35, JT: 217, JF: 218, K: 0x6},        // 174: if A >= 0x6 goto 392 else 393
+			{Code: 0x15, JT: 217, JF: 0, K: 0xd7},         // 175: if A == 0xd7 goto 393 else 176
+			{Code: 0x15, JT: 0, JF: 215, K: 0xdc},         // 176: if A == 0xdc goto 177 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 177: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 213, K: 0x0},          // 178: if A == 0x0 goto 179 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 179: A = arg0.lo
+			{Code: 0x15, JT: 212, JF: 211, K: 0x50f00},    // 180: if A == 0x50f00 goto 393 else 392
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 208, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 184: if A == 0x0 goto 185 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x35, JT: 204, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 391 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 187: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 202, K: 0x0},          // 188: if A == 0x0 goto 190 else 391
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 191: if A >= 0x4001 goto 192 else 193
-			{Code: 0x15, JT: 199, JF: 198, K: 0x4040},     // 192: if A == 0x4040 goto 392 else 391
-			{Code: 0x15, JT: 198, JF: 197, K: 0x4000},     // 193: if A == 0x4000 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 194: if A == 0xcf goto 195 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 196: if A == 0x0 goto 197 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
-			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 391 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 199: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 200: if A == 0x0 goto 201 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
-			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 392 else 203
-			{Code: 0x15, JT: 188, JF: 187, K: 0x40},       // 203: if A == 0x40 goto 392 else 391
-			{Code: 0x35, JT: 186, JF: 187, K: 0xb4},       // 204: if A >= 0xb4 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 205: if A >= 0x86 goto 206 else 230
-			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 206: if A >= 0xa7 goto 207 else 226
-			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 207: if A >= 0xa9 goto 208 else 209
-			{Code: 0x15, JT: 183, JF: 182, K: 0xac},       // 208: if A == 0xac goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 209: if A == 0xa7 goto 210 else 218
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 211: if A == 0x0 goto 212 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 177, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 214: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 215: if A == 0x0 goto 216 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 216: A = arg1.lo
-			{Code: 0x15, JT: 174, JF: 173, K: 0x0},        // 217: if A == 0x0 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 219: if A == 0x0 goto 220 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 221: if A == 0x0 goto 222 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 223: if A == 0x0 goto 224 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
-			{Code: 0x15, JT: 166, JF: 165, K: 0x0},        // 225: if A == 0x0 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 226: if A >= 0x8c goto 227 else 228
-			{Code: 0x15, JT: 164, JF: 163, K: 0x9e},       // 227: if A == 0x9e goto 392 else 391
-			{Code: 0x15, JT: 163, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 392 else 229
-			{Code: 0x35, JT: 161, JF: 162, K: 0x88},       // 229: if A >= 0x88 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 230: if A >= 0x80 goto 231 else 243
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 231: if A >= 0x82 goto 232 else 233
-			{Code: 0x15, JT: 159, JF: 158, K: 0x84},       // 232: if A == 0x84 goto 392 else 391
-			{Code: 0x15, JT: 158, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 392 else 234
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 235: if A == 0x0 goto 236 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 391 else 238
-			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 391 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 240: if A == 0x0 goto 241 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
-			{Code: 0x15, JT: 149, JF: 148, K: 0x9},        // 242: if A == 0x9 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 243: if A >= 0x7c goto 244 else 245
-			{Code: 0x15, JT: 147, JF: 146, K: 0x7c},       // 244: if A == 0x7c goto 392 else 391
-			{Code: 0x35, JT: 31, JF: 145, K: 0x7a},        // 245: if A >= 0x7a goto 277 else 391
-			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 246: if A >= 0x3a goto 247 else 295
-			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 247: if A >= 0x54 goto 248 else 274
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 248: if A >= 0x60 goto 249 else 251
-			{Code: 0x35, JT: 142, JF: 0, K: 0x71},         // 249: if A >= 0x71 goto 392 else 250
-			{Code: 0x15, JT: 141, JF: 140, K: 0x65},       // 250: if A == 0x65 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 251: if A >= 0x5d goto 252 else 273
-			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 252: if A == 0x5f goto 253 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 254: if A == 0x0 goto 255 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 256: if A == 0x1 goto 257 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 257: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 258: if A == 0x0 goto 259 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 259: A = arg1.lo
-			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 260: if A == 0x0 goto 391 else 261
-			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 261: if A >= 0x80000000 goto 391 else 262
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 262: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 263: if A == 0x0 goto 264 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 264: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 265: if A >= 0x41000003 goto 266 else 268
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 266: if A == 0x41000003 goto 269 else 267
-			{Code: 0x15, JT: 1, JF: 123, K: 0x41000005},   // 267: if A == 0x41000005 goto 269 else 391
-			{Code: 0x15, JT: 0, JF: 122, K: 0x1000005},    // 268: if A == 0x1000005 goto 269 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 269: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 270: if A == 0x0 goto 271 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 271: A = arg4.lo
-			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 272: if A == 0x0 goto 392 else 391
-			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 273: if A == 0x5a goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 274: if A >= 0x45 goto 275 else 291
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 275: if A >= 0x4e goto 276 else 282
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 276: if A == 0x4e goto 277 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 278: if A == 0x0 goto 279 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
-			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 280: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x35, JT: 110, JF: 109, K: 0x52},       // 281: if A >= 0x52 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 282: if A == 0x49 goto 283 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 284: if A == 0x0 goto 285 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 286: if A == 0x1 goto 287 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 287: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 288: if A == 0x0 goto 289 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 289: A = arg3.lo
-			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 290: if A == 0x0 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 291: if A >= 0x3f goto 292 else 294
-			{Code: 0x35, JT: 0, JF: 99, K: 0x41},          // 292: if A >= 0x41 goto 293 else 392
-			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 293: if A >= 0x43 goto 392 else 391
-			{Code: 0x15, JT: 97, JF: 96, K: 0x3d},         // 294: if A == 0x3d goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 295: if A >= 0x1a goto 296 else 343
-			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 296: if A >= 0x2f goto 297 else 323
-			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 297: if A >= 0x38 goto 298 else 314
-			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 298: if A == 0x38 goto 299 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 300: if A == 0x0 goto 301 else 307
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
-			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 302: if A >= 0x80000000 goto 308 else 303
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 303: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 304: if A == 0x0 goto 305 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 305: A = arg2.lo
-			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 306: if A & 0xffe3a2ff goto 391 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 307: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 82, K: 0xffffff9c},    // 308: if A == 0xffffff9c goto 310 else 391
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 309: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 310: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 311: if A == 0x0 goto 312 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 312: A = arg2.lo
-			{Code: 0x15, JT: 78, JF: 77, K: 0x80000},      // 313: if A == 0x80000 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 314: if A == 0x2f goto 315 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 315: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 316: if A == 0x0 goto 317 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 317: A = arg0.lo
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 318: if A >= 0x80000000 goto 391 else 319
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 319: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 320: if A == 0x0 goto 321 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 321: A = arg1.lo
-			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 322: if A & 0xffffff80 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 323: if A >= 0x2c goto 324 else 325
-			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 324: if A == 0x2d goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 325: if A == 0x1d goto 326 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 326: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 327: if A == 0x0 goto 328 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 328: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 329: if A >= 0x80000000 goto 391 else 330
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 330: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 331: if A == 0x0 goto 332 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 332: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 333: if A >= 0x5413 goto 334 else 338
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 334: if A >= 0x541c goto 335 else 336
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 335: if A == 0x5425 goto 392 else 391
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 336: if A == 0x541b goto 392 else 337
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 337: if A >= 0x5415 goto 391 else 392
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 338: if A >= 0x540c goto 339 else 340
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 339: if A == 0x5411 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 340: if A >= 0x5405 goto 341 else 342
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 341: if A >= 0x5409 goto 392 else 391
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 342: if A >= 0x5401 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 343: if A >= 0x13 goto 344 else 388
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 344: if A >= 0x15 goto 345 else 375
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 345: if A == 0x15 goto 346 else 359
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 346: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 347: if A == 0x0 goto 348 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 348: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 349: if A >= 0x80000000 goto 391 else 350
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 350: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 351: if A == 0x0 goto 352 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 352: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 353: if A == 0x0 goto 391 else 354
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 354: if A >= 0x3 goto 391 else 355
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 355: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 356: if A == 0x0 goto 357 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 357: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 358: if A >= 0x80000000 goto 391 else 392
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 359: if A == 0x19 goto 360 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 360: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 361: if A == 0x0 goto 362 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 362: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 363: if A >= 0x80000000 goto 391 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 364: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 365: if A == 0x0 goto 366 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 366: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 367: if A >= 0x4 goto 368 else 374
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 368: if A == 0x406 goto 392 else 369
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 369: if A == 0x4 goto 370 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 370: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 371: if A == 0x0 goto 372 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 372: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 373: if A & 0xfff9f3ff goto 391 else 392
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 374: if A == 0x3 goto 392 else 391
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 375: if A == 0x13 goto 376 else 384
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 376: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 377: if A == 0x0 goto 378 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 378: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 379: if A == 0x0 goto 380 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 380: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 381: if A == 0x0 goto 382 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 382: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 383: if A == 0x80800 goto 392 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 384: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 385: if A == 0x0 goto 386 else 391
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 386: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 387: if A == 0x80000 goto 392 else 391
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 388: if A >= 0x9 goto 389 else 390
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 389: if A == 0xb goto 392 else 391
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 390: if A == 0x8 goto 392 else 391
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 391: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 392: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 12, K: 0xd0},          // 182: if A >= 0xd0 goto 183 else 195
+			{Code: 0x15, JT: 0, JF: 208, K: 0xd3},         // 183: if A == 0xd3 goto 184 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 184: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 206, K: 0x0},          // 185: if A == 0x0 goto 186 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 186: A = arg0.lo
+			{Code: 0x35, JT: 204, JF: 1, K: 0x80000000},   // 187: if A >= 0x80000000 goto 392 else 189
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 189: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 201, K: 0x0},          // 190: if A == 0x0 goto 191 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 191: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 192: if A >= 0x4001 goto 193 else 194
+			{Code: 0x15, JT: 199, JF: 198, K: 0x4040},     // 193: if A == 0x4040 goto 393 else 392
+			{Code: 0x15, JT: 198, JF: 197, K: 0x4000},     // 194: if A == 0x4000 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 195: if A == 0xcf goto 196 else 205
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 194, K: 0x0},          // 197: if A == 0x0 goto 198 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
+			{Code: 0x35, JT: 192, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 392 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 200: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 190, K: 0x0},          // 201: if A == 0x0 goto 202 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 202: A = arg3.lo
+			{Code: 0x15, JT: 189, JF: 0, K: 0x0},          // 203: if A == 0x0 goto 393 else 204
+			{Code: 0x15, JT: 188, JF: 187, K: 0x40},       // 204: if A == 0x40 goto 393 else 392
+			{Code: 0x35, JT: 186, JF: 187, K: 0xb4},       // 205: if A >= 0xb4 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 206: if A >= 0x86 goto 207 else 231
+			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 207: if A >= 0xa7 goto 208 else 227
+			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 208: if A >= 0xa9 goto 209 else 210
+			{Code: 0x15, JT: 183, JF: 182, K: 0xac},       // 209: if A == 0xac goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 210: if A == 0xa7 goto 211 else 219
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 212: if A == 0x0 goto 213 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 177, K: 0x53564d41},   // 214: if A == 0x53564d41 goto 215 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 216: if A == 0x0 goto 217 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x15, JT: 174, JF: 173, K: 0x0},        // 218: if A == 0x0 goto 393 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 219: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 220: if A == 0x0 goto 221 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 221: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 222: if A == 0x0 goto 223 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 223: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 224: if A == 0x0 goto 225 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 225: A = arg2.lo
+			{Code: 0x15, JT: 166, JF: 165, K: 0x0},        // 226: if A == 0x0 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 227: if A >= 0x8c goto 228 else 229
+			{Code: 0x15, JT: 164, JF: 163, K: 0x9e},       // 228: if A == 0x9e goto 393 else 392
+			{Code: 0x15, JT: 163, JF: 0, K: 0x8b},         // 229: if A == 0x8b goto 393 else 230
+			{Code: 0x35, JT: 161, JF: 162, K: 0x88},       // 230: if A >= 0x88 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 231: if A >= 0x80 goto 232 else 244
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 232: if A >= 0x82 goto 233 else 234
+			{Code: 0x15, JT: 159, JF: 158, K: 0x84},       // 233: if A == 0x84 goto 393 else 392
+			{Code: 0x15, JT: 158, JF: 0, K: 0x80},         // 234: if A == 0x80 goto 393 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 235: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 155, K: 0x0},          // 236: if A == 0x0 goto 237 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 237: A = arg0.lo
+			{Code: 0x15, JT: 153, JF: 0, K: 0x0},          // 238: if A == 0x0 goto 392 else 239
+			{Code: 0x35, JT: 152, JF: 0, K: 0x80000000},   // 239: if A >= 0x80000000 goto 392 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 150, K: 0x0},          // 241: if A == 0x0 goto 242 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
+			{Code: 0x15, JT: 149, JF: 148, K: 0x9},        // 243: if A == 0x9 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 244: if A >= 0x7c goto 245 else 246
+			{Code: 0x15, JT: 147, JF: 146, K: 0x7c},       // 245: if A == 0x7c goto 393 else 392
+			{Code: 0x35, JT: 31, JF: 145, K: 0x7a},        // 246: if A >= 0x7a goto 278 else 392
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 247: if A >= 0x3a goto 248 else 296
+			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 248: if A >= 0x54 goto 249 else 275
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 249: if A >= 0x60 goto 250 else 252
+			{Code: 0x35, JT: 142, JF: 0, K: 0x71},         // 250: if A >= 0x71 goto 393 else 251
+			{Code: 0x15, JT: 141, JF: 140, K: 0x65},       // 251: if A == 0x65 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 252: if A >= 0x5d goto 253 else 274
+			{Code: 0x15, JT: 0, JF: 139, K: 0x5f},         // 253: if A == 0x5f goto 254 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 255: if A == 0x0 goto 256 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 134, K: 0x1},          // 257: if A == 0x1 goto 258 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 258: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 259: if A == 0x0 goto 260 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 260: A = arg1.lo
+			{Code: 0x15, JT: 130, JF: 0, K: 0x0},          // 261: if A == 0x0 goto 392 else 262
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 392 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 264: if A == 0x0 goto 265 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 266: if A >= 0x41000003 goto 267 else 269
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 267: if A == 0x41000003 goto 270 else 268
+			{Code: 0x15, JT: 1, JF: 123, K: 0x41000005},   // 268: if A == 0x41000005 goto 270 else 392
+			{Code: 0x15, JT: 0, JF: 122, K: 0x1000005},    // 269: if A == 0x1000005 goto 270 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 270: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 120, K: 0x0},          // 271: if A == 0x0 goto 272 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 272: A = arg4.lo
+			{Code: 0x15, JT: 119, JF: 118, K: 0x0},        // 273: if A == 0x0 goto 393 else 392
+			{Code: 0x15, JT: 118, JF: 117, K: 0x5a},       // 274: if A == 0x5a goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 275: if A >= 0x45 goto 276 else 292
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 276: if A >= 0x4e goto 277 else 283
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 277: if A == 0x4e goto 278 else 282
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 279: if A == 0x0 goto 280 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x35, JT: 110, JF: 111, K: 0x80000000}, // 281: if A >= 0x80000000 goto 392 else 393
+			{Code: 0x35, JT: 110, JF: 109, K: 0x52},       // 282: if A >= 0x52 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 108, K: 0x49},         // 283: if A == 0x49 goto 284 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 284: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 106, K: 0x0},          // 285: if A == 0x0 goto 286 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 286: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 104, K: 0x1},          // 287: if A == 0x1 goto 288 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 288: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 289: if A == 0x0 goto 290 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 290: A = arg3.lo
+			{Code: 0x15, JT: 101, JF: 100, K: 0x0},        // 291: if A == 0x0 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 292: if A >= 0x3f goto 293 else 295
+			{Code: 0x35, JT: 0, JF: 99, K: 0x41},          // 293: if A >= 0x41 goto 294 else 393
+			{Code: 0x35, JT: 98, JF: 97, K: 0x43},         // 294: if A >= 0x43 goto 393 else 392
+			{Code: 0x15, JT: 97, JF: 96, K: 0x3d},         // 295: if A == 0x3d goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 47, K: 0x1a},          // 296: if A >= 0x1a goto 297 else 344
+			{Code: 0x35, JT: 0, JF: 26, K: 0x2f},          // 297: if A >= 0x2f goto 298 else 324
+			{Code: 0x35, JT: 0, JF: 16, K: 0x38},          // 298: if A >= 0x38 goto 299 else 315
+			{Code: 0x15, JT: 0, JF: 93, K: 0x38},          // 299: if A == 0x38 goto 300 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 300: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 301: if A == 0x0 goto 302 else 308
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 302: A = arg0.lo
+			{Code: 0x35, JT: 5, JF: 0, K: 0x80000000},     // 303: if A >= 0x80000000 goto 309 else 304
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 304: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 305: if A == 0x0 goto 306 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 306: A = arg2.lo
+			{Code: 0x45, JT: 84, JF: 85, K: 0xffe3a2ff},   // 307: if A & 0xffe3a2ff goto 392 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 308: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 82, K: 0xffffff9c},    // 309: if A == 0xffffff9c goto 311 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 310: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 311: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 79, K: 0x0},           // 312: if A == 0x0 goto 313 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 313: A = arg2.lo
+			{Code: 0x15, JT: 78, JF: 77, K: 0x80000},      // 314: if A == 0x80000 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 315: if A == 0x2f goto 316 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 316: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 317: if A == 0x0 goto 318 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 318: A = arg0.lo
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 319: if A >= 0x80000000 goto 392 else 320
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 320: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 321: if A == 0x0 goto 322 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 322: A = arg1.lo
+			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 323: if A & 0xffffff80 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 324: if A >= 0x2c goto 325 else 326
+			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 325: if A == 0x2d goto 392 else 393
+			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 326: if A == 0x1d goto 327 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 327: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 328: if A == 0x0 goto 329 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 329: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 330: if A >= 0x80000000 goto 392 else 331
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 331: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 332: if A == 0x0 goto 333 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 333: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 334: if A >= 0x5413 goto 335 else 339
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 335: if A >= 0x541c goto 336 else 337
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 336: if A == 0x5425 goto 393 else 392
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 337: if A == 0x541b goto 393 else 338
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 338: if A >= 0x5415 goto 392 else 393
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 339: if A >= 0x540c goto 340 else 341
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 340: if A == 0x5411 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 341: if A >= 0x5405 goto 342 else 343
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 342: if A >= 0x5409 goto 393 else 392
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 343: if A >= 0x5401 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 344: if A >= 0x13 goto 345 else 389
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 345: if A >= 0x15 goto 346 else 376
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 346: if A == 0x15 goto 347 else 360
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 347: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 348: if A == 0x0 goto 349 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 349: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 350: if A >= 0x80000000 goto 392 else 351
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 351: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 352: if A == 0x0 goto 353 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 353: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 354: if A == 0x0 goto 392 else 355
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 355: if A >= 0x3 goto 392 else 356
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 356: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 357: if A == 0x0 goto 358 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 358: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 359: if A >= 0x80000000 goto 392 else 393
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 360: if A == 0x19 goto 361 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 361: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 362: if A == 0x0 goto 363 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 363: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 364: if A >= 0x80000000 goto 392 else 365
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 365: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 366: if A == 0x0 goto 367 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 367: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 368: if A >= 0x4 goto 369 else 375
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 369: if A == 0x406 goto 393 else 370
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 370: if A == 0x4 goto 371 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 371: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 372: if A == 0x0 goto 373 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 373: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 374: if A & 0xfff9f3ff goto 392 else 393
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 375: if A == 0x3 goto 393 else 392
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 376: if A == 0x13 goto 377 else 385
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 378: if A == 0x0 goto 379 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 380: if A == 0x0 goto 381 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 381: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 382: if A == 0x0 goto 383 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 383: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 384: if A == 0x80800 goto 393 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 385: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 386: if A == 0x0 goto 387 else 392
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 387: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 388: if A == 0x80000 goto 393 else 392
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 389: if A >= 0x9 goto 390 else 391
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 390: if A == 0xb goto 393 else 392
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 391: if A == 0x8 goto 393 else 392
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 392: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 393: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,redirected",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{145}},
+			{Name: "monitor_pid", Uses: []uint16{146}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
@@ -1962,10 +1966,10 @@ var Programs = precompiled.Set{
 			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 172, JF: 180, K: 0x82},       // 8: if A >= 0x82 goto 181 else 189
-			{Code: 0x35, JT: 171, JF: 179, K: 0x2},        // 9: if A >= 0x2 goto 181 else 189
-			{Code: 0x15, JT: 178, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 189 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
+			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
+			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
+			{Code: 0x15, JT: 177, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 188 else 11
+			{Code: 0x15, JT: 0, JF: 20, K: 0x83},          // 11: if A == 0x83 goto 12 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
 			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
@@ -1973,7 +1977,7 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 161, JF: 169, K: 0x41},       // 19: if A >= 0x41 goto 181 else 189
+			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
 			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
 			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
@@ -1984,849 +1988,851 @@ var Programs = precompiled.Set{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
 			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 158, JF: 150, K: 0x11},       // 30: if A == 0x11 goto 189 else 181
-			{Code: 0x15, JT: 157, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 189 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 146, K: 0x0},          // 34: if A == 0x0 goto 35 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 144, JF: 232, K: 0x80000000}, // 36: if A >= 0x80000000 goto 181 else 269
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 141, K: 0x0},          // 39: if A == 0x0 goto 40 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 139, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 181 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 137, K: 0x0},          // 43: if A == 0x0 goto 44 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 143, JF: 135, K: 0x18},       // 45: if A == 0x18 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 48: if A == 0x0 goto 49 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 130, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 181 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 128, K: 0x0},          // 52: if A == 0x0 goto 53 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 134, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 189 else 55
-			{Code: 0x15, JT: 133, JF: 125, K: 0x900},      // 55: if A == 0x900 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 58: if A == 0x0 goto 59 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 118, K: 0x0},          // 62: if A == 0x0 goto 63 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 123, JF: 115, K: 0x32},       // 65: if A == 0x32 goto 189 else 181
-			{Code: 0x15, JT: 122, JF: 114, K: 0x22},       // 66: if A == 0x22 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 69: if A == 0x0 goto 70 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 116, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 189 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 110, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 189 else 87
-			{Code: 0x15, JT: 109, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 189 else 80
-			{Code: 0x35, JT: 100, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 181 else 88
-			{Code: 0x35, JT: 99, JF: 0, K: 0x2},           // 81: if A >= 0x2 goto 181 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 97, K: 0x0},           // 83: if A == 0x0 goto 84 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 93, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 181
-			{Code: 0x15, JT: 92, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 181 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 90, K: 0x0},           // 90: if A == 0x0 goto 91 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 88, JF: 96, K: 0x80000000},   // 92: if A >= 0x80000000 goto 181 else 189
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 85, K: 0x0},           // 95: if A == 0x0 goto 96 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 89, JF: 81, K: 0x19},         // 99: if A == 0x19 goto 189 else 181
-			{Code: 0x15, JT: 88, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 189 else 101
-			{Code: 0x35, JT: 87, JF: 79, K: 0xe},          // 101: if A >= 0xe goto 189 else 181
-			{Code: 0x15, JT: 86, JF: 78, K: 0x4},          // 102: if A == 0x4 goto 189 else 181
-			{Code: 0x35, JT: 0, JF: 142, K: 0x73},         // 103: if A >= 0x73 goto 104 else 246
-			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 104: if A >= 0xae goto 105 else 205
-			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 105: if A >= 0x104 goto 106 else 163
-			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 106: if A >= 0x117 goto 107 else 135
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 72, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 110: if A == 0x0 goto 111 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 68, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 181 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 66, K: 0x0},           // 114: if A == 0x0 goto 115 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 64, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 181 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 62, K: 0x0},           // 118: if A == 0x0 goto 119 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 68, JF: 60, K: 0x200},        // 120: if A == 0x200 goto 189 else 181
-			{Code: 0x15, JT: 0, JF: 8, K: 0x117},          // 121: if A == 0x117 goto 122 else 130
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 122: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 123: if A == 0x0 goto 124 else 128
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 124: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 125: if A >= 0x2 goto 126 else 127
-			{Code: 0x15, JT: 62, JF: 2, K: 0x9},           // 126: if A == 0x9 goto 189 else 129
-			{Code: 0x15, JT: 53, JF: 61, K: 0x0},          // 127: if A == 0x0 goto 181 else 189
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 128: A = arg1.lo
-			{Code: 0x45, JT: 180, JF: 51, K: 0x2},         // 129: if A & 0x2 goto 310 else 181
-			{Code: 0x15, JT: 0, JF: 50, K: 0x11b},         // 130: if A == 0x11b goto 131 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 131: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 48, K: 0x0},           // 132: if A == 0x0 goto 133 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 133: A = arg0.lo
-			{Code: 0x35, JT: 46, JF: 79, K: 0x2},          // 134: if A >= 0x2 goto 181 else 214
-			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 135: if A >= 0x106 goto 136 else 141
-			{Code: 0x15, JT: 0, JF: 44, K: 0x116},         // 136: if A == 0x116 goto 137 else 181
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 137: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 138: if A == 0x0 goto 139 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 139: A = arg2.lo
-			{Code: 0x45, JT: 252, JF: 253, K: 0xfffffffe}, // 140: if A & 0xfffffffe goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 141: if A == 0x104 goto 142 else 159
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 143: if A == 0x0 goto 144 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 145: if A == monitor_pid goto 146 else 153
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 147: if A == 0x0 goto 148 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 149: if A == 0x0 goto 287 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 150: A = arg0.lo
-			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 151: if A == 0x0 goto 393 else 152
-			{Code: 0x35, JT: 240, JF: 4, K: 0x80000000},   // 152: if A >= 0x80000000 goto 393 else 157
-			{Code: 0x15, JT: 239, JF: 0, K: 0x0},          // 153: if A == 0x0 goto 393 else 154
-			{Code: 0x35, JT: 238, JF: 0, K: 0x80000000},   // 154: if A >= 0x80000000 goto 393 else 155
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 155: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 156: if A == 0x0 goto 157 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 157: A = arg2.lo
-			{Code: 0x15, JT: 128, JF: 234, K: 0x40000000}, // 158: if A == 0x40000000 goto 287 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 159: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 160: if A == 0x0 goto 161 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 161: A = arg0.lo
-			{Code: 0x15, JT: 59, JF: 230, K: 0x0},         // 162: if A == 0x0 goto 222 else 393
-			{Code: 0x35, JT: 0, JF: 16, K: 0xd7},          // 163: if A >= 0xd7 goto 164 else 180
-			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 164: if A >= 0xdd goto 165 else 174
-			{Code: 0x15, JT: 0, JF: 227, K: 0xdf},         // 165: if A == 0xdf goto 166 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 166: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 167: if A == 0x0 goto 168 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 168: A = arg0.lo
-			{Code: 0x35, JT: 223, JF: 0, K: 0x80000000},   // 169: if A >= 0x80000000 goto 393 else 170
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 170: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 171: if A == 0x0 goto 172 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 172: A = arg3.lo
-			{Code: 0x35, JT: 219, JF: 220, K: 0x6},        // 173: if A >= 0x6 goto 393 else 394
-			{Code: 0x15, JT: 219, JF: 0, K: 0xd7},         // 174: if A == 0xd7 goto 394 else 175
-			{Code: 0x15, JT: 0, JF: 217, K: 0xdc},         // 175: if A == 0xdc goto 176 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 176: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 177: if A == 0x0 goto 178 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 178: A = arg0.lo
-			{Code: 0x15, JT: 214, JF: 213, K: 0x50f00},    // 179: if A == 0x50f00 goto 394 else 393
-			{Code: 0x35, JT: 1, JF: 13, K: 0xd0},          // 180: if A >= 0xd0 goto 182 else 194
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 188 else 31
+			{Code: 0x15, JT: 156, JF: 149, K: 0x11},       // 31: if A == 0x11 goto 188 else 181
+			{Code: 0x15, JT: 155, JF: 0, K: 0x50},         // 32: if A == 0x50 goto 188 else 33
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 33: if A == 0x16 goto 34 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 34: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 35: if A == 0x0 goto 36 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x35, JT: 143, JF: 232, K: 0x80000000}, // 37: if A >= 0x80000000 goto 181 else 270
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 38: if A == 0x1b5 goto 39 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 39: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 40: if A == 0x0 goto 41 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 41: A = arg0.lo
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 43: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 45: A = arg3.lo
+			{Code: 0x15, JT: 141, JF: 134, K: 0x18},       // 46: if A == 0x18 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 47: if A == 0x4f goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 51: if A >= 0x80000000 goto 181 else 52
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 52: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 53: if A == 0x0 goto 54 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 54: A = arg3.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 55: if A == 0x0 goto 188 else 56
+			{Code: 0x15, JT: 131, JF: 124, K: 0x900},      // 56: if A == 0x900 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 57: if A == 0xde goto 58 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 58: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 59: if A == 0x0 goto 60 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 60: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 61: if A == 0x0 goto 62 else 68
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 62: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 63: if A == 0x0 goto 64 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 64: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 65: if A >= 0x23 goto 66 else 67
+			{Code: 0x15, JT: 121, JF: 114, K: 0x32},       // 66: if A == 0x32 goto 188 else 181
+			{Code: 0x15, JT: 120, JF: 113, K: 0x22},       // 67: if A == 0x22 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 68: if A == 0x3 goto 69 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 69: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 70: if A == 0x0 goto 71 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 71: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 72: if A >= 0x23 goto 73 else 80
+			{Code: 0x15, JT: 114, JF: 0, K: 0x32},         // 73: if A == 0x32 goto 188 else 74
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 75: if A == 0x0 goto 76 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 77: if A == 0x0 goto 78 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x15, JT: 108, JF: 8, K: 0x28},         // 79: if A == 0x28 goto 188 else 88
+			{Code: 0x15, JT: 107, JF: 0, K: 0x22},         // 80: if A == 0x22 goto 188 else 81
+			{Code: 0x35, JT: 99, JF: 7, K: 0x2},           // 81: if A >= 0x2 goto 181 else 89
+			{Code: 0x35, JT: 98, JF: 0, K: 0x2},           // 82: if A >= 0x2 goto 181 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 83: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 85: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 86: if A >= 0x2 goto 88 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 92, K: 0x4001},        // 88: if A == 0x4001 goto 90 else 181
+			{Code: 0x15, JT: 91, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 181 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 90: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 91: if A == 0x0 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 92: A = arg4.lo
+			{Code: 0x35, JT: 87, JF: 94, K: 0x80000000},   // 93: if A >= 0x80000000 goto 181 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 94: if A == 0xe9 goto 95 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 96: if A == 0x0 goto 97 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 98: if A >= 0x8 goto 99 else 103
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 99: if A >= 0x10 goto 100 else 101
+			{Code: 0x15, JT: 87, JF: 80, K: 0x19},         // 100: if A == 0x19 goto 188 else 181
+			{Code: 0x15, JT: 86, JF: 0, K: 0x8},           // 101: if A == 0x8 goto 188 else 102
+			{Code: 0x35, JT: 85, JF: 78, K: 0xe},          // 102: if A >= 0xe goto 188 else 181
+			{Code: 0x15, JT: 84, JF: 77, K: 0x4},          // 103: if A == 0x4 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 142, K: 0x73},         // 104: if A >= 0x73 goto 105 else 247
+			{Code: 0x35, JT: 0, JF: 100, K: 0xae},         // 105: if A >= 0xae goto 106 else 206
+			{Code: 0x35, JT: 0, JF: 57, K: 0x104},         // 106: if A >= 0x104 goto 107 else 164
+			{Code: 0x35, JT: 0, JF: 28, K: 0x117},         // 107: if A >= 0x117 goto 108 else 136
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 108: if A >= 0x11c goto 109 else 122
+			{Code: 0x15, JT: 0, JF: 71, K: 0x1b7},         // 109: if A == 0x1b7 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 110: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 112: A = arg0.lo
+			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 113: if A >= 0x80000000 goto 181 else 114
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 114: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 115: if A == 0x0 goto 116 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 116: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x8},           // 117: if A >= 0x8 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 59, K: 0x200},        // 121: if A == 0x200 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 8, K: 0x117},          // 122: if A == 0x117 goto 123 else 131
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 123: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 124: if A == 0x0 goto 125 else 129
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 125: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 126: if A >= 0x2 goto 127 else 128
+			{Code: 0x15, JT: 60, JF: 2, K: 0x9},           // 127: if A == 0x9 goto 188 else 130
+			{Code: 0x15, JT: 52, JF: 59, K: 0x0},          // 128: if A == 0x0 goto 181 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 129: A = arg1.lo
+			{Code: 0x45, JT: 180, JF: 50, K: 0x2},         // 130: if A & 0x2 goto 311 else 181
+			{Code: 0x15, JT: 0, JF: 49, K: 0x11b},         // 131: if A == 0x11b goto 132 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 132: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 133: if A == 0x0 goto 134 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 134: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 79, K: 0x2},          // 135: if A >= 0x2 goto 181 else 215
+			{Code: 0x35, JT: 0, JF: 5, K: 0x106},          // 136: if A >= 0x106 goto 137 else 142
+			{Code: 0x15, JT: 0, JF: 43, K: 0x116},         // 137: if A == 0x116 goto 138 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 138: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 254, K: 0x0},          // 139: if A == 0x0 goto 140 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 140: A = arg2.lo
+			{Code: 0x45, JT: 252, JF: 253, K: 0xfffffffe}, // 141: if A & 0xfffffffe goto 394 else 395
+			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 142: if A == 0x104 goto 143 else 160
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 249, K: 0x0},          // 144: if A == 0x0 goto 145 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 146: if A == monitor_pid goto 147 else 154
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 245, K: 0x0},          // 148: if A == 0x0 goto 149 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x15, JT: 137, JF: 0, K: 0x0},          // 150: if A == 0x0 goto 288 else 151
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 151: A = arg0.lo
+			{Code: 0x15, JT: 241, JF: 0, K: 0x0},          // 152: if A == 0x0 goto 394 else 153
+			{Code: 0x35, JT: 240, JF: 4, K: 0x80000000},   // 153: if A >= 0x80000000 goto 394 else 158
+			{Code: 0x15, JT: 239, JF: 0, K: 0x0},          // 154: if A == 0x0 goto 394 else 155
+			{Code: 0x35, JT: 238, JF: 0, K: 0x80000000},   // 155: if A >= 0x80000000 goto 394 else 156
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 156: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 157: if A == 0x0 goto 158 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 158: A = arg2.lo
+			{Code: 0x15, JT: 128, JF: 234, K: 0x40000000}, // 159: if A == 0x40000000 goto 288 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 160: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 161: if A == 0x0 goto 162 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 162: A = arg0.lo
+			{Code: 0x15, JT: 59, JF: 230, K: 0x0},         // 163: if A == 0x0 goto 223 else 394
+			{Code: 0x35, JT: 0, JF: 17, K: 0xd7},          // 164: if A >= 0xd7 goto 165 else 182
+			{Code: 0x35, JT: 0, JF: 9, K: 0xdd},           // 165: if A >= 0xdd goto 166 else 175
+			{Code: 0x15, JT: 0, JF: 227, K: 0xdf},         // 166: if A == 0xdf goto 167 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 167: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 225, K: 0x0},          // 168: if A == 0x0 goto 169 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 169: A = arg0.lo
+			{Code: 0x35, JT: 223, JF: 0, K: 0x80000000},   // 170: if A >= 0x80000000 goto 394 else 171
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 171: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 221, K: 0x0},          // 172: if A == 0x0 goto 173 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 173: A = arg3.lo
+			{Code: 0x35, JT: 219, JF: 220, K: 0x6},        // 174: if A >= 0x6 goto 394 else 395
+			{Code: 0x15, JT: 219, JF: 0, K: 0xd7},         // 175: if A == 0xd7 goto 395 else 176
+			{Code: 0x15, JT: 0, JF: 217, K: 0xdc},         // 176: if A == 0xdc goto 177 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 177: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 178: if A == 0x0 goto 179 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 179: A = arg0.lo
+			{Code: 0x15, JT: 214, JF: 213, K: 0x50f00},    // 180: if A == 0x50f00 goto 395 else 394
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
-			{Code: 0x15, JT: 0, JF: 210, K: 0xd3},         // 182: if A == 0xd3 goto 183 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 183: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 184: if A == 0x0 goto 185 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 185: A = arg0.lo
-			{Code: 0x35, JT: 206, JF: 0, K: 0x80000000},   // 186: if A >= 0x80000000 goto 393 else 187
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 187: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 204, K: 0x0},          // 188: if A == 0x0 goto 190 else 393
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 189: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 190: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 191: if A >= 0x4001 goto 192 else 193
-			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 192: if A == 0x4040 goto 394 else 393
-			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 193: if A == 0x4000 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 194: if A == 0xcf goto 195 else 204
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 195: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 196: if A == 0x0 goto 197 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 197: A = arg0.lo
-			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 198: if A >= 0x80000000 goto 393 else 199
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 199: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 200: if A == 0x0 goto 201 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 201: A = arg3.lo
-			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 202: if A == 0x0 goto 394 else 203
-			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 203: if A == 0x40 goto 394 else 393
-			{Code: 0x35, JT: 188, JF: 189, K: 0xb4},       // 204: if A >= 0xb4 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 205: if A >= 0x86 goto 206 else 230
-			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 206: if A >= 0xa7 goto 207 else 226
-			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 207: if A >= 0xa9 goto 208 else 209
-			{Code: 0x15, JT: 185, JF: 184, K: 0xac},       // 208: if A == 0xac goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 209: if A == 0xa7 goto 210 else 218
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 211: if A == 0x0 goto 212 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 179, K: 0x53564d41},   // 213: if A == 0x53564d41 goto 214 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 214: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 215: if A == 0x0 goto 216 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 216: A = arg1.lo
-			{Code: 0x15, JT: 176, JF: 175, K: 0x0},        // 217: if A == 0x0 goto 394 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 218: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 219: if A == 0x0 goto 220 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 220: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 221: if A == 0x0 goto 222 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 222: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 223: if A == 0x0 goto 224 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 224: A = arg2.lo
-			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 225: if A == 0x0 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 226: if A >= 0x8c goto 227 else 228
-			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 227: if A == 0x9e goto 394 else 393
-			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 228: if A == 0x8b goto 394 else 229
-			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 229: if A >= 0x88 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 230: if A >= 0x80 goto 231 else 243
-			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 231: if A >= 0x82 goto 232 else 233
-			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 232: if A == 0x84 goto 394 else 393
-			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 233: if A == 0x80 goto 394 else 234
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 234: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 235: if A == 0x0 goto 236 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 236: A = arg0.lo
-			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 237: if A == 0x0 goto 393 else 238
-			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 238: if A >= 0x80000000 goto 393 else 239
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 239: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 240: if A == 0x0 goto 241 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 241: A = arg1.lo
-			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 242: if A == 0x9 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 243: if A >= 0x7c goto 244 else 245
-			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 244: if A == 0x7c goto 394 else 393
-			{Code: 0x35, JT: 31, JF: 147, K: 0x7a},        // 245: if A >= 0x7a goto 277 else 393
-			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 246: if A >= 0x3a goto 247 else 295
-			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 247: if A >= 0x54 goto 248 else 274
-			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 248: if A >= 0x60 goto 249 else 251
-			{Code: 0x35, JT: 144, JF: 0, K: 0x71},         // 249: if A >= 0x71 goto 394 else 250
-			{Code: 0x15, JT: 143, JF: 142, K: 0x65},       // 250: if A == 0x65 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 251: if A >= 0x5d goto 252 else 273
-			{Code: 0x15, JT: 0, JF: 141, K: 0x5f},         // 252: if A == 0x5f goto 253 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 253: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 254: if A == 0x0 goto 255 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 255: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 136, K: 0x1},          // 256: if A == 0x1 goto 257 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 257: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 258: if A == 0x0 goto 259 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 259: A = arg1.lo
-			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 260: if A == 0x0 goto 393 else 261
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 261: if A >= 0x80000000 goto 393 else 262
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 262: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 263: if A == 0x0 goto 264 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 264: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 265: if A >= 0x41000003 goto 266 else 268
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 266: if A == 0x41000003 goto 269 else 267
-			{Code: 0x15, JT: 1, JF: 125, K: 0x41000005},   // 267: if A == 0x41000005 goto 269 else 393
-			{Code: 0x15, JT: 0, JF: 124, K: 0x1000005},    // 268: if A == 0x1000005 goto 269 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 269: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 270: if A == 0x0 goto 271 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 271: A = arg4.lo
-			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 272: if A == 0x0 goto 394 else 393
-			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 273: if A == 0x5a goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 274: if A >= 0x45 goto 275 else 291
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 275: if A >= 0x4e goto 276 else 282
-			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 276: if A == 0x4e goto 277 else 281
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 277: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 278: if A == 0x0 goto 279 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 279: A = arg0.lo
-			{Code: 0x35, JT: 112, JF: 113, K: 0x80000000}, // 280: if A >= 0x80000000 goto 393 else 394
-			{Code: 0x35, JT: 112, JF: 111, K: 0x52},       // 281: if A >= 0x52 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 282: if A == 0x49 goto 283 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 283: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 284: if A == 0x0 goto 285 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 285: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 286: if A == 0x1 goto 287 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 287: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 288: if A == 0x0 goto 289 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 289: A = arg3.lo
-			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 290: if A == 0x0 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 291: if A >= 0x3f goto 292 else 294
-			{Code: 0x35, JT: 0, JF: 101, K: 0x41},         // 292: if A >= 0x41 goto 293 else 394
-			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 293: if A >= 0x43 goto 394 else 393
-			{Code: 0x15, JT: 99, JF: 98, K: 0x3d},         // 294: if A == 0x3d goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 295: if A >= 0x1a goto 296 else 345
-			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 296: if A >= 0x2f goto 297 else 325
-			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 297: if A >= 0x38 goto 298 else 316
-			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 298: if A == 0x38 goto 299 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 299: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 300: if A == 0x0 goto 301 else 308
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 301: A = arg0.lo
-			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 302: if A >= 0x80000000 goto 309 else 303
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 303: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 304: if A == 0x0 goto 305 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 305: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 306: if A & 0xffe3a2ff goto 307 else 394
-			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 307: if A & 0xffe3a0fc goto 393 else 394
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 308: A = arg0.lo
-			{Code: 0x15, JT: 1, JF: 83, K: 0xffffff9c},    // 309: if A == 0xffffff9c goto 311 else 393
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 310: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 311: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 312: if A == 0x0 goto 313 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 313: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 74, K: 0x80001},       // 314: if A >= 0x80001 goto 315 else 389
-			{Code: 0x15, JT: 78, JF: 77, K: 0x284000},     // 315: if A == 0x284000 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 316: if A == 0x2f goto 317 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 317: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 318: if A == 0x0 goto 319 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 319: A = arg0.lo
-			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 320: if A >= 0x80000000 goto 393 else 321
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 321: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 322: if A == 0x0 goto 323 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 323: A = arg1.lo
-			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 324: if A & 0xffffff80 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 325: if A >= 0x2c goto 326 else 327
-			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 326: if A == 0x2d goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 327: if A == 0x1d goto 328 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 328: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 329: if A == 0x0 goto 330 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 330: A = arg0.lo
-			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 331: if A >= 0x80000000 goto 393 else 332
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 332: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 333: if A == 0x0 goto 334 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 334: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 335: if A >= 0x5413 goto 336 else 340
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 336: if A >= 0x541c goto 337 else 338
-			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 337: if A == 0x5425 goto 394 else 393
-			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 338: if A == 0x541b goto 394 else 339
-			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 339: if A >= 0x5415 goto 393 else 394
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 340: if A >= 0x540c goto 341 else 342
-			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 341: if A == 0x5411 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 342: if A >= 0x5405 goto 343 else 344
-			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 343: if A >= 0x5409 goto 394 else 393
-			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 344: if A >= 0x5401 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 345: if A >= 0x13 goto 346 else 390
-			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 346: if A >= 0x15 goto 347 else 377
-			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 347: if A == 0x15 goto 348 else 361
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 348: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 349: if A == 0x0 goto 350 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 350: A = arg0.lo
-			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 351: if A >= 0x80000000 goto 393 else 352
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 352: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 353: if A == 0x0 goto 354 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 354: A = arg1.lo
-			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 355: if A == 0x0 goto 393 else 356
-			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 356: if A >= 0x3 goto 393 else 357
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 357: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 358: if A == 0x0 goto 359 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 359: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 360: if A >= 0x80000000 goto 393 else 394
-			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 361: if A == 0x19 goto 362 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 362: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 363: if A == 0x0 goto 364 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 364: A = arg0.lo
-			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 365: if A >= 0x80000000 goto 393 else 366
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 366: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 367: if A == 0x0 goto 368 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 368: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 369: if A >= 0x4 goto 370 else 376
-			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 370: if A == 0x406 goto 394 else 371
-			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 371: if A == 0x4 goto 372 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 372: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 373: if A == 0x0 goto 374 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 374: A = arg2.lo
-			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 375: if A & 0xfff9f3ff goto 393 else 394
-			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 376: if A == 0x3 goto 394 else 393
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 377: if A == 0x13 goto 378 else 386
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 378: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 379: if A == 0x0 goto 380 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 380: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 381: if A == 0x0 goto 382 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 382: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 383: if A == 0x0 goto 384 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 384: A = arg1.lo
-			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 385: if A == 0x80800 goto 394 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 386: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 387: if A == 0x0 goto 388 else 393
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 388: A = arg0.lo
-			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 389: if A == 0x80000 goto 394 else 393
-			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 390: if A >= 0x9 goto 391 else 392
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 391: if A == 0xb goto 394 else 393
-			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 392: if A == 0x8 goto 394 else 393
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 393: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 394: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 12, K: 0xd0},          // 182: if A >= 0xd0 goto 183 else 195
+			{Code: 0x15, JT: 0, JF: 210, K: 0xd3},         // 183: if A == 0xd3 goto 184 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 184: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 208, K: 0x0},          // 185: if A == 0x0 goto 186 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 186: A = arg0.lo
+			{Code: 0x35, JT: 206, JF: 1, K: 0x80000000},   // 187: if A >= 0x80000000 goto 394 else 189
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 189: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 203, K: 0x0},          // 190: if A == 0x0 goto 191 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 191: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 192: if A >= 0x4001 goto 193 else 194
+			{Code: 0x15, JT: 201, JF: 200, K: 0x4040},     // 193: if A == 0x4040 goto 395 else 394
+			{Code: 0x15, JT: 200, JF: 199, K: 0x4000},     // 194: if A == 0x4000 goto 395 else 394
+			{Code: 0x15, JT: 0, JF: 9, K: 0xcf},           // 195: if A == 0xcf goto 196 else 205
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 197: if A == 0x0 goto 198 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
+			{Code: 0x35, JT: 194, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 394 else 200
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 200: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 192, K: 0x0},          // 201: if A == 0x0 goto 202 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 202: A = arg3.lo
+			{Code: 0x15, JT: 191, JF: 0, K: 0x0},          // 203: if A == 0x0 goto 395 else 204
+			{Code: 0x15, JT: 190, JF: 189, K: 0x40},       // 204: if A == 0x40 goto 395 else 394
+			{Code: 0x35, JT: 188, JF: 189, K: 0xb4},       // 205: if A >= 0xb4 goto 394 else 395
+			{Code: 0x35, JT: 0, JF: 24, K: 0x86},          // 206: if A >= 0x86 goto 207 else 231
+			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 207: if A >= 0xa7 goto 208 else 227
+			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 208: if A >= 0xa9 goto 209 else 210
+			{Code: 0x15, JT: 185, JF: 184, K: 0xac},       // 209: if A == 0xac goto 395 else 394
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 210: if A == 0xa7 goto 211 else 219
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 211: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 181, K: 0x0},          // 212: if A == 0x0 goto 213 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 213: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 179, K: 0x53564d41},   // 214: if A == 0x53564d41 goto 215 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 215: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 216: if A == 0x0 goto 217 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 217: A = arg1.lo
+			{Code: 0x15, JT: 176, JF: 175, K: 0x0},        // 218: if A == 0x0 goto 395 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 219: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 220: if A == 0x0 goto 221 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 221: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 222: if A == 0x0 goto 223 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 223: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 224: if A == 0x0 goto 225 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 225: A = arg2.lo
+			{Code: 0x15, JT: 168, JF: 167, K: 0x0},        // 226: if A == 0x0 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x8c},           // 227: if A >= 0x8c goto 228 else 229
+			{Code: 0x15, JT: 166, JF: 165, K: 0x9e},       // 228: if A == 0x9e goto 395 else 394
+			{Code: 0x15, JT: 165, JF: 0, K: 0x8b},         // 229: if A == 0x8b goto 395 else 230
+			{Code: 0x35, JT: 163, JF: 164, K: 0x88},       // 230: if A >= 0x88 goto 394 else 395
+			{Code: 0x35, JT: 0, JF: 12, K: 0x80},          // 231: if A >= 0x80 goto 232 else 244
+			{Code: 0x35, JT: 0, JF: 1, K: 0x82},           // 232: if A >= 0x82 goto 233 else 234
+			{Code: 0x15, JT: 161, JF: 160, K: 0x84},       // 233: if A == 0x84 goto 395 else 394
+			{Code: 0x15, JT: 160, JF: 0, K: 0x80},         // 234: if A == 0x80 goto 395 else 235
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 235: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 236: if A == 0x0 goto 237 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 237: A = arg0.lo
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 238: if A == 0x0 goto 394 else 239
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 239: if A >= 0x80000000 goto 394 else 240
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 240: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 241: if A == 0x0 goto 242 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 242: A = arg1.lo
+			{Code: 0x15, JT: 151, JF: 150, K: 0x9},        // 243: if A == 0x9 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x7c},           // 244: if A >= 0x7c goto 245 else 246
+			{Code: 0x15, JT: 149, JF: 148, K: 0x7c},       // 245: if A == 0x7c goto 395 else 394
+			{Code: 0x35, JT: 31, JF: 147, K: 0x7a},        // 246: if A >= 0x7a goto 278 else 394
+			{Code: 0x35, JT: 0, JF: 48, K: 0x3a},          // 247: if A >= 0x3a goto 248 else 296
+			{Code: 0x35, JT: 0, JF: 26, K: 0x54},          // 248: if A >= 0x54 goto 249 else 275
+			{Code: 0x35, JT: 0, JF: 2, K: 0x60},           // 249: if A >= 0x60 goto 250 else 252
+			{Code: 0x35, JT: 144, JF: 0, K: 0x71},         // 250: if A >= 0x71 goto 395 else 251
+			{Code: 0x15, JT: 143, JF: 142, K: 0x65},       // 251: if A == 0x65 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 21, K: 0x5d},          // 252: if A >= 0x5d goto 253 else 274
+			{Code: 0x15, JT: 0, JF: 141, K: 0x5f},         // 253: if A == 0x5f goto 254 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 254: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 255: if A == 0x0 goto 256 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 256: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 136, K: 0x1},          // 257: if A == 0x1 goto 258 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 258: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 134, K: 0x0},          // 259: if A == 0x0 goto 260 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 260: A = arg1.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 261: if A == 0x0 goto 394 else 262
+			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 262: if A >= 0x80000000 goto 394 else 263
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 263: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 264: if A == 0x0 goto 265 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 265: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 266: if A >= 0x41000003 goto 267 else 269
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 267: if A == 0x41000003 goto 270 else 268
+			{Code: 0x15, JT: 1, JF: 125, K: 0x41000005},   // 268: if A == 0x41000005 goto 270 else 394
+			{Code: 0x15, JT: 0, JF: 124, K: 0x1000005},    // 269: if A == 0x1000005 goto 270 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 270: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 122, K: 0x0},          // 271: if A == 0x0 goto 272 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 272: A = arg4.lo
+			{Code: 0x15, JT: 121, JF: 120, K: 0x0},        // 273: if A == 0x0 goto 395 else 394
+			{Code: 0x15, JT: 120, JF: 119, K: 0x5a},       // 274: if A == 0x5a goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 16, K: 0x45},          // 275: if A >= 0x45 goto 276 else 292
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4e},           // 276: if A >= 0x4e goto 277 else 283
+			{Code: 0x15, JT: 0, JF: 4, K: 0x4e},           // 277: if A == 0x4e goto 278 else 282
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 278: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 114, K: 0x0},          // 279: if A == 0x0 goto 280 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 280: A = arg0.lo
+			{Code: 0x35, JT: 112, JF: 113, K: 0x80000000}, // 281: if A >= 0x80000000 goto 394 else 395
+			{Code: 0x35, JT: 112, JF: 111, K: 0x52},       // 282: if A >= 0x52 goto 395 else 394
+			{Code: 0x15, JT: 0, JF: 110, K: 0x49},         // 283: if A == 0x49 goto 284 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 284: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 108, K: 0x0},          // 285: if A == 0x0 goto 286 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 286: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 106, K: 0x1},          // 287: if A == 0x1 goto 288 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 288: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 104, K: 0x0},          // 289: if A == 0x0 goto 290 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 290: A = arg3.lo
+			{Code: 0x15, JT: 103, JF: 102, K: 0x0},        // 291: if A == 0x0 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 2, K: 0x3f},           // 292: if A >= 0x3f goto 293 else 295
+			{Code: 0x35, JT: 0, JF: 101, K: 0x41},         // 293: if A >= 0x41 goto 294 else 395
+			{Code: 0x35, JT: 100, JF: 99, K: 0x43},        // 294: if A >= 0x43 goto 395 else 394
+			{Code: 0x15, JT: 99, JF: 98, K: 0x3d},         // 295: if A == 0x3d goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 49, K: 0x1a},          // 296: if A >= 0x1a goto 297 else 346
+			{Code: 0x35, JT: 0, JF: 28, K: 0x2f},          // 297: if A >= 0x2f goto 298 else 326
+			{Code: 0x35, JT: 0, JF: 18, K: 0x38},          // 298: if A >= 0x38 goto 299 else 317
+			{Code: 0x15, JT: 0, JF: 95, K: 0x38},          // 299: if A == 0x38 goto 300 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 300: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 301: if A == 0x0 goto 302 else 309
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 302: A = arg0.lo
+			{Code: 0x35, JT: 6, JF: 0, K: 0x80000000},     // 303: if A >= 0x80000000 goto 310 else 304
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 304: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 305: if A == 0x0 goto 306 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 306: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 87, K: 0xffe3a2ff},    // 307: if A & 0xffe3a2ff goto 308 else 395
+			{Code: 0x45, JT: 85, JF: 86, K: 0xffe3a0fc},   // 308: if A & 0xffe3a0fc goto 394 else 395
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 309: A = arg0.lo
+			{Code: 0x15, JT: 1, JF: 83, K: 0xffffff9c},    // 310: if A == 0xffffff9c goto 312 else 394
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 311: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 312: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 80, K: 0x0},           // 313: if A == 0x0 goto 314 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 314: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 74, K: 0x80001},       // 315: if A >= 0x80001 goto 316 else 390
+			{Code: 0x15, JT: 78, JF: 77, K: 0x284000},     // 316: if A == 0x284000 goto 395 else 394
+			{Code: 0x15, JT: 0, JF: 76, K: 0x2f},          // 317: if A == 0x2f goto 318 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 318: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 74, K: 0x0},           // 319: if A == 0x0 goto 320 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
+			{Code: 0x35, JT: 72, JF: 0, K: 0x80000000},    // 321: if A >= 0x80000000 goto 394 else 322
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 322: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 70, K: 0x0},           // 323: if A == 0x0 goto 324 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 324: A = arg1.lo
+			{Code: 0x45, JT: 68, JF: 69, K: 0xffffff80},   // 325: if A & 0xffffff80 goto 394 else 395
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2c},           // 326: if A >= 0x2c goto 327 else 328
+			{Code: 0x15, JT: 66, JF: 67, K: 0x2d},         // 327: if A == 0x2d goto 394 else 395
+			{Code: 0x15, JT: 0, JF: 65, K: 0x1d},          // 328: if A == 0x1d goto 329 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 329: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 330: if A == 0x0 goto 331 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 331: A = arg0.lo
+			{Code: 0x35, JT: 61, JF: 0, K: 0x80000000},    // 332: if A >= 0x80000000 goto 394 else 333
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 333: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 334: if A == 0x0 goto 335 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 335: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 336: if A >= 0x5413 goto 337 else 341
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 337: if A >= 0x541c goto 338 else 339
+			{Code: 0x15, JT: 56, JF: 55, K: 0x5425},       // 338: if A == 0x5425 goto 395 else 394
+			{Code: 0x15, JT: 55, JF: 0, K: 0x541b},        // 339: if A == 0x541b goto 395 else 340
+			{Code: 0x35, JT: 53, JF: 54, K: 0x5415},       // 340: if A >= 0x5415 goto 394 else 395
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 341: if A >= 0x540c goto 342 else 343
+			{Code: 0x15, JT: 52, JF: 51, K: 0x5411},       // 342: if A == 0x5411 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 343: if A >= 0x5405 goto 344 else 345
+			{Code: 0x35, JT: 50, JF: 49, K: 0x5409},       // 344: if A >= 0x5409 goto 395 else 394
+			{Code: 0x35, JT: 49, JF: 48, K: 0x5401},       // 345: if A >= 0x5401 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 44, K: 0x13},          // 346: if A >= 0x13 goto 347 else 391
+			{Code: 0x35, JT: 0, JF: 30, K: 0x15},          // 347: if A >= 0x15 goto 348 else 378
+			{Code: 0x15, JT: 0, JF: 13, K: 0x15},          // 348: if A == 0x15 goto 349 else 362
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 349: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 350: if A == 0x0 goto 351 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 351: A = arg0.lo
+			{Code: 0x35, JT: 41, JF: 0, K: 0x80000000},    // 352: if A >= 0x80000000 goto 394 else 353
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 353: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 39, K: 0x0},           // 354: if A == 0x0 goto 355 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 355: A = arg1.lo
+			{Code: 0x15, JT: 37, JF: 0, K: 0x0},           // 356: if A == 0x0 goto 394 else 357
+			{Code: 0x35, JT: 36, JF: 0, K: 0x3},           // 357: if A >= 0x3 goto 394 else 358
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 358: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 359: if A == 0x0 goto 360 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 360: A = arg2.lo
+			{Code: 0x35, JT: 32, JF: 33, K: 0x80000000},   // 361: if A >= 0x80000000 goto 394 else 395
+			{Code: 0x15, JT: 0, JF: 31, K: 0x19},          // 362: if A == 0x19 goto 363 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 363: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 364: if A == 0x0 goto 365 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 365: A = arg0.lo
+			{Code: 0x35, JT: 27, JF: 0, K: 0x80000000},    // 366: if A >= 0x80000000 goto 394 else 367
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 367: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 368: if A == 0x0 goto 369 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 369: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 370: if A >= 0x4 goto 371 else 377
+			{Code: 0x15, JT: 23, JF: 0, K: 0x406},         // 371: if A == 0x406 goto 395 else 372
+			{Code: 0x15, JT: 0, JF: 21, K: 0x4},           // 372: if A == 0x4 goto 373 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 373: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 19, K: 0x0},           // 374: if A == 0x0 goto 375 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 375: A = arg2.lo
+			{Code: 0x45, JT: 17, JF: 18, K: 0xfff9f3ff},   // 376: if A & 0xfff9f3ff goto 394 else 395
+			{Code: 0x15, JT: 17, JF: 16, K: 0x3},          // 377: if A == 0x3 goto 395 else 394
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 378: if A == 0x13 goto 379 else 387
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 379: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 13, K: 0x0},           // 380: if A == 0x0 goto 381 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 381: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 382: if A == 0x0 goto 383 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 383: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 384: if A == 0x0 goto 385 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 385: A = arg1.lo
+			{Code: 0x15, JT: 8, JF: 7, K: 0x80800},        // 386: if A == 0x80800 goto 395 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 387: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 388: if A == 0x0 goto 389 else 394
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 389: A = arg0.lo
+			{Code: 0x15, JT: 4, JF: 3, K: 0x80000},        // 390: if A == 0x80000 goto 395 else 394
+			{Code: 0x35, JT: 0, JF: 1, K: 0x9},            // 391: if A >= 0x9 goto 392 else 393
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 392: if A == 0xb goto 395 else 394
+			{Code: 0x15, JT: 1, JF: 0, K: 0x8},            // 393: if A == 0x8 goto 395 else 394
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 394: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 395: return 0x7fff0000
 		},
 	},
 	{
 		Key: "systrap,write",
 		Variables: []precompiled.Variable{
-			{Name: "monitor_pid", Uses: []uint16{159}},
+			{Name: "monitor_pid", Uses: []uint16{160}},
 			{Name: "sentry_pid", Uses: []uint16{15}},
 		},
 		Code: bpf.Program{
 			{Code: 0x20, JT: 0, JF: 0, K: 0x4},            // 0: A = arch
-			{Code: 0x15, JT: 0, JF: 180, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 182
+			{Code: 0x15, JT: 0, JF: 179, K: 0xc00000b7},   // 1: if A == 0xc00000b7 goto 2 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x0},            // 2: A = nr
 			{Code: 0x15, JT: 0, JF: 6, K: 0x62},           // 3: if A == 0x62 goto 4 else 10
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 4: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 176, K: 0x0},          // 5: if A == 0x0 goto 6 else 182
+			{Code: 0x15, JT: 0, JF: 175, K: 0x0},          // 5: if A == 0x0 goto 6 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 6: A = arg1.lo
 			{Code: 0x35, JT: 0, JF: 1, K: 0x80},           // 7: if A >= 0x80 goto 8 else 9
-			{Code: 0x35, JT: 173, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 182 else 188
-			{Code: 0x35, JT: 172, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 182 else 188
+			{Code: 0x35, JT: 172, JF: 179, K: 0x82},       // 8: if A >= 0x82 goto 181 else 188
+			{Code: 0x35, JT: 171, JF: 178, K: 0x2},        // 9: if A >= 0x2 goto 181 else 188
 			{Code: 0x15, JT: 177, JF: 0, K: 0x3e},         // 10: if A == 0x3e goto 188 else 11
-			{Code: 0x15, JT: 0, JF: 19, K: 0x83},          // 11: if A == 0x83 goto 12 else 31
+			{Code: 0x15, JT: 0, JF: 20, K: 0x83},          // 11: if A == 0x83 goto 12 else 32
 			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 12: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 168, K: 0x0},          // 13: if A == 0x0 goto 14 else 182
+			{Code: 0x15, JT: 0, JF: 167, K: 0x0},          // 13: if A == 0x0 goto 14 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 14: A = arg0.lo
 			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 15: if A == sentry_pid goto 16 else 20
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 16: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 17: if A == 0x0 goto 18 else 182
+			{Code: 0x15, JT: 0, JF: 163, K: 0x0},          // 17: if A == 0x0 goto 18 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 18: A = arg2.lo
-			{Code: 0x35, JT: 162, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 182 else 188
-			{Code: 0x15, JT: 161, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 182 else 21
-			{Code: 0x35, JT: 160, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 182 else 22
+			{Code: 0x35, JT: 161, JF: 168, K: 0x41},       // 19: if A >= 0x41 goto 181 else 188
+			{Code: 0x15, JT: 160, JF: 0, K: 0x0},          // 20: if A == 0x0 goto 181 else 21
+			{Code: 0x35, JT: 159, JF: 0, K: 0x80000000},   // 21: if A >= 0x80000000 goto 181 else 22
 			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 22: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 158, K: 0x0},          // 23: if A == 0x0 goto 24 else 182
+			{Code: 0x15, JT: 0, JF: 157, K: 0x0},          // 23: if A == 0x0 goto 24 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 24: A = arg1.lo
-			{Code: 0x15, JT: 156, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 182 else 26
-			{Code: 0x35, JT: 155, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 182 else 27
+			{Code: 0x15, JT: 155, JF: 0, K: 0x0},          // 25: if A == 0x0 goto 181 else 26
+			{Code: 0x35, JT: 154, JF: 0, K: 0x80000000},   // 26: if A >= 0x80000000 goto 181 else 27
 			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 27: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 28: if A == 0x0 goto 29 else 182
+			{Code: 0x15, JT: 0, JF: 152, K: 0x0},          // 28: if A == 0x0 goto 29 else 181
 			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 29: A = arg2.lo
-			{Code: 0x15, JT: 157, JF: 151, K: 0x11},       // 30: if A == 0x11 goto 188 else 182
-			{Code: 0x15, JT: 156, JF: 0, K: 0x50},         // 31: if A == 0x50 goto 188 else 32
-			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 32: if A == 0x16 goto 33 else 37
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 33: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 147, K: 0x0},          // 34: if A == 0x0 goto 35 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 35: A = arg0.lo
-			{Code: 0x35, JT: 145, JF: 244, K: 0x80000000}, // 36: if A >= 0x80000000 goto 182 else 281
-			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 37: if A == 0x1b5 goto 38 else 46
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 38: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 142, K: 0x0},          // 39: if A == 0x0 goto 40 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 40: A = arg0.lo
-			{Code: 0x35, JT: 140, JF: 0, K: 0x80000000},   // 41: if A >= 0x80000000 goto 182 else 42
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 42: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 138, K: 0x0},          // 43: if A == 0x0 goto 44 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 44: A = arg3.lo
-			{Code: 0x15, JT: 142, JF: 136, K: 0x18},       // 45: if A == 0x18 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 46: if A == 0x4f goto 47 else 56
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 47: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 133, K: 0x0},          // 48: if A == 0x0 goto 49 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 49: A = arg0.lo
-			{Code: 0x35, JT: 131, JF: 0, K: 0x80000000},   // 50: if A >= 0x80000000 goto 182 else 51
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 51: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 129, K: 0x0},          // 52: if A == 0x0 goto 53 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 53: A = arg3.lo
-			{Code: 0x15, JT: 133, JF: 0, K: 0x0},          // 54: if A == 0x0 goto 188 else 55
-			{Code: 0x15, JT: 132, JF: 126, K: 0x900},      // 55: if A == 0x900 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 56: if A == 0xde goto 57 else 93
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 57: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 123, K: 0x0},          // 58: if A == 0x0 goto 59 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 59: A = arg2.lo
-			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 60: if A == 0x0 goto 61 else 67
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 61: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 119, K: 0x0},          // 62: if A == 0x0 goto 63 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 63: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 64: if A >= 0x23 goto 65 else 66
-			{Code: 0x15, JT: 122, JF: 116, K: 0x32},       // 65: if A == 0x32 goto 188 else 182
-			{Code: 0x15, JT: 121, JF: 115, K: 0x22},       // 66: if A == 0x22 goto 188 else 182
-			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 67: if A == 0x3 goto 68 else 81
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 68: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 112, K: 0x0},          // 69: if A == 0x0 goto 70 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 70: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 71: if A >= 0x23 goto 72 else 79
-			{Code: 0x15, JT: 115, JF: 0, K: 0x32},         // 72: if A == 0x32 goto 188 else 73
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 73: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 74: if A == 0x0 goto 75 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 75: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 76: if A == 0x0 goto 77 else 86
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 77: A = arg3.lo
-			{Code: 0x15, JT: 109, JF: 8, K: 0x28},         // 78: if A == 0x28 goto 188 else 87
-			{Code: 0x15, JT: 108, JF: 0, K: 0x22},         // 79: if A == 0x22 goto 188 else 80
-			{Code: 0x35, JT: 101, JF: 7, K: 0x2},          // 80: if A >= 0x2 goto 182 else 88
-			{Code: 0x35, JT: 100, JF: 0, K: 0x2},          // 81: if A >= 0x2 goto 182 else 82
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 82: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 83: if A == 0x0 goto 84 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 84: A = arg3.lo
-			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 85: if A >= 0x2 goto 87 else 88
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 86: A = arg3.lo
-			{Code: 0x15, JT: 1, JF: 94, K: 0x4001},        // 87: if A == 0x4001 goto 89 else 182
-			{Code: 0x15, JT: 93, JF: 0, K: 0x0},           // 88: if A == 0x0 goto 182 else 89
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 89: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 91, K: 0x0},           // 90: if A == 0x0 goto 91 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 91: A = arg4.lo
-			{Code: 0x35, JT: 89, JF: 95, K: 0x80000000},   // 92: if A >= 0x80000000 goto 182 else 188
-			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 93: if A == 0xe9 goto 94 else 103
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 94: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 86, K: 0x0},           // 95: if A == 0x0 goto 96 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 96: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 97: if A >= 0x8 goto 98 else 102
-			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 98: if A >= 0x10 goto 99 else 100
-			{Code: 0x15, JT: 88, JF: 82, K: 0x19},         // 99: if A == 0x19 goto 188 else 182
-			{Code: 0x15, JT: 87, JF: 0, K: 0x8},           // 100: if A == 0x8 goto 188 else 101
-			{Code: 0x35, JT: 86, JF: 80, K: 0xe},          // 101: if A >= 0xe goto 188 else 182
-			{Code: 0x15, JT: 85, JF: 79, K: 0x4},          // 102: if A == 0x4 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 181, K: 0x5d},         // 103: if A >= 0x5d goto 104 else 285
-			{Code: 0x35, JT: 0, JF: 114, K: 0xad},         // 104: if A >= 0xad goto 105 else 219
-			{Code: 0x35, JT: 0, JF: 81, K: 0xdf},          // 105: if A >= 0xdf goto 106 else 187
-			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 106: if A >= 0x116 goto 107 else 140
-			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 107: if A >= 0x11c goto 108 else 121
-			{Code: 0x15, JT: 0, JF: 73, K: 0x1b7},         // 108: if A == 0x1b7 goto 109 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 109: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 71, K: 0x0},           // 110: if A == 0x0 goto 111 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 111: A = arg0.lo
-			{Code: 0x35, JT: 69, JF: 0, K: 0x80000000},    // 112: if A >= 0x80000000 goto 182 else 113
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 113: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 67, K: 0x0},           // 114: if A == 0x0 goto 115 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 115: A = arg2.lo
-			{Code: 0x35, JT: 65, JF: 0, K: 0x8},           // 116: if A >= 0x8 goto 182 else 117
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 117: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 63, K: 0x0},           // 118: if A == 0x0 goto 119 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 119: A = arg3.lo
-			{Code: 0x15, JT: 67, JF: 61, K: 0x200},        // 120: if A == 0x200 goto 188 else 182
-			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 121: if A >= 0x118 goto 122 else 127
-			{Code: 0x15, JT: 0, JF: 59, K: 0x11b},         // 122: if A == 0x11b goto 123 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 123: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 57, K: 0x0},           // 124: if A == 0x0 goto 125 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 125: A = arg0.lo
-			{Code: 0x35, JT: 55, JF: 102, K: 0x2},         // 126: if A >= 0x2 goto 182 else 229
-			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 127: if A == 0x116 goto 128 else 132
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 128: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 129: if A == 0x0 goto 130 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 130: A = arg2.lo
-			{Code: 0x45, JT: 50, JF: 56, K: 0xfffffffe},   // 131: if A & 0xfffffffe goto 182 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 132: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 133: if A == 0x0 goto 134 else 138
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 134: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 135: if A >= 0x2 goto 136 else 137
-			{Code: 0x15, JT: 51, JF: 2, K: 0x9},           // 136: if A == 0x9 goto 188 else 139
-			{Code: 0x15, JT: 44, JF: 50, K: 0x0},          // 137: if A == 0x0 goto 182 else 188
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 138: A = arg1.lo
-			{Code: 0x45, JT: 179, JF: 42, K: 0x2},         // 139: if A & 0x2 goto 319 else 182
-			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 140: if A >= 0x106 goto 141 else 154
-			{Code: 0x15, JT: 0, JF: 40, K: 0x114},         // 141: if A == 0x114 goto 142 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 142: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 38, K: 0x0},           // 143: if A == 0x0 goto 144 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 144: A = arg0.lo
-			{Code: 0x35, JT: 36, JF: 0, K: 0x80000000},    // 145: if A >= 0x80000000 goto 182 else 146
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 146: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 34, K: 0x0},           // 147: if A == 0x0 goto 148 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 148: A = arg2.lo
-			{Code: 0x35, JT: 32, JF: 0, K: 0x80000000},    // 149: if A >= 0x80000000 goto 182 else 150
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 150: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 30, K: 0x0},           // 151: if A == 0x0 goto 152 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 152: A = arg4.lo
-			{Code: 0x45, JT: 28, JF: 34, K: 0xfffffff8},   // 153: if A & 0xfffffff8 goto 182 else 188
-			{Code: 0x35, JT: 0, JF: 22, K: 0x104},         // 154: if A >= 0x104 goto 155 else 177
-			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 155: if A == 0x104 goto 156 else 173
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 156: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 24, K: 0x0},           // 157: if A == 0x0 goto 158 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 158: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 159: if A == monitor_pid goto 160 else 167
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 160: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 161: if A == 0x0 goto 162 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 162: A = arg2.lo
-			{Code: 0x15, JT: 249, JF: 0, K: 0x0},          // 163: if A == 0x0 goto 413 else 164
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 164: A = arg0.lo
-			{Code: 0x15, JT: 16, JF: 0, K: 0x0},           // 165: if A == 0x0 goto 182 else 166
-			{Code: 0x35, JT: 15, JF: 4, K: 0x80000000},    // 166: if A >= 0x80000000 goto 182 else 171
-			{Code: 0x15, JT: 14, JF: 0, K: 0x0},           // 167: if A == 0x0 goto 182 else 168
-			{Code: 0x35, JT: 13, JF: 0, K: 0x80000000},    // 168: if A >= 0x80000000 goto 182 else 169
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 169: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 170: if A == 0x0 goto 171 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 171: A = arg2.lo
-			{Code: 0x15, JT: 240, JF: 9, K: 0x40000000},   // 172: if A == 0x40000000 goto 413 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 173: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 174: if A == 0x0 goto 175 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 175: A = arg0.lo
-			{Code: 0x15, JT: 60, JF: 5, K: 0x0},           // 176: if A == 0x0 goto 237 else 182
-			{Code: 0x15, JT: 0, JF: 4, K: 0xdf},           // 177: if A == 0xdf goto 178 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 178: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 2, K: 0x0},            // 179: if A == 0x0 goto 180 else 182
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 180: A = arg0.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x80000000},     // 181: if A >= 0x80000000 goto 182 else 183
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 182: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 183: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 179, K: 0x0},          // 184: if A == 0x0 goto 185 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 185: A = arg3.lo
-			{Code: 0x35, JT: 177, JF: 1, K: 0x6},          // 186: if A >= 0x6 goto 364 else 188
-			{Code: 0x35, JT: 1, JF: 19, K: 0xd3},          // 187: if A >= 0xd3 goto 189 else 207
+			{Code: 0x15, JT: 157, JF: 0, K: 0x0},          // 30: if A == 0x0 goto 188 else 31
+			{Code: 0x15, JT: 156, JF: 149, K: 0x11},       // 31: if A == 0x11 goto 188 else 181
+			{Code: 0x15, JT: 155, JF: 0, K: 0x50},         // 32: if A == 0x50 goto 188 else 33
+			{Code: 0x15, JT: 0, JF: 4, K: 0x16},           // 33: if A == 0x16 goto 34 else 38
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 34: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 145, K: 0x0},          // 35: if A == 0x0 goto 36 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 36: A = arg0.lo
+			{Code: 0x35, JT: 143, JF: 244, K: 0x80000000}, // 37: if A >= 0x80000000 goto 181 else 282
+			{Code: 0x15, JT: 0, JF: 8, K: 0x1b5},          // 38: if A == 0x1b5 goto 39 else 47
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 39: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 140, K: 0x0},          // 40: if A == 0x0 goto 41 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 41: A = arg0.lo
+			{Code: 0x35, JT: 138, JF: 0, K: 0x80000000},   // 42: if A >= 0x80000000 goto 181 else 43
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 43: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 44: if A == 0x0 goto 45 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 45: A = arg3.lo
+			{Code: 0x15, JT: 141, JF: 134, K: 0x18},       // 46: if A == 0x18 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 9, K: 0x4f},           // 47: if A == 0x4f goto 48 else 57
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 48: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 131, K: 0x0},          // 49: if A == 0x0 goto 50 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 50: A = arg0.lo
+			{Code: 0x35, JT: 129, JF: 0, K: 0x80000000},   // 51: if A >= 0x80000000 goto 181 else 52
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 52: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 127, K: 0x0},          // 53: if A == 0x0 goto 54 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 54: A = arg3.lo
+			{Code: 0x15, JT: 132, JF: 0, K: 0x0},          // 55: if A == 0x0 goto 188 else 56
+			{Code: 0x15, JT: 131, JF: 124, K: 0x900},      // 56: if A == 0x900 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 36, K: 0xde},          // 57: if A == 0xde goto 58 else 94
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 58: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 59: if A == 0x0 goto 60 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 60: A = arg2.lo
+			{Code: 0x15, JT: 0, JF: 6, K: 0x0},            // 61: if A == 0x0 goto 62 else 68
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 62: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 117, K: 0x0},          // 63: if A == 0x0 goto 64 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 64: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x23},           // 65: if A >= 0x23 goto 66 else 67
+			{Code: 0x15, JT: 121, JF: 114, K: 0x32},       // 66: if A == 0x32 goto 188 else 181
+			{Code: 0x15, JT: 120, JF: 113, K: 0x22},       // 67: if A == 0x22 goto 188 else 181
+			{Code: 0x15, JT: 0, JF: 13, K: 0x3},           // 68: if A == 0x3 goto 69 else 82
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 69: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 110, K: 0x0},          // 70: if A == 0x0 goto 71 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 71: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 7, K: 0x23},           // 72: if A >= 0x23 goto 73 else 80
+			{Code: 0x15, JT: 114, JF: 0, K: 0x32},         // 73: if A == 0x32 goto 188 else 74
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 74: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 11, K: 0x0},           // 75: if A == 0x0 goto 76 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 76: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 77: if A == 0x0 goto 78 else 87
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 78: A = arg3.lo
+			{Code: 0x15, JT: 108, JF: 8, K: 0x28},         // 79: if A == 0x28 goto 188 else 88
+			{Code: 0x15, JT: 107, JF: 0, K: 0x22},         // 80: if A == 0x22 goto 188 else 81
+			{Code: 0x35, JT: 99, JF: 7, K: 0x2},           // 81: if A >= 0x2 goto 181 else 89
+			{Code: 0x35, JT: 98, JF: 0, K: 0x2},           // 82: if A >= 0x2 goto 181 else 83
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 83: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 96, K: 0x0},           // 84: if A == 0x0 goto 85 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 85: A = arg3.lo
+			{Code: 0x35, JT: 1, JF: 2, K: 0x2},            // 86: if A >= 0x2 goto 88 else 89
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 87: A = arg3.lo
+			{Code: 0x15, JT: 1, JF: 92, K: 0x4001},        // 88: if A == 0x4001 goto 90 else 181
+			{Code: 0x15, JT: 91, JF: 0, K: 0x0},           // 89: if A == 0x0 goto 181 else 90
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 90: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 89, K: 0x0},           // 91: if A == 0x0 goto 92 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 92: A = arg4.lo
+			{Code: 0x35, JT: 87, JF: 94, K: 0x80000000},   // 93: if A >= 0x80000000 goto 181 else 188
+			{Code: 0x15, JT: 0, JF: 9, K: 0xe9},           // 94: if A == 0xe9 goto 95 else 104
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 95: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 96: if A == 0x0 goto 97 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 97: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x8},            // 98: if A >= 0x8 goto 99 else 103
+			{Code: 0x35, JT: 0, JF: 1, K: 0x10},           // 99: if A >= 0x10 goto 100 else 101
+			{Code: 0x15, JT: 87, JF: 80, K: 0x19},         // 100: if A == 0x19 goto 188 else 181
+			{Code: 0x15, JT: 86, JF: 0, K: 0x8},           // 101: if A == 0x8 goto 188 else 102
+			{Code: 0x35, JT: 85, JF: 78, K: 0xe},          // 102: if A >= 0xe goto 188 else 181
+			{Code: 0x15, JT: 84, JF: 77, K: 0x4},          // 103: if A == 0x4 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 181, K: 0x5d},         // 104: if A >= 0x5d goto 105 else 286
+			{Code: 0x35, JT: 0, JF: 114, K: 0xad},         // 105: if A >= 0xad goto 106 else 220
+			{Code: 0x35, JT: 0, JF: 82, K: 0xdf},          // 106: if A >= 0xdf goto 107 else 189
+			{Code: 0x35, JT: 0, JF: 33, K: 0x116},         // 107: if A >= 0x116 goto 108 else 141
+			{Code: 0x35, JT: 0, JF: 13, K: 0x11c},         // 108: if A >= 0x11c goto 109 else 122
+			{Code: 0x15, JT: 0, JF: 71, K: 0x1b7},         // 109: if A == 0x1b7 goto 110 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 110: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 69, K: 0x0},           // 111: if A == 0x0 goto 112 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 112: A = arg0.lo
+			{Code: 0x35, JT: 67, JF: 0, K: 0x80000000},    // 113: if A >= 0x80000000 goto 181 else 114
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 114: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 65, K: 0x0},           // 115: if A == 0x0 goto 116 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 116: A = arg2.lo
+			{Code: 0x35, JT: 63, JF: 0, K: 0x8},           // 117: if A >= 0x8 goto 181 else 118
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 118: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 61, K: 0x0},           // 119: if A == 0x0 goto 120 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 120: A = arg3.lo
+			{Code: 0x15, JT: 66, JF: 59, K: 0x200},        // 121: if A == 0x200 goto 188 else 181
+			{Code: 0x35, JT: 0, JF: 5, K: 0x118},          // 122: if A >= 0x118 goto 123 else 128
+			{Code: 0x15, JT: 0, JF: 57, K: 0x11b},         // 123: if A == 0x11b goto 124 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 124: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 55, K: 0x0},           // 125: if A == 0x0 goto 126 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 126: A = arg0.lo
+			{Code: 0x35, JT: 53, JF: 102, K: 0x2},         // 127: if A >= 0x2 goto 181 else 230
+			{Code: 0x15, JT: 0, JF: 4, K: 0x116},          // 128: if A == 0x116 goto 129 else 133
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 129: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 50, K: 0x0},           // 130: if A == 0x0 goto 131 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 131: A = arg2.lo
+			{Code: 0x45, JT: 48, JF: 55, K: 0xfffffffe},   // 132: if A & 0xfffffffe goto 181 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 133: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 4, K: 0x0},            // 134: if A == 0x0 goto 135 else 139
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 135: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x2},            // 136: if A >= 0x2 goto 137 else 138
+			{Code: 0x15, JT: 50, JF: 2, K: 0x9},           // 137: if A == 0x9 goto 188 else 140
+			{Code: 0x15, JT: 42, JF: 49, K: 0x0},          // 138: if A == 0x0 goto 181 else 188
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 139: A = arg1.lo
+			{Code: 0x45, JT: 179, JF: 40, K: 0x2},         // 140: if A & 0x2 goto 320 else 181
+			{Code: 0x35, JT: 0, JF: 13, K: 0x106},         // 141: if A >= 0x106 goto 142 else 155
+			{Code: 0x15, JT: 0, JF: 38, K: 0x114},         // 142: if A == 0x114 goto 143 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 143: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 36, K: 0x0},           // 144: if A == 0x0 goto 145 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 145: A = arg0.lo
+			{Code: 0x35, JT: 34, JF: 0, K: 0x80000000},    // 146: if A >= 0x80000000 goto 181 else 147
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 147: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 32, K: 0x0},           // 148: if A == 0x0 goto 149 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 149: A = arg2.lo
+			{Code: 0x35, JT: 30, JF: 0, K: 0x80000000},    // 150: if A >= 0x80000000 goto 181 else 151
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 151: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 28, K: 0x0},           // 152: if A == 0x0 goto 153 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 153: A = arg4.lo
+			{Code: 0x45, JT: 26, JF: 33, K: 0xfffffff8},   // 154: if A & 0xfffffff8 goto 181 else 188
+			{Code: 0x35, JT: 0, JF: 22, K: 0x104},         // 155: if A >= 0x104 goto 156 else 178
+			{Code: 0x15, JT: 0, JF: 17, K: 0x104},         // 156: if A == 0x104 goto 157 else 174
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 157: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 22, K: 0x0},           // 158: if A == 0x0 goto 159 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 159: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 160: if A == monitor_pid goto 161 else 168
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 161: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 18, K: 0x0},           // 162: if A == 0x0 goto 163 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 163: A = arg2.lo
+			{Code: 0x15, JT: 249, JF: 0, K: 0x0},          // 164: if A == 0x0 goto 414 else 165
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 165: A = arg0.lo
+			{Code: 0x15, JT: 14, JF: 0, K: 0x0},           // 166: if A == 0x0 goto 181 else 167
+			{Code: 0x35, JT: 13, JF: 4, K: 0x80000000},    // 167: if A >= 0x80000000 goto 181 else 172
+			{Code: 0x15, JT: 12, JF: 0, K: 0x0},           // 168: if A == 0x0 goto 181 else 169
+			{Code: 0x35, JT: 11, JF: 0, K: 0x80000000},    // 169: if A >= 0x80000000 goto 181 else 170
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 170: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 9, K: 0x0},            // 171: if A == 0x0 goto 172 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 172: A = arg2.lo
+			{Code: 0x15, JT: 240, JF: 7, K: 0x40000000},   // 173: if A == 0x40000000 goto 414 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 174: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 5, K: 0x0},            // 175: if A == 0x0 goto 176 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 176: A = arg0.lo
+			{Code: 0x15, JT: 60, JF: 3, K: 0x0},           // 177: if A == 0x0 goto 238 else 181
+			{Code: 0x15, JT: 0, JF: 2, K: 0xdf},           // 178: if A == 0xdf goto 179 else 181
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 179: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 0, K: 0x0},            // 180: if A == 0x0 goto 182 else 181
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 181: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 182: A = arg0.lo
+			{Code: 0x35, JT: 179, JF: 0, K: 0x80000000},   // 183: if A >= 0x80000000 goto 363 else 184
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 184: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 177, K: 0x0},          // 185: if A == 0x0 goto 186 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 186: A = arg3.lo
+			{Code: 0x35, JT: 175, JF: 0, K: 0x6},          // 187: if A >= 0x6 goto 363 else 188
 			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 188: return 0x7fff0000
-			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 189: if A >= 0xd8 goto 190 else 195
-			{Code: 0x15, JT: 0, JF: 173, K: 0xdc},         // 190: if A == 0xdc goto 191 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 191: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 171, K: 0x0},          // 192: if A == 0x0 goto 193 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 193: A = arg0.lo
-			{Code: 0x15, JT: 179, JF: 169, K: 0x50f00},    // 194: if A == 0x50f00 goto 374 else 364
-			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 195: if A == 0xd3 goto 196 else 206
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 196: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 166, K: 0x0},          // 197: if A == 0x0 goto 198 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 198: A = arg0.lo
-			{Code: 0x35, JT: 164, JF: 0, K: 0x80000000},   // 199: if A >= 0x80000000 goto 364 else 200
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 200: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 162, K: 0x0},          // 201: if A == 0x0 goto 202 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 202: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 203: if A >= 0x4001 goto 204 else 205
-			{Code: 0x15, JT: 169, JF: 159, K: 0x4040},     // 204: if A == 0x4040 goto 374 else 364
-			{Code: 0x15, JT: 168, JF: 158, K: 0x4000},     // 205: if A == 0x4000 goto 374 else 364
-			{Code: 0x15, JT: 167, JF: 157, K: 0xd7},       // 206: if A == 0xd7 goto 374 else 364
-			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 207: if A >= 0xb4 goto 208 else 218
-			{Code: 0x15, JT: 0, JF: 155, K: 0xcf},         // 208: if A == 0xcf goto 209 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 209: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 153, K: 0x0},          // 210: if A == 0x0 goto 211 else 364
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 211: A = arg0.lo
-			{Code: 0x35, JT: 254, JF: 0, K: 0x80000000},   // 212: if A >= 0x80000000 goto 467 else 213
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 213: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 214: if A == 0x0 goto 215 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 215: A = arg3.lo
-			{Code: 0x15, JT: 251, JF: 0, K: 0x0},          // 216: if A == 0x0 goto 468 else 217
-			{Code: 0x15, JT: 250, JF: 249, K: 0x40},       // 217: if A == 0x40 goto 468 else 467
-			{Code: 0x15, JT: 248, JF: 249, K: 0xad},       // 218: if A == 0xad goto 467 else 468
-			{Code: 0x35, JT: 0, JF: 26, K: 0x82},          // 219: if A >= 0x82 goto 220 else 246
-			{Code: 0x35, JT: 0, JF: 21, K: 0x8c},          // 220: if A >= 0x8c goto 221 else 242
-			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 221: if A >= 0xa7 goto 222 else 241
-			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 222: if A >= 0xa9 goto 223 else 224
-			{Code: 0x15, JT: 244, JF: 243, K: 0xac},       // 223: if A == 0xac goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 224: if A == 0xa7 goto 225 else 233
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 225: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 226: if A == 0x0 goto 227 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 227: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 238, K: 0x53564d41},   // 228: if A == 0x53564d41 goto 229 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 229: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 230: if A == 0x0 goto 231 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 231: A = arg1.lo
-			{Code: 0x15, JT: 235, JF: 234, K: 0x0},        // 232: if A == 0x0 goto 468 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 233: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 234: if A == 0x0 goto 235 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 235: A = arg1.lo
-			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 236: if A == 0x0 goto 237 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 237: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 238: if A == 0x0 goto 239 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 239: A = arg2.lo
-			{Code: 0x15, JT: 227, JF: 226, K: 0x0},        // 240: if A == 0x0 goto 468 else 467
-			{Code: 0x15, JT: 226, JF: 225, K: 0x9e},       // 241: if A == 0x9e goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 242: if A >= 0x86 goto 243 else 245
-			{Code: 0x15, JT: 224, JF: 0, K: 0x8b},         // 243: if A == 0x8b goto 468 else 244
-			{Code: 0x35, JT: 222, JF: 223, K: 0x88},       // 244: if A >= 0x88 goto 467 else 468
-			{Code: 0x15, JT: 222, JF: 221, K: 0x84},       // 245: if A == 0x84 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 15, K: 0x71},          // 246: if A >= 0x71 goto 247 else 262
-			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 247: if A >= 0x7c goto 248 else 260
-			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 248: if A >= 0x80 goto 249 else 259
-			{Code: 0x15, JT: 218, JF: 0, K: 0x80},         // 249: if A == 0x80 goto 468 else 250
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 250: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 251: if A == 0x0 goto 252 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 252: A = arg0.lo
-			{Code: 0x15, JT: 213, JF: 0, K: 0x0},          // 253: if A == 0x0 goto 467 else 254
-			{Code: 0x35, JT: 212, JF: 0, K: 0x80000000},   // 254: if A >= 0x80000000 goto 467 else 255
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 255: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 256: if A == 0x0 goto 257 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 257: A = arg1.lo
-			{Code: 0x15, JT: 209, JF: 208, K: 0x9},        // 258: if A == 0x9 goto 468 else 467
-			{Code: 0x15, JT: 208, JF: 207, K: 0x7c},       // 259: if A == 0x7c goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 207, K: 0x73},         // 260: if A >= 0x73 goto 261 else 468
-			{Code: 0x35, JT: 110, JF: 205, K: 0x7a},       // 261: if A >= 0x7a goto 372 else 467
-			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 262: if A >= 0x60 goto 263 else 264
-			{Code: 0x15, JT: 204, JF: 203, K: 0x65},       // 263: if A == 0x65 goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 203, K: 0x5f},         // 264: if A == 0x5f goto 265 else 468
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 265: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 266: if A == 0x0 goto 267 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 267: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 198, K: 0x1},          // 268: if A == 0x1 goto 269 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 269: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 270: if A == 0x0 goto 271 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 271: A = arg1.lo
-			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 272: if A == 0x0 goto 467 else 273
-			{Code: 0x35, JT: 193, JF: 0, K: 0x80000000},   // 273: if A >= 0x80000000 goto 467 else 274
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 274: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 275: if A == 0x0 goto 276 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 276: A = arg3.lo
-			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 277: if A >= 0x41000003 goto 278 else 280
-			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 278: if A == 0x41000003 goto 281 else 279
-			{Code: 0x15, JT: 1, JF: 187, K: 0x41000005},   // 279: if A == 0x41000005 goto 281 else 467
-			{Code: 0x15, JT: 0, JF: 186, K: 0x1000005},    // 280: if A == 0x1000005 goto 281 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 281: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 282: if A == 0x0 goto 283 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 283: A = arg4.lo
-			{Code: 0x15, JT: 183, JF: 182, K: 0x0},        // 284: if A == 0x0 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 62, K: 0x2e},          // 285: if A >= 0x2e goto 286 else 348
-			{Code: 0x35, JT: 0, JF: 19, K: 0x3f},          // 286: if A >= 0x3f goto 287 else 306
-			{Code: 0x35, JT: 0, JF: 10, K: 0x4e},          // 287: if A >= 0x4e goto 288 else 298
-			{Code: 0x35, JT: 0, JF: 7, K: 0x54},           // 288: if A >= 0x54 goto 289 else 296
-			{Code: 0x35, JT: 0, JF: 1, K: 0x59},           // 289: if A >= 0x59 goto 290 else 291
-			{Code: 0x15, JT: 177, JF: 176, K: 0x5a},       // 290: if A == 0x5a goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 175, K: 0x58},         // 291: if A == 0x58 goto 292 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 292: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 293: if A == 0x0 goto 294 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 294: A = arg0.lo
-			{Code: 0x35, JT: 171, JF: 117, K: 0x80000000}, // 295: if A >= 0x80000000 goto 467 else 413
-			{Code: 0x15, JT: 75, JF: 0, K: 0x4e},          // 296: if A == 0x4e goto 372 else 297
-			{Code: 0x35, JT: 170, JF: 169, K: 0x52},       // 297: if A >= 0x52 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 298: if A >= 0x45 goto 299 else 304
-			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 299: if A == 0x49 goto 300 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 300: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 301: if A == 0x0 goto 302 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 302: A = arg1.lo
-			{Code: 0x15, JT: 109, JF: 163, K: 0x1},        // 303: if A == 0x1 goto 413 else 467
-			{Code: 0x35, JT: 0, JF: 163, K: 0x41},         // 304: if A >= 0x41 goto 305 else 468
-			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 305: if A >= 0x43 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 306: if A >= 0x37 goto 307 else 327
-			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 307: if A >= 0x3a goto 308 else 309
-			{Code: 0x15, JT: 159, JF: 158, K: 0x3d},       // 308: if A == 0x3d goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 309: if A == 0x38 goto 310 else 468
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 310: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 311: if A == 0x0 goto 312 else 320
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 312: A = arg0.lo
-			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 313: if A >= 0x80000000 goto 321 else 314
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 314: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 315: if A == 0x0 goto 316 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 316: A = arg2.lo
-			{Code: 0x45, JT: 0, JF: 150, K: 0xffe3a2ff},   // 317: if A & 0xffe3a2ff goto 318 else 468
-			{Code: 0x45, JT: 148, JF: 149, K: 0xffe3a0fc}, // 318: if A & 0xffe3a0fc goto 467 else 468
-			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 319: return 0x50001
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 320: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 145, K: 0xffffff9c},   // 321: if A == 0xffffff9c goto 322 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 322: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 323: if A == 0x0 goto 324 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 324: A = arg2.lo
-			{Code: 0x35, JT: 0, JF: 122, K: 0x80001},      // 325: if A >= 0x80001 goto 326 else 448
-			{Code: 0x15, JT: 141, JF: 140, K: 0x284000},   // 326: if A == 0x284000 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 11, K: 0x30},          // 327: if A >= 0x30 goto 328 else 339
-			{Code: 0x15, JT: 0, JF: 9, K: 0x36},           // 328: if A == 0x36 goto 329 else 338
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 329: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 330: if A == 0x0 goto 331 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 331: A = arg0.lo
-			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 332: if A >= 0x80000000 goto 467 else 333
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 333: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 334: if A == 0x0 goto 335 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 335: A = arg4.lo
-			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 336: if A == 0x0 goto 468 else 337
-			{Code: 0x15, JT: 130, JF: 129, K: 0x100},      // 337: if A == 0x100 goto 468 else 467
-			{Code: 0x15, JT: 33, JF: 128, K: 0x35},        // 338: if A == 0x35 goto 372 else 467
-			{Code: 0x15, JT: 128, JF: 0, K: 0x2e},         // 339: if A == 0x2e goto 468 else 340
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 340: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 341: if A == 0x0 goto 342 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 342: A = arg0.lo
-			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 343: if A >= 0x80000000 goto 467 else 344
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 344: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 345: if A == 0x0 goto 346 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 346: A = arg1.lo
-			{Code: 0x45, JT: 119, JF: 120, K: 0xffffff80}, // 347: if A & 0xffffff80 goto 467 else 468
-			{Code: 0x35, JT: 0, JF: 84, K: 0x16},          // 348: if A >= 0x16 goto 349 else 433
-			{Code: 0x35, JT: 0, JF: 36, K: 0x22},          // 349: if A >= 0x22 goto 350 else 386
-			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 350: if A >= 0x26 goto 351 else 352
-			{Code: 0x15, JT: 116, JF: 115, K: 0x2c},       // 351: if A == 0x2c goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 18, K: 0x24},          // 352: if A >= 0x24 goto 353 else 371
-			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 353: if A == 0x24 goto 354 else 358
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 354: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 355: if A == 0x0 goto 356 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 356: A = arg1.lo
-			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 357: if A >= 0x80000000 goto 467 else 468
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 358: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 359: if A == 0x0 goto 360 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 360: A = arg0.lo
-			{Code: 0x35, JT: 105, JF: 0, K: 0x80000000},   // 361: if A >= 0x80000000 goto 467 else 362
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 362: A = arg2.hi
-			{Code: 0x15, JT: 1, JF: 103, K: 0x0},          // 363: if A == 0x0 goto 365 else 467
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 364: return 0x7fc00000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 365: A = arg2.lo
-			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 366: if A >= 0x80000000 goto 467 else 367
-			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 367: A = arg4.hi
-			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 368: if A == 0x0 goto 369 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 369: A = arg4.lo
-			{Code: 0x15, JT: 97, JF: 96, K: 0x400},        // 370: if A == 0x400 goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 5, K: 0x22},           // 371: if A == 0x22 goto 372 else 377
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 372: A = arg0.hi
-			{Code: 0x15, JT: 1, JF: 93, K: 0x0},           // 373: if A == 0x0 goto 375 else 467
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 374: return 0x7fff0000
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 375: A = arg0.lo
-			{Code: 0x35, JT: 90, JF: 91, K: 0x80000000},   // 376: if A >= 0x80000000 goto 467 else 468
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 377: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 378: if A == 0x0 goto 379 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 379: A = arg0.lo
-			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 380: if A >= 0x80000000 goto 467 else 381
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 381: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 382: if A == 0x0 goto 383 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 383: A = arg2.lo
-			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 384: if A == 0x0 goto 468 else 385
-			{Code: 0x15, JT: 82, JF: 81, K: 0x200},        // 385: if A == 0x200 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 30, K: 0x1d},          // 386: if A >= 0x1d goto 387 else 417
-			{Code: 0x15, JT: 0, JF: 17, K: 0x1d},          // 387: if A == 0x1d goto 388 else 405
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 388: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 389: if A == 0x0 goto 390 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 390: A = arg0.lo
-			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 391: if A >= 0x80000000 goto 467 else 392
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 392: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 393: if A == 0x0 goto 394 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 394: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 395: if A >= 0x5413 goto 396 else 400
-			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 396: if A >= 0x541c goto 397 else 398
-			{Code: 0x15, JT: 70, JF: 69, K: 0x5425},       // 397: if A == 0x5425 goto 468 else 467
-			{Code: 0x15, JT: 69, JF: 0, K: 0x541b},        // 398: if A == 0x541b goto 468 else 399
-			{Code: 0x35, JT: 67, JF: 68, K: 0x5415},       // 399: if A >= 0x5415 goto 467 else 468
-			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 400: if A >= 0x540c goto 401 else 402
-			{Code: 0x15, JT: 66, JF: 65, K: 0x5411},       // 401: if A == 0x5411 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 402: if A >= 0x5405 goto 403 else 404
-			{Code: 0x35, JT: 64, JF: 63, K: 0x5409},       // 403: if A >= 0x5409 goto 468 else 467
-			{Code: 0x35, JT: 63, JF: 62, K: 0x5401},       // 404: if A >= 0x5401 goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 61, K: 0x21},          // 405: if A == 0x21 goto 406 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 406: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 407: if A == 0x0 goto 408 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 408: A = arg0.lo
-			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 409: if A >= 0x80000000 goto 467 else 410
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 410: A = arg2.lo
-			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 411: A &= 0xf000
-			{Code: 0x15, JT: 0, JF: 54, K: 0x8000},        // 412: if A == 0x8000 goto 413 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 413: A = arg3.hi
-			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 414: if A == 0x0 goto 415 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 415: A = arg3.lo
-			{Code: 0x15, JT: 51, JF: 50, K: 0x0},          // 416: if A == 0x0 goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 49, K: 0x19},          // 417: if A == 0x19 goto 418 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 418: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 419: if A == 0x0 goto 420 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 420: A = arg0.lo
-			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 421: if A >= 0x80000000 goto 467 else 422
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 422: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 423: if A == 0x0 goto 424 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 424: A = arg1.lo
-			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 425: if A >= 0x4 goto 426 else 432
-			{Code: 0x15, JT: 41, JF: 0, K: 0x406},         // 426: if A == 0x406 goto 468 else 427
-			{Code: 0x15, JT: 0, JF: 39, K: 0x4},           // 427: if A == 0x4 goto 428 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 428: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 429: if A == 0x0 goto 430 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 430: A = arg2.lo
-			{Code: 0x45, JT: 35, JF: 36, K: 0xfff9f3ff},   // 431: if A & 0xfff9f3ff goto 467 else 468
-			{Code: 0x15, JT: 35, JF: 34, K: 0x3},          // 432: if A == 0x3 goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 29, K: 0xc},           // 433: if A >= 0xc goto 434 else 463
-			{Code: 0x35, JT: 0, JF: 27, K: 0x13},          // 434: if A >= 0x13 goto 435 else 462
-			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 435: if A == 0x13 goto 436 else 444
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 436: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 437: if A == 0x0 goto 438 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 438: A = arg0.lo
-			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 439: if A == 0x0 goto 440 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 440: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 441: if A == 0x0 goto 442 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 442: A = arg1.lo
-			{Code: 0x15, JT: 24, JF: 23, K: 0x80800},      // 443: if A == 0x80800 goto 468 else 467
-			{Code: 0x15, JT: 0, JF: 4, K: 0x14},           // 444: if A == 0x14 goto 445 else 449
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 445: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 446: if A == 0x0 goto 447 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 447: A = arg0.lo
-			{Code: 0x15, JT: 19, JF: 18, K: 0x80000},      // 448: if A == 0x80000 goto 468 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 449: A = arg0.hi
-			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 450: if A == 0x0 goto 451 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 451: A = arg0.lo
-			{Code: 0x35, JT: 14, JF: 0, K: 0x80000000},    // 452: if A >= 0x80000000 goto 467 else 453
-			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 453: A = arg1.hi
-			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 454: if A == 0x0 goto 455 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 455: A = arg1.lo
-			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 456: if A == 0x0 goto 467 else 457
-			{Code: 0x35, JT: 9, JF: 0, K: 0x3},            // 457: if A >= 0x3 goto 467 else 458
-			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 458: A = arg2.hi
-			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 459: if A == 0x0 goto 460 else 467
-			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 460: A = arg2.lo
-			{Code: 0x35, JT: 5, JF: 6, K: 0x80000000},     // 461: if A >= 0x80000000 goto 467 else 468
-			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 462: if A == 0xe goto 468 else 467
-			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 463: if A >= 0x8 goto 464 else 466
-			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 464: if A == 0x8 goto 468 else 465
-			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 465: if A == 0xb goto 468 else 467
-			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 466: if A == 0x5 goto 468 else 467
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 467: return 0x7fc00000
-			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 468: return 0x7fff0000
+			{Code: 0x35, JT: 0, JF: 18, K: 0xd3},          // 189: if A >= 0xd3 goto 190 else 208
+			{Code: 0x35, JT: 0, JF: 5, K: 0xd8},           // 190: if A >= 0xd8 goto 191 else 196
+			{Code: 0x15, JT: 0, JF: 171, K: 0xdc},         // 191: if A == 0xdc goto 192 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 192: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 169, K: 0x0},          // 193: if A == 0x0 goto 194 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 194: A = arg0.lo
+			{Code: 0x15, JT: 179, JF: 167, K: 0x50f00},    // 195: if A == 0x50f00 goto 375 else 363
+			{Code: 0x15, JT: 0, JF: 10, K: 0xd3},          // 196: if A == 0xd3 goto 197 else 207
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 197: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 164, K: 0x0},          // 198: if A == 0x0 goto 199 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 199: A = arg0.lo
+			{Code: 0x35, JT: 162, JF: 0, K: 0x80000000},   // 200: if A >= 0x80000000 goto 363 else 201
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 201: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 160, K: 0x0},          // 202: if A == 0x0 goto 203 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 203: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 1, K: 0x4001},         // 204: if A >= 0x4001 goto 205 else 206
+			{Code: 0x15, JT: 169, JF: 157, K: 0x4040},     // 205: if A == 0x4040 goto 375 else 363
+			{Code: 0x15, JT: 168, JF: 156, K: 0x4000},     // 206: if A == 0x4000 goto 375 else 363
+			{Code: 0x15, JT: 167, JF: 155, K: 0xd7},       // 207: if A == 0xd7 goto 375 else 363
+			{Code: 0x35, JT: 0, JF: 10, K: 0xb4},          // 208: if A >= 0xb4 goto 209 else 219
+			{Code: 0x15, JT: 0, JF: 153, K: 0xcf},         // 209: if A == 0xcf goto 210 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 210: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 211: if A == 0x0 goto 212 else 363
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 212: A = arg0.lo
+			{Code: 0x35, JT: 254, JF: 0, K: 0x80000000},   // 213: if A >= 0x80000000 goto 468 else 214
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 214: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 252, K: 0x0},          // 215: if A == 0x0 goto 216 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 216: A = arg3.lo
+			{Code: 0x15, JT: 251, JF: 0, K: 0x0},          // 217: if A == 0x0 goto 469 else 218
+			{Code: 0x15, JT: 250, JF: 249, K: 0x40},       // 218: if A == 0x40 goto 469 else 468
+			{Code: 0x15, JT: 248, JF: 249, K: 0xad},       // 219: if A == 0xad goto 468 else 469
+			{Code: 0x35, JT: 0, JF: 26, K: 0x82},          // 220: if A >= 0x82 goto 221 else 247
+			{Code: 0x35, JT: 0, JF: 21, K: 0x8c},          // 221: if A >= 0x8c goto 222 else 243
+			{Code: 0x35, JT: 0, JF: 19, K: 0xa7},          // 222: if A >= 0xa7 goto 223 else 242
+			{Code: 0x35, JT: 0, JF: 1, K: 0xa9},           // 223: if A >= 0xa9 goto 224 else 225
+			{Code: 0x15, JT: 244, JF: 243, K: 0xac},       // 224: if A == 0xac goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 8, K: 0xa7},           // 225: if A == 0xa7 goto 226 else 234
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 226: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 240, K: 0x0},          // 227: if A == 0x0 goto 228 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 228: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 238, K: 0x53564d41},   // 229: if A == 0x53564d41 goto 230 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 230: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 236, K: 0x0},          // 231: if A == 0x0 goto 232 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 232: A = arg1.lo
+			{Code: 0x15, JT: 235, JF: 234, K: 0x0},        // 233: if A == 0x0 goto 469 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 234: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 232, K: 0x0},          // 235: if A == 0x0 goto 236 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 236: A = arg1.lo
+			{Code: 0x15, JT: 0, JF: 230, K: 0x0},          // 237: if A == 0x0 goto 238 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 238: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 228, K: 0x0},          // 239: if A == 0x0 goto 240 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 240: A = arg2.lo
+			{Code: 0x15, JT: 227, JF: 226, K: 0x0},        // 241: if A == 0x0 goto 469 else 468
+			{Code: 0x15, JT: 226, JF: 225, K: 0x9e},       // 242: if A == 0x9e goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 2, K: 0x86},           // 243: if A >= 0x86 goto 244 else 246
+			{Code: 0x15, JT: 224, JF: 0, K: 0x8b},         // 244: if A == 0x8b goto 469 else 245
+			{Code: 0x35, JT: 222, JF: 223, K: 0x88},       // 245: if A >= 0x88 goto 468 else 469
+			{Code: 0x15, JT: 222, JF: 221, K: 0x84},       // 246: if A == 0x84 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 15, K: 0x71},          // 247: if A >= 0x71 goto 248 else 263
+			{Code: 0x35, JT: 0, JF: 12, K: 0x7c},          // 248: if A >= 0x7c goto 249 else 261
+			{Code: 0x35, JT: 0, JF: 10, K: 0x80},          // 249: if A >= 0x80 goto 250 else 260
+			{Code: 0x15, JT: 218, JF: 0, K: 0x80},         // 250: if A == 0x80 goto 469 else 251
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 251: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 215, K: 0x0},          // 252: if A == 0x0 goto 253 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 253: A = arg0.lo
+			{Code: 0x15, JT: 213, JF: 0, K: 0x0},          // 254: if A == 0x0 goto 468 else 255
+			{Code: 0x35, JT: 212, JF: 0, K: 0x80000000},   // 255: if A >= 0x80000000 goto 468 else 256
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 256: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 210, K: 0x0},          // 257: if A == 0x0 goto 258 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 258: A = arg1.lo
+			{Code: 0x15, JT: 209, JF: 208, K: 0x9},        // 259: if A == 0x9 goto 469 else 468
+			{Code: 0x15, JT: 208, JF: 207, K: 0x7c},       // 260: if A == 0x7c goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 207, K: 0x73},         // 261: if A >= 0x73 goto 262 else 469
+			{Code: 0x35, JT: 110, JF: 205, K: 0x7a},       // 262: if A >= 0x7a goto 373 else 468
+			{Code: 0x35, JT: 0, JF: 1, K: 0x60},           // 263: if A >= 0x60 goto 264 else 265
+			{Code: 0x15, JT: 204, JF: 203, K: 0x65},       // 264: if A == 0x65 goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 203, K: 0x5f},         // 265: if A == 0x5f goto 266 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 266: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 200, K: 0x0},          // 267: if A == 0x0 goto 268 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 268: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 198, K: 0x1},          // 269: if A == 0x1 goto 270 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 270: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 196, K: 0x0},          // 271: if A == 0x0 goto 272 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 272: A = arg1.lo
+			{Code: 0x15, JT: 194, JF: 0, K: 0x0},          // 273: if A == 0x0 goto 468 else 274
+			{Code: 0x35, JT: 193, JF: 0, K: 0x80000000},   // 274: if A >= 0x80000000 goto 468 else 275
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 275: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 191, K: 0x0},          // 276: if A == 0x0 goto 277 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 277: A = arg3.lo
+			{Code: 0x35, JT: 0, JF: 2, K: 0x41000003},     // 278: if A >= 0x41000003 goto 279 else 281
+			{Code: 0x15, JT: 2, JF: 0, K: 0x41000003},     // 279: if A == 0x41000003 goto 282 else 280
+			{Code: 0x15, JT: 1, JF: 187, K: 0x41000005},   // 280: if A == 0x41000005 goto 282 else 468
+			{Code: 0x15, JT: 0, JF: 186, K: 0x1000005},    // 281: if A == 0x1000005 goto 282 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 282: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 184, K: 0x0},          // 283: if A == 0x0 goto 284 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 284: A = arg4.lo
+			{Code: 0x15, JT: 183, JF: 182, K: 0x0},        // 285: if A == 0x0 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 62, K: 0x2e},          // 286: if A >= 0x2e goto 287 else 349
+			{Code: 0x35, JT: 0, JF: 19, K: 0x3f},          // 287: if A >= 0x3f goto 288 else 307
+			{Code: 0x35, JT: 0, JF: 10, K: 0x4e},          // 288: if A >= 0x4e goto 289 else 299
+			{Code: 0x35, JT: 0, JF: 7, K: 0x54},           // 289: if A >= 0x54 goto 290 else 297
+			{Code: 0x35, JT: 0, JF: 1, K: 0x59},           // 290: if A >= 0x59 goto 291 else 292
+			{Code: 0x15, JT: 177, JF: 176, K: 0x5a},       // 291: if A == 0x5a goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 175, K: 0x58},         // 292: if A == 0x58 goto 293 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 293: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 173, K: 0x0},          // 294: if A == 0x0 goto 295 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 295: A = arg0.lo
+			{Code: 0x35, JT: 171, JF: 117, K: 0x80000000}, // 296: if A >= 0x80000000 goto 468 else 414
+			{Code: 0x15, JT: 75, JF: 0, K: 0x4e},          // 297: if A == 0x4e goto 373 else 298
+			{Code: 0x35, JT: 170, JF: 169, K: 0x52},       // 298: if A >= 0x52 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 5, K: 0x45},           // 299: if A >= 0x45 goto 300 else 305
+			{Code: 0x15, JT: 0, JF: 167, K: 0x49},         // 300: if A == 0x49 goto 301 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 301: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 165, K: 0x0},          // 302: if A == 0x0 goto 303 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 303: A = arg1.lo
+			{Code: 0x15, JT: 109, JF: 163, K: 0x1},        // 304: if A == 0x1 goto 414 else 468
+			{Code: 0x35, JT: 0, JF: 163, K: 0x41},         // 305: if A >= 0x41 goto 306 else 469
+			{Code: 0x35, JT: 162, JF: 161, K: 0x43},       // 306: if A >= 0x43 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 20, K: 0x37},          // 307: if A >= 0x37 goto 308 else 328
+			{Code: 0x35, JT: 0, JF: 1, K: 0x3a},           // 308: if A >= 0x3a goto 309 else 310
+			{Code: 0x15, JT: 159, JF: 158, K: 0x3d},       // 309: if A == 0x3d goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 158, K: 0x38},         // 310: if A == 0x38 goto 311 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 311: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 8, K: 0x0},            // 312: if A == 0x0 goto 313 else 321
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 313: A = arg0.lo
+			{Code: 0x35, JT: 7, JF: 0, K: 0x80000000},     // 314: if A >= 0x80000000 goto 322 else 315
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 315: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 151, K: 0x0},          // 316: if A == 0x0 goto 317 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 317: A = arg2.lo
+			{Code: 0x45, JT: 0, JF: 150, K: 0xffe3a2ff},   // 318: if A & 0xffe3a2ff goto 319 else 469
+			{Code: 0x45, JT: 148, JF: 149, K: 0xffe3a0fc}, // 319: if A & 0xffe3a0fc goto 468 else 469
+			{Code: 0x06, JT: 0, JF: 0, K: 0x50001},        // 320: return 0x50001
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 321: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 145, K: 0xffffff9c},   // 322: if A == 0xffffff9c goto 323 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 323: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 143, K: 0x0},          // 324: if A == 0x0 goto 325 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 325: A = arg2.lo
+			{Code: 0x35, JT: 0, JF: 122, K: 0x80001},      // 326: if A >= 0x80001 goto 327 else 449
+			{Code: 0x15, JT: 141, JF: 140, K: 0x284000},   // 327: if A == 0x284000 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 11, K: 0x30},          // 328: if A >= 0x30 goto 329 else 340
+			{Code: 0x15, JT: 0, JF: 9, K: 0x36},           // 329: if A == 0x36 goto 330 else 339
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 330: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 136, K: 0x0},          // 331: if A == 0x0 goto 332 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 332: A = arg0.lo
+			{Code: 0x35, JT: 134, JF: 0, K: 0x80000000},   // 333: if A >= 0x80000000 goto 468 else 334
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 334: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 132, K: 0x0},          // 335: if A == 0x0 goto 336 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 336: A = arg4.lo
+			{Code: 0x15, JT: 131, JF: 0, K: 0x0},          // 337: if A == 0x0 goto 469 else 338
+			{Code: 0x15, JT: 130, JF: 129, K: 0x100},      // 338: if A == 0x100 goto 469 else 468
+			{Code: 0x15, JT: 33, JF: 128, K: 0x35},        // 339: if A == 0x35 goto 373 else 468
+			{Code: 0x15, JT: 128, JF: 0, K: 0x2e},         // 340: if A == 0x2e goto 469 else 341
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 341: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 125, K: 0x0},          // 342: if A == 0x0 goto 343 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 343: A = arg0.lo
+			{Code: 0x35, JT: 123, JF: 0, K: 0x80000000},   // 344: if A >= 0x80000000 goto 468 else 345
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 345: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 121, K: 0x0},          // 346: if A == 0x0 goto 347 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 347: A = arg1.lo
+			{Code: 0x45, JT: 119, JF: 120, K: 0xffffff80}, // 348: if A & 0xffffff80 goto 468 else 469
+			{Code: 0x35, JT: 0, JF: 84, K: 0x16},          // 349: if A >= 0x16 goto 350 else 434
+			{Code: 0x35, JT: 0, JF: 36, K: 0x22},          // 350: if A >= 0x22 goto 351 else 387
+			{Code: 0x35, JT: 0, JF: 1, K: 0x26},           // 351: if A >= 0x26 goto 352 else 353
+			{Code: 0x15, JT: 116, JF: 115, K: 0x2c},       // 352: if A == 0x2c goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 18, K: 0x24},          // 353: if A >= 0x24 goto 354 else 372
+			{Code: 0x15, JT: 0, JF: 4, K: 0x24},           // 354: if A == 0x24 goto 355 else 359
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 355: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 111, K: 0x0},          // 356: if A == 0x0 goto 357 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 357: A = arg1.lo
+			{Code: 0x35, JT: 109, JF: 110, K: 0x80000000}, // 358: if A >= 0x80000000 goto 468 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 359: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 107, K: 0x0},          // 360: if A == 0x0 goto 361 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 361: A = arg0.lo
+			{Code: 0x35, JT: 105, JF: 1, K: 0x80000000},   // 362: if A >= 0x80000000 goto 468 else 364
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 363: return 0x7fc00000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 364: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 102, K: 0x0},          // 365: if A == 0x0 goto 366 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 366: A = arg2.lo
+			{Code: 0x35, JT: 100, JF: 0, K: 0x80000000},   // 367: if A >= 0x80000000 goto 468 else 368
+			{Code: 0x20, JT: 0, JF: 0, K: 0x34},           // 368: A = arg4.hi
+			{Code: 0x15, JT: 0, JF: 98, K: 0x0},           // 369: if A == 0x0 goto 370 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x30},           // 370: A = arg4.lo
+			{Code: 0x15, JT: 97, JF: 96, K: 0x400},        // 371: if A == 0x400 goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 5, K: 0x22},           // 372: if A == 0x22 goto 373 else 378
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 373: A = arg0.hi
+			{Code: 0x15, JT: 1, JF: 93, K: 0x0},           // 374: if A == 0x0 goto 376 else 468
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 375: return 0x7fff0000
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 376: A = arg0.lo
+			{Code: 0x35, JT: 90, JF: 91, K: 0x80000000},   // 377: if A >= 0x80000000 goto 468 else 469
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 378: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 88, K: 0x0},           // 379: if A == 0x0 goto 380 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 380: A = arg0.lo
+			{Code: 0x35, JT: 86, JF: 0, K: 0x80000000},    // 381: if A >= 0x80000000 goto 468 else 382
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 382: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 84, K: 0x0},           // 383: if A == 0x0 goto 384 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 384: A = arg2.lo
+			{Code: 0x15, JT: 83, JF: 0, K: 0x0},           // 385: if A == 0x0 goto 469 else 386
+			{Code: 0x15, JT: 82, JF: 81, K: 0x200},        // 386: if A == 0x200 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 30, K: 0x1d},          // 387: if A >= 0x1d goto 388 else 418
+			{Code: 0x15, JT: 0, JF: 17, K: 0x1d},          // 388: if A == 0x1d goto 389 else 406
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 389: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 77, K: 0x0},           // 390: if A == 0x0 goto 391 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 391: A = arg0.lo
+			{Code: 0x35, JT: 75, JF: 0, K: 0x80000000},    // 392: if A >= 0x80000000 goto 468 else 393
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 393: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 73, K: 0x0},           // 394: if A == 0x0 goto 395 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 395: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 4, K: 0x5413},         // 396: if A >= 0x5413 goto 397 else 401
+			{Code: 0x35, JT: 0, JF: 1, K: 0x541c},         // 397: if A >= 0x541c goto 398 else 399
+			{Code: 0x15, JT: 70, JF: 69, K: 0x5425},       // 398: if A == 0x5425 goto 469 else 468
+			{Code: 0x15, JT: 69, JF: 0, K: 0x541b},        // 399: if A == 0x541b goto 469 else 400
+			{Code: 0x35, JT: 67, JF: 68, K: 0x5415},       // 400: if A >= 0x5415 goto 468 else 469
+			{Code: 0x35, JT: 0, JF: 1, K: 0x540c},         // 401: if A >= 0x540c goto 402 else 403
+			{Code: 0x15, JT: 66, JF: 65, K: 0x5411},       // 402: if A == 0x5411 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 1, K: 0x5405},         // 403: if A >= 0x5405 goto 404 else 405
+			{Code: 0x35, JT: 64, JF: 63, K: 0x5409},       // 404: if A >= 0x5409 goto 469 else 468
+			{Code: 0x35, JT: 63, JF: 62, K: 0x5401},       // 405: if A >= 0x5401 goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 61, K: 0x21},          // 406: if A == 0x21 goto 407 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 407: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 59, K: 0x0},           // 408: if A == 0x0 goto 409 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 409: A = arg0.lo
+			{Code: 0x35, JT: 57, JF: 0, K: 0x80000000},    // 410: if A >= 0x80000000 goto 468 else 411
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 411: A = arg2.lo
+			{Code: 0x54, JT: 0, JF: 0, K: 0xf000},         // 412: A &= 0xf000
+			{Code: 0x15, JT: 0, JF: 54, K: 0x8000},        // 413: if A == 0x8000 goto 414 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x2c},           // 414: A = arg3.hi
+			{Code: 0x15, JT: 0, JF: 52, K: 0x0},           // 415: if A == 0x0 goto 416 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x28},           // 416: A = arg3.lo
+			{Code: 0x15, JT: 51, JF: 50, K: 0x0},          // 417: if A == 0x0 goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 49, K: 0x19},          // 418: if A == 0x19 goto 419 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 419: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 47, K: 0x0},           // 420: if A == 0x0 goto 421 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 421: A = arg0.lo
+			{Code: 0x35, JT: 45, JF: 0, K: 0x80000000},    // 422: if A >= 0x80000000 goto 468 else 423
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 423: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 43, K: 0x0},           // 424: if A == 0x0 goto 425 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 425: A = arg1.lo
+			{Code: 0x35, JT: 0, JF: 6, K: 0x4},            // 426: if A >= 0x4 goto 427 else 433
+			{Code: 0x15, JT: 41, JF: 0, K: 0x406},         // 427: if A == 0x406 goto 469 else 428
+			{Code: 0x15, JT: 0, JF: 39, K: 0x4},           // 428: if A == 0x4 goto 429 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 429: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 37, K: 0x0},           // 430: if A == 0x0 goto 431 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 431: A = arg2.lo
+			{Code: 0x45, JT: 35, JF: 36, K: 0xfff9f3ff},   // 432: if A & 0xfff9f3ff goto 468 else 469
+			{Code: 0x15, JT: 35, JF: 34, K: 0x3},          // 433: if A == 0x3 goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 29, K: 0xc},           // 434: if A >= 0xc goto 435 else 464
+			{Code: 0x35, JT: 0, JF: 27, K: 0x13},          // 435: if A >= 0x13 goto 436 else 463
+			{Code: 0x15, JT: 0, JF: 8, K: 0x13},           // 436: if A == 0x13 goto 437 else 445
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 437: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 29, K: 0x0},           // 438: if A == 0x0 goto 439 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 439: A = arg0.lo
+			{Code: 0x15, JT: 0, JF: 27, K: 0x0},           // 440: if A == 0x0 goto 441 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 441: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 25, K: 0x0},           // 442: if A == 0x0 goto 443 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 443: A = arg1.lo
+			{Code: 0x15, JT: 24, JF: 23, K: 0x80800},      // 444: if A == 0x80800 goto 469 else 468
+			{Code: 0x15, JT: 0, JF: 4, K: 0x14},           // 445: if A == 0x14 goto 446 else 450
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 446: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 20, K: 0x0},           // 447: if A == 0x0 goto 448 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 448: A = arg0.lo
+			{Code: 0x15, JT: 19, JF: 18, K: 0x80000},      // 449: if A == 0x80000 goto 469 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x14},           // 450: A = arg0.hi
+			{Code: 0x15, JT: 0, JF: 16, K: 0x0},           // 451: if A == 0x0 goto 452 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x10},           // 452: A = arg0.lo
+			{Code: 0x35, JT: 14, JF: 0, K: 0x80000000},    // 453: if A >= 0x80000000 goto 468 else 454
+			{Code: 0x20, JT: 0, JF: 0, K: 0x1c},           // 454: A = arg1.hi
+			{Code: 0x15, JT: 0, JF: 12, K: 0x0},           // 455: if A == 0x0 goto 456 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x18},           // 456: A = arg1.lo
+			{Code: 0x15, JT: 10, JF: 0, K: 0x0},           // 457: if A == 0x0 goto 468 else 458
+			{Code: 0x35, JT: 9, JF: 0, K: 0x3},            // 458: if A >= 0x3 goto 468 else 459
+			{Code: 0x20, JT: 0, JF: 0, K: 0x24},           // 459: A = arg2.hi
+			{Code: 0x15, JT: 0, JF: 7, K: 0x0},            // 460: if A == 0x0 goto 461 else 468
+			{Code: 0x20, JT: 0, JF: 0, K: 0x20},           // 461: A = arg2.lo
+			{Code: 0x35, JT: 5, JF: 6, K: 0x80000000},     // 462: if A >= 0x80000000 goto 468 else 469
+			{Code: 0x15, JT: 5, JF: 4, K: 0xe},            // 463: if A == 0xe goto 469 else 468
+			{Code: 0x35, JT: 0, JF: 2, K: 0x8},            // 464: if A >= 0x8 goto 465 else 467
+			{Code: 0x15, JT: 3, JF: 0, K: 0x8},            // 465: if A == 0x8 goto 469 else 466
+			{Code: 0x15, JT: 2, JF: 1, K: 0xb},            // 466: if A == 0xb goto 469 else 468
+			{Code: 0x15, JT: 1, JF: 0, K: 0x5},            // 467: if A == 0x5 goto 469 else 468
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fc00000},     // 468: return 0x7fc00000
+			{Code: 0x06, JT: 0, JF: 0, K: 0x7fff0000},     // 469: return 0x7fff0000
 		},
 	},
 }
