@@ -45,6 +45,8 @@ var hostile = []struct {
 	{"CallFromText", TestCallFromText},
 	{"Scribble", TestScribble},
 	{"InterruptBlocked", TestInterruptBlocked},
+	{"InterruptBlockedAwake", TestInterruptBlockedAwake},
+	{"ForgedErrand", TestForgedErrand},
 	{"OverwriteEverything", TestOverwriteEverything},
 	{"ForgeStates", TestForgeStates},
 	{"ForgeFrames", TestForgeFrames},
