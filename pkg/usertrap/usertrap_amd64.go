@@ -79,9 +79,23 @@ func decide(code []byte, pos int, nr uint64, same bool) (pattern, error) {
 		}
 	}
 	if after := code[pos:]; len(after) >= cmpSize && after[0] == 0x48 && after[1] == 0x3d {
+		if operandSize(code[:pos-syscallSize]) {
+			return 0, Ambiguous
+		}
 		return syscallCmp, nil
 	}
 	return 0, why
+}
+
+// operandSize reports whether the prefixes at the end of b may have the one of the
+// operand size among them: with it AMD's CPUs take a jump for one of 16 bits.
+func operandSize(b []byte) bool {
+	for i := len(b) - 1; i >= 0 && isPrefix(b[i]); i-- {
+		if b[i] == 0x66 {
+			return true
+		}
+	}
+	return false
 }
 
 // certain reports whether the five bytes at mov, b8 nr nr nr nr, are an
@@ -114,12 +128,12 @@ func certain(code []byte, mov int) bool {
 }
 
 // onePage reports whether all that a patch relies on is in one page: what it
-// replaces, the rest of the pattern, and what certain has looked at. ip is behind
-// the system call instruction.
+// replaces, the rest of the pattern, and what certain and operandSize have looked
+// at. ip is behind the system call instruction.
 func onePage(p pattern, ip uint64) bool {
-	start, end := ip-syscallSize, ip+cmpSize
+	start, end := ip-maxInstruction, ip+cmpSize
 	if p == movSyscall {
-		start, end = start-maxInstruction, ip
+		start, end = ip-syscallSize-maxInstruction, ip
 	}
 	return hostarch.Addr(start).RoundDown() == hostarch.Addr(end-1).RoundDown()
 }
@@ -127,8 +141,7 @@ func onePage(p pattern, ip uint64) bool {
 // mayBeUnknown reports whether b may begin with an instruction of the given size
 // that the decoder does not know.
 func mayBeUnknown(b []byte, size int) bool {
-	// Prefixes: segments, sizes, lock and rep, REX.
-	for len(b) > 0 && size > 0 && (bytes.IndexByte([]byte{0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3}, b[0]) >= 0 || b[0]&0xf0 == 0x40) {
+	for len(b) > 0 && size > 0 && isPrefix(b[0]) {
 		b, size = b[1:], size-1
 	}
 	if len(b) == 0 || size < 2 {
@@ -139,6 +152,11 @@ func mayBeUnknown(b []byte, size int) bool {
 		return true
 	}
 	return false
+}
+
+// isPrefix reports whether b is a prefix: segments, sizes, lock and rep, REX.
+func isPrefix(b byte) bool {
+	return b&0xf0 == 0x40 || bytes.IndexByte([]byte{0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3}, b) >= 0
 }
 
 // needsRAX reports whether inst accesses memory at a small distance from RAX, and

@@ -47,6 +47,9 @@ func TestDecide(t *testing.T) {
 		{name: "lea", before: cat(nops, []byte{0x48, 0x8d}, mov(39)), nr: 39, want: Ambiguous},
 		{name: "store to R8", before: cat(nops, []byte{0x41, 0x89}, mov(39)), nr: 39, want: Ambiguous},
 		{name: "VEX", before: cat(nops, []byte{0xc5, 0xf8, 0x28}, mov(39)), nr: 39, want: Ambiguous},
+		{name: "operand size and cmp", before: cat(nops, []byte{0x66, 0x0f, 0x05}), after: cmp1, nr: 39, want: Ambiguous},
+		{name: "operand size, REX and cmp", before: cat(nops, []byte{0x66, 0x48, 0x0f, 0x05}), after: cmp1, nr: 39, want: Ambiguous},
+		{name: "REX and cmp", before: cat(nops, []byte{0x66, 0x90, 0x48, 0x0f, 0x05}), after: cmp1, nr: 39, want: syscallCmp},
 		{name: "another number", before: cat(nops, mov(39)), nr: 40, want: OtherNumber},
 		{name: "it varies", before: cat(nops, mov(39)), nr: 39, varies: true, want: OtherNumber},
 		{name: "the number of an address", before: cat(nops, []byte{0xb8, 0, 0, 0x40, 0, 0x0f, 5}), nr: 0x400000, want: OtherNumber},
@@ -465,8 +468,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// What a patch relies on is in one page: the rest of the pattern, and in front of a
-// mov what could be the beginning of a longer instruction.
+// What a patch relies on is in one page: the rest of the pattern, and in front of it
+// what could be the beginning of a longer instruction.
 func TestTwoPages(t *testing.T) {
 	ctx := context.Background()
 	for _, test := range []struct {
@@ -476,7 +479,7 @@ func TestTwoPages(t *testing.T) {
 		before, after uint64 // how far from the start and the end of a page it can be
 	}{
 		{"mov", []byte{0xb8, 39, 0, 0, 0, 0x0f, 0x05}, 5, maxInstruction - patchSize, 7},
-		{"cmp", []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}, 0, 0, 8},
+		{"cmp", []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}, 0, maxInstruction - syscallSize, 8},
 	} {
 		for off := uint64(0); off < 4096; off++ {
 			if off == 32 {
@@ -580,7 +583,7 @@ func TestManySites(t *testing.T) {
 	var stats Stats
 	table := NewTable(testCall, &stats)
 	code := []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}
-	for i := uint64(0); i < maxSites+10; i++ {
+	for i := uint64(0); i < maxSites+50; i++ {
 		addr := hostarch.Addr(testText + i*16)
 		if m.pages[addr.RoundDown()] == nil {
 			m.pages[addr.RoundDown()] = bytes.Repeat([]byte{0x90}, 4096)
