@@ -150,6 +150,8 @@ func mayBeUnknown(b []byte, size int) bool {
 	switch b[0] {
 	case 0x0f, 0xc4, 0xc5, 0x62, 0x8f, 0xd5: // two bytes, VEX, EVEX, XOP, REX2
 		return true
+	case 0xc0, 0xc1, 0xd0, 0xd1, 0xd2, 0xd3, 0xf6, 0xf7: // groups 2 and 3: CPUs execute what no manual has
+		return true
 	}
 	return false
 }
