@@ -19,6 +19,10 @@ func (mm *MemoryManager) Madvise(ctx context.Context, addr hostarch.Addr, length
 			if mm.vmas.count+2 > maxVMAs {
 				return unix.ENOMEM
 			}
+			// Else a child could have patches, and not what they jump to.
+			mm.activeMu.Lock()
+			mm.loseTextLocked(ar)
+			mm.activeMu.Unlock()
 			mm.vmas.isolate(ar)
 			change(&mm.vmas.lookup(ar.Start).v)
 			return nil

@@ -190,6 +190,12 @@ func TestPatchesLoseMemory(t *testing.T) {
 		"madvise": func(mm *MemoryManager, ar hostarch.AddrRange) error {
 			return mm.Madvise(ctx, ar.Start, page, linux.MADV_DONTNEED)
 		},
+		"dontfork": func(mm *MemoryManager, ar hostarch.AddrRange) error {
+			return mm.Madvise(ctx, ar.Start, page, linux.MADV_DONTFORK)
+		},
+		"wipeonfork": func(mm *MemoryManager, ar hostarch.AddrRange) error {
+			return mm.Madvise(ctx, ar.Start, page, linux.MADV_WIPEONFORK)
+		},
 		"mremap": func(mm *MemoryManager, ar hostarch.AddrRange) error {
 			_, err := mm.MRemap(ctx, ar.Start, page, page, MRemapOpts{Move: MRemapFixed, NewAddr: 0x30000000})
 			return err
