@@ -353,8 +353,8 @@ func (t *Table) jumped(ctx context.Context, mm platform.MemoryManager, s *site) 
 	}
 	t.patchMu.Lock()
 	defer t.patchMu.Unlock()
-	if text.UnpatchText(ctx, hostarch.Addr(s.addr)) != nil {
-		return // it works as it is
+	if j.undone || text.UnpatchText(ctx, hostarch.Addr(s.addr)) != nil {
+		return // another thread was faster, or it works as it is
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

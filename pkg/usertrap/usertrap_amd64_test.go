@@ -8,6 +8,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -563,6 +565,30 @@ func TestJumps(t *testing.T) {
 	}
 	if again := table.Fork().(*Table); !again.jumps[testText].undone {
 		t.Error("a child forgets what was undone")
+	}
+}
+
+// Of many threads that jump to the middle of a patch too often, one undoes it.
+func TestJumpsAtOnce(t *testing.T) {
+	const threads = 4
+	code := []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}
+	m, table, stats := patchedAt(t, testText, code, testText+2, 39)
+	j := &jumps{since: time.Now().Add(time.Hour), n: maxJumps}
+	table.jumps[testText] = j
+	table.patchMu.Lock()
+	var wg sync.WaitGroup
+	for range threads {
+		wg.Go(func() { table.Continue(context.Background(), m, testText+2) })
+	}
+	for n := uint32(0); n < maxJumps+threads; runtime.Gosched() { // until all want to
+		table.mu.Lock()
+		n = j.n
+		table.mu.Unlock()
+	}
+	table.patchMu.Unlock()
+	wg.Wait()
+	if s := stats.Get(); s.Refused[Jumped] != 1 {
+		t.Errorf("%+v", s)
 	}
 }
 
