@@ -376,8 +376,11 @@ func (t *Table) Patch(ctx context.Context, mm platform.MemoryManager, ip, nr uin
 		return
 	}
 	err := t.patch(ctx, mm, text, ip, nr, same)
-	if err == nil {
+	switch err {
+	case nil:
 		t.stats.patched.Add(1)
+		return
+	case errPatched:
 		return
 	}
 	var why platform.TextRefusal
@@ -395,6 +398,10 @@ func (t *Table) Patch(ctx context.Context, mm platform.MemoryManager, ip, nr uin
 	}
 }
 
+// errPatched says that there is a patch already: another thread was faster, or one
+// jumps to the system call instruction behind a mov.
+var errPatched = errors.New("patched already")
+
 // patch is Patch. The error wraps a platform.TextRefusal if it is one.
 //
 // Preconditions: t.patchMu is held.
@@ -402,6 +409,9 @@ func (t *Table) patch(ctx context.Context, mm platform.MemoryManager, text platf
 	code, pos, err := t.read(ctx, mm, ip)
 	if err != nil {
 		return err
+	}
+	if t.patched(code, pos, ip) {
+		return errPatched
 	}
 	p, err := decide(code, pos, nr, same)
 	if err != nil {
@@ -445,6 +455,18 @@ func (t *Table) patch(ctx context.Context, mm platform.MemoryManager, text platf
 	delete(t.refused, ip)
 	t.mu.Unlock()
 	return nil
+}
+
+// patched reports whether code, in which the system call instruction before ip ends
+// at pos, has a patch of that instruction.
+func (t *Table) patched(code []byte, pos int, ip uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	has := func(p pattern, size int) bool {
+		s := t.byAddr[ip-uint64(size)]
+		return s != nil && s.pattern == p && pos >= size && bytes.HasPrefix(code[pos-size:], s.new[:])
+	}
+	return has(movSyscall, patchSize+syscallSize) || has(syscallCmp, syscallSize)
 }
 
 // read returns the code around ip, which is at pos.

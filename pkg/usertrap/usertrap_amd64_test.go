@@ -443,6 +443,37 @@ func TestTrampolines(t *testing.T) {
 	}
 }
 
+// What is patched is left alone: threads that trapped before come later, and others
+// jump to the system call instruction.
+func TestPatchedAlready(t *testing.T) {
+	mov, cmp := []byte{0xb8, 39, 0, 0, 0}, []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}
+	for _, test := range []struct {
+		name    string
+		code    []byte
+		syscall uint64
+	}{
+		{"mov", append(mov, 0x0f, 0x05), 5},
+		{"cmp", cmp, 0},
+		{"mov and cmp", append(mov, cmp...), 5},
+	} {
+		ip := testText + test.syscall + 2
+		m, table, stats := patchedAt(t, testText, test.code, ip, 39)
+		was := bytes.Clone(m.pages[testPage])
+		for _, same := range []bool{true, false} {
+			table.Patch(context.Background(), m, ip, 39, same)
+		}
+		if s := stats.Get(); s.Patched != 1 || len(s.Refused) != 0 || !bytes.Equal(m.pages[testPage], was) {
+			t.Errorf("%s: %+v", test.name, s)
+		}
+		// Undone, it is patched again.
+		m.RestoreText(context.Background())
+		table.Patch(context.Background(), m, ip, 39, true)
+		if s := stats.Get(); s.Patched != 2 || len(s.Refused) != 0 {
+			t.Errorf("%s, undone: %+v", test.name, s)
+		}
+	}
+}
+
 // Every refusal has a reason, and is counted once.
 func TestRefusals(t *testing.T) {
 	ctx := context.Background()
