@@ -56,6 +56,7 @@ const (
 	TextTwoPages      TextRefusal = "an instruction in two pages"
 	TextChanged       TextRefusal = "code that has changed"
 	TextRestored      TextRefusal = "code that was written after a patch"
+	TextFile          TextRefusal = "a file that programs can write"
 )
 
 // TextPatching is implemented by Platforms that patch code.

@@ -74,6 +74,13 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 		if _, ok := t.written[page]; ok || t.lost {
 			return platform.TextRestored
 		}
+		seg, _, err := mm.pageLocked(ctx, v, page, hostarch.Read)
+		if err != nil {
+			return err
+		}
+		if !seg.v.private && seg.v.max.Write {
+			return platform.TextFile // a copy would not follow its changes
+		}
 		if len(t.patches) >= maxPatches {
 			return unix.ENOMEM
 		}

@@ -112,6 +112,33 @@ func TestPatchTextRefuses(t *testing.T) {
 	}
 }
 
+// Of a file that may change in memory no copy is made, so that changes are seen, and
+// that there is no page any more. What is in one that may not is patched.
+func TestPatchTextOfFile(t *testing.T) {
+	for perms, want := range map[hostarch.AccessType]error{hostarch.AnyAccess: platform.TextFile, hostarch.ReadExec: nil} {
+		e := newEnv(t)
+		f := e.newFile(3)
+		f.perms = perms
+		copy(f.bytes()[page+10:], oldCode)
+		mm := e.newMM()
+		o := of(anon(3), f, true)
+		o.Perms = hostarch.ReadExec
+		codeAt := mmap(t, mm, o) + page + 10
+		expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), want)
+		if want == nil {
+			continue
+		}
+		copy(f.bytes()[page+10:], "other")
+		if got := bytesAt(t, mm, codeAt); got != "other" {
+			t.Errorf("the file has changed, and there is %q", got)
+		}
+		f.truncate(page)
+		if bus := (*memmap.BusError)(nil); !errors.As(mm.PatchText(ctx, codeAt, oldCode, newCode), &bus) {
+			t.Error("a page behind the end of the file is patched")
+		}
+	}
+}
+
 // Before the application writes code, or the Sentry for it, it is as it was; and it
 // is not patched again.
 func TestPatchesGoBeforeWrites(t *testing.T) {
