@@ -57,6 +57,7 @@ const (
 	TextChanged       TextRefusal = "code that has changed"
 	TextRestored      TextRefusal = "code that was written after a patch"
 	TextFile          TextRefusal = "a file that programs can write"
+	TextTooMany       TextRefusal = "too many patches"
 )
 
 // TextPatching is implemented by Platforms that patch code.

@@ -70,7 +70,7 @@ const (
 	// NoRoom: no space for trampolines is free near it.
 	NoRoom platform.TextRefusal = "no free space near the code"
 	// Full: there are too many already.
-	Full platform.TextRefusal = "too many patches"
+	Full = platform.TextTooMany
 	// Jumped: too many threads go on behind it, each of which costs a signal.
 	Jumped platform.TextRefusal = "jumps behind the system call"
 	// Failed: the memory manager or the host failed.

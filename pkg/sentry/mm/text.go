@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -82,7 +83,10 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 			return platform.TextFile // a copy would not follow its changes
 		}
 		if len(t.patches) >= maxPatches {
-			return unix.ENOMEM
+			maps.DeleteFunc(t.patches, func(addr hostarch.Addr, p patch) bool { return !mm.hasLocked(addr, p.new) })
+			if len(t.patches) >= maxPatches {
+				return platform.TextTooMany
+			}
 		}
 		changed, err := mm.replaceTextLocked(ctx, v, addr, old, new)
 		if err == nil && !changed {
@@ -99,6 +103,28 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 	})
 }
 
+// hasLocked reports whether code is at addr, in a page of the application's own.
+//
+// Preconditions: mm.activeMu is locked.
+func (mm *MemoryManager) hasLocked(addr hostarch.Addr, code []byte) bool {
+	seg := mm.pmas.lookup(addr)
+	if seg == nil || !seg.v.private {
+		return false
+	}
+	mem := make([]byte, len(code))
+	return mm.readTextLocked(seg, addr, mem) == nil && bytes.Equal(mem, code)
+}
+
+// readTextLocked copies what is at addr, in seg, to mem.
+//
+// Preconditions: mm.activeMu is locked.
+func (mm *MemoryManager) readTextLocked(seg *segment[pma], addr hostarch.Addr, mem []byte) error {
+	_, err := mm.accessPMA(seg, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(len(mem))}, hostarch.Read, 0, func(b []byte, done uint64) (int, error) {
+		return usermem.SafeCopy(mem[done:], b)
+	})
+	return err
+}
+
 // replaceTextLocked replaces old by new at addr, in v, and reports whether old was
 // there. Both are in one page.
 //
@@ -106,15 +132,9 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma], addr hostarch.Addr, old, new []byte) (bool, error) {
 	page := pageAt(addr.RoundDown())
 	mem := make([]byte, len(old))
-	read := func(seg *segment[pma]) error {
-		_, err := mm.accessPMA(seg, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(len(old))}, hostarch.Read, 0, func(b []byte, done uint64) (int, error) {
-			return usermem.SafeCopy(mem[done:], b)
-		})
-		return err
-	}
 	seg, _, err := mm.pageLocked(ctx, v, page.Start, hostarch.Read)
 	if err == nil {
-		err = read(seg)
+		err = mm.readTextLocked(seg, addr, mem)
 	}
 	if err != nil || !bytes.Equal(mem, old) {
 		return false, err
@@ -135,7 +155,7 @@ func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma],
 	} else {
 		defer mm.pmas.merge(page)
 	}
-	if err := read(seg); err != nil || !bytes.Equal(mem, old) {
+	if err := mm.readTextLocked(seg, addr, mem); err != nil || !bytes.Equal(mem, old) {
 		return false, err
 	}
 	_, err = mm.accessPMA(seg, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(len(new))}, hostarch.Write, 0, func(b []byte, done uint64) (int, error) {

@@ -188,6 +188,36 @@ func TestPatchesMove(t *testing.T) {
 	}
 }
 
+// There is an end to patches, which those of code that is gone do not count for.
+func TestTooManyPatches(t *testing.T) {
+	const each = 400 // in a page
+	mm := newEnv(t).newMM()
+	o := anon(maxPatches/each + 2)
+	o.Perms = hostarch.ReadExec
+	addr := mmap(t, mm, o)
+	old := make([]byte, len(oldCode))
+	at := func(i int) hostarch.Addr { return addr + hostarch.Addr(i/each*page+i%each*10) }
+	for i := range maxPatches {
+		if err := mm.PatchText(ctx, at(i), old, newCode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, "one more", mm.PatchText(ctx, at(maxPatches), old, newCode), platform.TextTooMany)
+	expect(t, "MUnmap", mm.MUnmap(ctx, addr, page), nil)
+	for i := range each {
+		if err := mm.PatchText(ctx, at(maxPatches+i), old, newCode); err != nil {
+			t.Fatalf("instead: %v", err)
+		}
+	}
+	expect(t, "again one more", mm.PatchText(ctx, at(maxPatches+each), old, newCode), platform.TextTooMany)
+	expect(t, "RestoreText", mm.RestoreText(ctx), nil)
+	for i := each; i < maxPatches+each; i++ {
+		if got := bytesAt(t, mm, at(i)); got != string(old) {
+			t.Fatalf("restored %d: %q", i, got)
+		}
+	}
+}
+
 // textState says that patches need what is in area.
 type textState struct {
 	area hostarch.AddrRange
