@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/arch/x86/x86asm"
-
-	"github.com/ringfence/ringfence/pkg/hostarch"
 )
 
 const supported = true
@@ -127,15 +125,14 @@ func certain(code []byte, mov int) bool {
 	return true
 }
 
-// onePage reports whether all that a patch relies on is in one page: what it
-// replaces, the rest of the pattern, and what certain and operandSize have looked
-// at. ip is behind the system call instruction.
-func onePage(p pattern, ip uint64) bool {
-	start, end := ip-maxInstruction, ip+cmpSize
+// relied returns where all lies that a patch relies on: what it replaces, the rest of
+// the pattern, and what certain and operandSize have looked at. ip is behind the
+// system call instruction.
+func relied(p pattern, ip uint64) (start, end uint64) {
 	if p == movSyscall {
-		start, end = ip-syscallSize-maxInstruction, ip
+		return ip - syscallSize - maxInstruction, ip
 	}
-	return hostarch.Addr(start).RoundDown() == hostarch.Addr(end-1).RoundDown()
+	return ip - maxInstruction, ip + cmpSize
 }
 
 // mayBeUnknown reports whether b may begin with an instruction of the given size

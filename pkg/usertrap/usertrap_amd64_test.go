@@ -177,8 +177,9 @@ type memory struct {
 	platform.MemoryManager
 	pages map[hostarch.Addr][]byte
 	state platform.TextState
-	// refuse is what PatchText returns.
+	// refuse is what PatchText returns; before is called at its start.
 	refuse  error
+	before  func()
 	patched map[hostarch.Addr][]byte // what was there
 	full    bool
 }
@@ -222,15 +223,22 @@ func (m *memory) CopyOut(_ context.Context, addr hostarch.Addr, src []byte, _ us
 }
 
 func (m *memory) PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error {
+	return m.PatchTextIn(ctx, addr, new, addr, old)
+}
+
+func (m *memory) PatchTextIn(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
+	if m.before != nil {
+		m.before()
+	}
 	if m.refuse != nil {
 		return m.refuse
 	}
-	b := make([]byte, len(old))
-	m.CopyIn(ctx, addr, b, usermem.IOOpts{})
-	if !bytes.Equal(b, old) {
+	b := make([]byte, len(code))
+	m.CopyIn(ctx, start, b, usermem.IOOpts{})
+	if !bytes.Equal(b, code) {
 		return platform.TextChanged
 	}
-	m.patched[addr] = old
+	m.patched[addr] = b[addr-start:][:len(new)]
 	m.CopyOut(ctx, addr, new, usermem.IOOpts{})
 	return nil
 }
@@ -534,6 +542,33 @@ func TestTwoPages(t *testing.T) {
 			want := off >= test.before && off+test.after <= 4096
 			if s := stats.Get(); (s.Patched == 1) != want || !want && s.Refused[platform.TextTwoPages] != 1 {
 				t.Errorf("%s at %#x of a page: %+v", test.name, off, s)
+			}
+		}
+	}
+}
+
+// Whatever was looked at may change until the patch is made, which then is not made.
+func TestChangedMeanwhile(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		code        []byte
+		syscall     int
+		first, last int // what is looked at, from the end of the system call instruction on
+	}{
+		{"mov", []byte{0xb8, 39, 0, 0, 0, 0x0f, 0x05}, 5, -17, -1},
+		{"cmp", []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}, 0, -15, 5},
+	} {
+		for off := -20; off < 10; off++ {
+			m := newMemory()
+			m.pages[testPage] = bytes.Repeat([]byte{0x90}, 4096)
+			m.CopyOut(context.Background(), testText, test.code, usermem.IOOpts{})
+			ip := testText + test.syscall + 2
+			m.before = func() { m.pages[testPage][ip+off-testPage] ^= 0x55 }
+			var stats Stats
+			NewTable(testCall, &stats).Patch(context.Background(), m, uint64(ip), 39, true)
+			want := off < test.first || off > test.last
+			if s := stats.Get(); (s.Patched == 1) != want || !want && s.Refused[platform.TextChanged] != 1 {
+				t.Errorf("%s, %d: %+v", test.name, off, s)
 			}
 		}
 	}

@@ -21,7 +21,7 @@ const (
 
 func decide([]byte, int, uint64, bool) (pattern, error) { return 0, Unknown }
 
-func onePage(pattern, uint64) bool { return false }
+func relied(_ pattern, ip uint64) (start, end uint64) { return ip - syscallSize, ip }
 
 func reaches(*site, uint64) bool { return false }
 

@@ -18,6 +18,11 @@ import (
 // patch is what PatchText did at an address.
 type patch struct{ old, new []byte }
 
+// at returns what p, which is at addr, has replaced.
+func (p patch) at(addr hostarch.Addr) hostarch.AddrRange {
+	return hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(len(p.old))}
+}
+
 // maxPatches bounds the patches of a process, and the pages that may not be
 // patched any more.
 const maxPatches = 4096
@@ -50,18 +55,25 @@ func (mm *MemoryManager) loseTextLocked(ar hostarch.AddrRange) {
 
 // PatchText implements platform.TextPatcher.PatchText.
 func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error {
-	ar, ok := addr.ToRange(uint64(len(old)))
-	if !ok || len(old) == 0 || len(old) != len(new) {
+	if len(old) != len(new) {
+		return fmt.Errorf("patch of %d bytes by %d: %w", len(old), len(new), unix.EINVAL)
+	}
+	return mm.PatchTextIn(ctx, addr, new, addr, old)
+}
+
+// PatchTextIn implements usertrap.Comparer.PatchTextIn.
+func (mm *MemoryManager) PatchTextIn(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
+	around, ok := start.ToRange(uint64(len(code)))
+	ar, ok2 := addr.ToRange(uint64(len(new)))
+	if !ok || !ok2 || ar.Empty() || !around.IsSupersetOf(ar) {
 		return fmt.Errorf("patch of %d bytes at %v: %w", len(new), addr, unix.EINVAL)
 	}
 	page := addr.RoundDown()
-	if (ar.End - 1).RoundDown() != page {
+	if !pageAt(page).IsSupersetOf(around) {
 		return platform.TextTwoPages
 	}
 	return mm.withVMA(addr, hostarch.NoAccess, true, func(v *segment[vma]) error {
 		switch perms := v.v.perms; {
-		case ar.End > v.End:
-			return platform.TextTwoPages
 		case !v.v.private:
 			return platform.TextShared
 		case perms.Write:
@@ -82,13 +94,19 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 		if !seg.v.private && seg.v.max.Write {
 			return platform.TextFile // a copy would not follow its changes
 		}
+		full := len(t.patches) >= maxPatches
+		maps.DeleteFunc(t.patches, func(addr hostarch.Addr, p patch) bool {
+			return (full || ar.Overlaps(p.at(addr))) && !mm.hasLocked(addr, p.new)
+		})
 		if len(t.patches) >= maxPatches {
-			maps.DeleteFunc(t.patches, func(addr hostarch.Addr, p patch) bool { return !mm.hasLocked(addr, p.new) })
-			if len(t.patches) >= maxPatches {
-				return platform.TextTooMany
+			return platform.TextTooMany
+		}
+		for addr, p := range t.patches {
+			if ar.Overlaps(p.at(addr)) {
+				return platform.TextChanged // it could not be restored before this one
 			}
 		}
-		changed, err := mm.replaceTextLocked(ctx, v, addr, old, new)
+		changed, err := mm.replaceTextLocked(ctx, v, start, code, addr, new)
 		if err == nil && !changed {
 			err = platform.TextChanged
 		}
@@ -98,7 +116,7 @@ func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old,
 		if t.patches == nil {
 			t.patches = make(map[hostarch.Addr]patch)
 		}
-		t.patches[addr] = patch{bytes.Clone(old), bytes.Clone(new)}
+		t.patches[addr] = patch{bytes.Clone(code[addr-start:][:len(new)]), bytes.Clone(new)}
 		return nil
 	})
 }
@@ -125,18 +143,18 @@ func (mm *MemoryManager) readTextLocked(seg *segment[pma], addr hostarch.Addr, m
 	return err
 }
 
-// replaceTextLocked replaces old by new at addr, in v, and reports whether old was
-// there. Both are in one page.
+// replaceTextLocked puts new at addr, in v, if code is at start, and reports whether
+// it was. Both are in one page.
 //
 // Preconditions: mm.activeMu is locked for writing.
-func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma], addr hostarch.Addr, old, new []byte) (bool, error) {
+func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma], start hostarch.Addr, code []byte, addr hostarch.Addr, new []byte) (bool, error) {
 	page := pageAt(addr.RoundDown())
-	mem := make([]byte, len(old))
+	mem := make([]byte, len(code))
 	seg, _, err := mm.pageLocked(ctx, v, page.Start, hostarch.Read)
 	if err == nil {
-		err = mm.readTextLocked(seg, addr, mem)
+		err = mm.readTextLocked(seg, start, mem)
 	}
-	if err != nil || !bytes.Equal(mem, old) {
+	if err != nil || !bytes.Equal(mem, code) {
 		return false, err
 	}
 	if _, _, err = mm.pageLocked(ctx, v, page.Start, hostarch.Write); err != nil {
@@ -155,7 +173,7 @@ func (mm *MemoryManager) replaceTextLocked(ctx context.Context, v *segment[vma],
 	} else {
 		defer mm.pmas.merge(page)
 	}
-	if err := mm.readTextLocked(seg, addr, mem); err != nil || !bytes.Equal(mem, old) {
+	if err := mm.readTextLocked(seg, start, mem); err != nil || !bytes.Equal(mem, code) {
 		return false, err
 	}
 	_, err = mm.accessPMA(seg, hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(len(new))}, hostarch.Write, 0, func(b []byte, done uint64) (int, error) {
@@ -195,11 +213,11 @@ func (mm *MemoryManager) restoreTextLocked(ctx context.Context, ar hostarch.Addr
 	t := &mm.text
 	for addr, p := range t.patches {
 		// They may reach over the end, but then the whole page is in ar.
-		if !ar.Overlaps(hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(len(p.old))}) {
+		if !ar.Overlaps(p.at(addr)) {
 			continue
 		}
 		if v := mm.vmas.lookup(addr); v != nil && v.v.private {
-			_, err := mm.replaceTextLocked(ctx, v, addr, p.new, p.old)
+			_, err := mm.replaceTextLocked(ctx, v, addr, p.new, addr, p.old)
 			if bus := (*memmap.BusError)(nil); err != nil && !errors.As(err, &bus) {
 				return fmt.Errorf("restore the code at %v: %w", addr, err)
 			}

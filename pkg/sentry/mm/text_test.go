@@ -12,7 +12,10 @@ import (
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/usermem"
+	"github.com/ringfence/ringfence/pkg/usertrap"
 )
+
+var _ usertrap.Comparer = (*MemoryManager)(nil)
 
 var oldCode, newCode = []byte("ABCDE"), []byte("vwxyz")
 
@@ -185,6 +188,51 @@ func TestPatchesMove(t *testing.T) {
 	expect(t, "RestoreText", mm.RestoreText(ctx), nil)
 	if got := bytesAt(t, mm, to+10); got == string(oldCode) {
 		t.Errorf("restored what is not there: %q", got)
+	}
+}
+
+// A patch is made if all of what is around it is as it was, patches included, and
+// undone whatever happens to those.
+func TestPatchTextIn(t *testing.T) {
+	const was = "..ABCDE.FGHIJ.."
+	for _, first := range []hostarch.Addr{2, 8} { // is undone first
+		mm, codeAt := newEnv(t).text(nil)
+		start := codeAt + 100
+		_, err := mm.CopyOut(ctx, start, []byte(was), usermem.IOOpts{IgnorePermissions: true})
+		expect(t, "CopyOut", err, nil)
+		in := func(off hostarch.Addr, new, code string) error {
+			return mm.PatchTextIn(ctx, start+off, []byte(new), start, []byte(code))
+		}
+		has := func(want string) {
+			t.Helper()
+			b := make([]byte, len(want))
+			mm.CopyIn(ctx, start, b, usermem.IOOpts{})
+			if string(b) != want {
+				t.Errorf("%q, want %q", b, want)
+			}
+		}
+		expect(t, "start differs", in(2, "vwxyz", ",.ABCDE.FGHIJ.."), platform.TextChanged)
+		expect(t, "end differs", in(2, "vwxyz", "..ABCDE.FGHIJ.,"), platform.TextChanged)
+		expect(t, "not in it", in(11, "vwxyz", was), unix.EINVAL)
+		expect(t, "before it", mm.PatchTextIn(ctx, start-1, newCode, start, []byte(was)), unix.EINVAL)
+		has(was)
+		expect(t, "one", in(2, "vwxyz", was), nil)
+		expect(t, "the other, without the one", in(8, "12345", was), platform.TextChanged)
+		expect(t, "the other", in(8, "12345", "..vwxyz.FGHIJ.."), nil)
+		expect(t, "over both", in(6, "+++++", "..vwxyz.12345.."), platform.TextChanged)
+		has("..vwxyz.12345..")
+		expect(t, "UnpatchText", mm.UnpatchText(ctx, start+first), nil)
+		has(map[hostarch.Addr]string{2: "..ABCDE.12345..", 8: "..vwxyz.FGHIJ.."}[first])
+		expect(t, "RestoreText", mm.RestoreText(ctx), nil)
+		has(was)
+
+		// What is gone is in nobody's way.
+		expect(t, "the other", in(8, "12345", was), nil)
+		expect(t, "Madvise", mm.Madvise(ctx, codeAt.RoundDown(), page, linux.MADV_DONTNEED), nil)
+		zeros := string(make([]byte, len(was)))
+		expect(t, "over what is gone", in(6, "+++++", zeros), nil)
+		expect(t, "RestoreText", mm.RestoreText(ctx), nil)
+		has(zeros)
 	}
 }
 
