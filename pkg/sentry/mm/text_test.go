@@ -3,6 +3,8 @@ package mm
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"math"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -233,6 +235,39 @@ func TestPatchTextIn(t *testing.T) {
 		expect(t, "over what is gone", in(6, "+++++", zeros), nil)
 		expect(t, "RestoreText", mm.RestoreText(ctx), nil)
 		has(zeros)
+	}
+}
+
+// Trampolines leave a stack the room to grow that it may have.
+func TestTrampolinesBelowStack(t *testing.T) {
+	for _, limit := range []uint64{8 << 20, math.MaxUint64} {
+		mm := newEnv(t).newMM()
+		l := DefaultLimits
+		l.Stack = limit
+		mm.SetLimits(l)
+		const end = hostarch.Addr(0x40000000)
+		stack := at(anon(16), end-16*page)
+		stack.GrowsDown = true
+		mmap(t, mm, stack)
+		lowest := end - hostarch.Addr(min(limit, minMMapGap)) // of the stack
+		for off, want := range map[hostarch.Addr]error{
+			end - 64*page:                 unix.EEXIST,
+			lowest - stackGuardGap:        unix.EEXIST,
+			lowest - stackGuardGap - page: nil,
+			end:                           nil,
+		} {
+			o := at(anon(1), off)
+			o.Unmap, o.Hint = false, "[usertrap]"
+			_, err := mm.MMap(ctx, o)
+			expect(t, fmt.Sprintf("MMap at %v", off), err, want)
+		}
+		if _, err := touch(mm, lowest, hostarch.Write, 1); err != nil {
+			t.Errorf("growing: %v", err)
+		}
+		o := at(anon(1), lowest-32*page)
+		o.Unmap = false
+		_, err := mm.MMap(ctx, o)
+		expect(t, "MMap of the application", err, nil)
 	}
 }
 

@@ -240,7 +240,8 @@ func (mm *MemoryManager) mmapLocked(opts memmap.MMapOpts, length uint64) (hostar
 	var replacedAll, replacedData uint64
 	if opts.Fixed {
 		ar := hostarch.AddrRange{Start: addr, End: addr + hostarch.Addr(length)}
-		if !opts.Unmap && !mm.vmas.isFree(ar) {
+		// What has a name is not the application's: it is in no stack's way.
+		if !opts.Unmap && (!mm.vmas.isFree(ar) || opts.Hint != "" && mm.belowStackLocked(ar)) {
 			return 0, nil, unix.EEXIST
 		}
 		replacedAll, replacedData = mm.usageIn(ar)
@@ -535,6 +536,15 @@ func (mm *MemoryManager) growStackLocked(addr hostarch.Addr) error {
 	seg.Start = start
 	mm.usage += length
 	return nil
+}
+
+// belowStackLocked reports whether a stack above ar, which is free, may grow so far
+// that it comes near it. Of one without a limit it is as much as Linux reserves.
+//
+// Preconditions: mm.mappingMu is locked.
+func (mm *MemoryManager) belowStackLocked(ar hostarch.AddrRange) bool {
+	seg := mm.vmas.at(mm.vmas.find(ar.Start))
+	return seg != nil && seg.v.growsDown && uint64(seg.End-ar.End) < min(mm.limits.Stack, minMMapGap)+stackGuardGap
 }
 
 // FindVMAByName implements platform.MemoryManager.FindVMAByName.
