@@ -10,15 +10,16 @@ import (
 // instructions of the application by others that do the same in less time. A
 // platform leaves the code of a MemoryManager without it alone.
 type TextPatcher interface {
-	// PatchText replaces old, which is at addr, by new, of the same length. No
-	// thread ever executes a mixture of both, and all that is changed is the
-	// application's own copy. The MemoryManager puts old back before the
+	// PatchText replaces what is at addr by new, of the same length, if at that time
+	// code is at start: all that the patch relies on, which what is replaced is a part
+	// of. No thread ever executes a mixture of old and new, and all that is changed is
+	// the application's own copy. The MemoryManager puts back what was there before the
 	// application can write there, and keeps patches across fork.
 	//
-	// The error is a TextRefusal if that cannot be: the bytes are not in one page of
-	// a private mapping that can be executed and not written, or are not old.
+	// The error is a TextRefusal if that cannot be: code is not in one page of
+	// a private mapping that can be executed and not written, or is not there.
 	// Anything else wraps the host's errno.
-	PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error
+	PatchText(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error
 
 	// UnpatchText undoes the PatchText at addr, if there is one.
 	UnpatchText(ctx context.Context, addr hostarch.Addr) error

@@ -39,7 +39,7 @@ type forked struct {
 	state platform.TextState
 }
 
-func (*forked) PatchText(context.Context, hostarch.Addr, []byte, []byte) error {
+func (*forked) PatchText(context.Context, hostarch.Addr, []byte, hostarch.Addr, []byte) error {
 	return platform.TextRestored
 }
 func (*forked) UnpatchText(context.Context, hostarch.Addr) error { return nil }

@@ -93,15 +93,6 @@ const (
 	Moved platform.TextRefusal = "code of another stub"
 )
 
-// Comparer is implemented by TextPatchers that compare all that a patch relies on, and
-// not only what it replaces.
-type Comparer interface {
-	// PatchTextIn is PatchText with what is at addr for old, if at that time code is
-	// at start: it holds what is replaced, and is in the same page. Patches that were
-	// made in the rest of it are part of it, and are undone as ever.
-	PatchTextIn(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error
-}
-
 // Stats counts what the tables of a platform do. The zero value is ready for use.
 type Stats struct {
 	patched, jumps   atomic.Uint64
@@ -458,12 +449,7 @@ func (t *Table) patch(ctx context.Context, mm platform.MemoryManager, text platf
 			return err
 		}
 	}
-	if c, ok := text.(Comparer); ok {
-		err = c.PatchTextIn(ctx, hostarch.Addr(s.addr), s.new[:], hostarch.Addr(start), code[pos-int(ip-start):pos+int(end-ip)])
-	} else {
-		err = text.PatchText(ctx, hostarch.Addr(s.addr), s.old[:], s.new[:])
-	}
-	if err != nil {
+	if err := text.PatchText(ctx, hostarch.Addr(s.addr), s.new[:], hostarch.Addr(start), code[pos-int(ip-start):pos+int(end-ip)]); err != nil {
 		return err
 	}
 	t.mu.Lock()

@@ -222,11 +222,7 @@ func (m *memory) CopyOut(_ context.Context, addr hostarch.Addr, src []byte, _ us
 	return m.each(addr, len(src), func(i int, b *byte) { *b = src[i] })
 }
 
-func (m *memory) PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error {
-	return m.PatchTextIn(ctx, addr, new, addr, old)
-}
-
-func (m *memory) PatchTextIn(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
+func (m *memory) PatchText(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
 	if m.before != nil {
 		m.before()
 	}

@@ -15,10 +15,13 @@ type patch struct{ old, new []byte }
 
 // PatchText implements platform.TextPatcher.PatchText: a copy of the page takes the
 // page's place.
-func (mm *memoryManager) PatchText(_ context.Context, addr hostarch.Addr, old, new []byte) error {
+func (mm *memoryManager) PatchText(_ context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
 	mm.mu.Lock()
 	defer mm.mu.Unlock()
-	if err := mm.replaceLocked(addr, old, new); err != nil {
+	old := code[addr-start:][:len(new)]
+	patched := bytes.Clone(code)
+	copy(patched[addr-start:], new)
+	if err := mm.replaceLocked(start, code, patched); err != nil {
 		return err
 	}
 	if mm.patches == nil {

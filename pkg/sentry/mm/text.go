@@ -54,15 +54,7 @@ func (mm *MemoryManager) loseTextLocked(ar hostarch.AddrRange) {
 }
 
 // PatchText implements platform.TextPatcher.PatchText.
-func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error {
-	if len(old) != len(new) {
-		return fmt.Errorf("patch of %d bytes by %d: %w", len(old), len(new), unix.EINVAL)
-	}
-	return mm.PatchTextIn(ctx, addr, new, addr, old)
-}
-
-// PatchTextIn implements usertrap.Comparer.PatchTextIn.
-func (mm *MemoryManager) PatchTextIn(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
+func (mm *MemoryManager) PatchText(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
 	around, ok := start.ToRange(uint64(len(code)))
 	ar, ok2 := addr.ToRange(uint64(len(new)))
 	if !ok || !ok2 || ar.Empty() || !around.IsSupersetOf(ar) {

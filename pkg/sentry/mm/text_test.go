@@ -14,10 +14,7 @@ import (
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/usermem"
-	"github.com/ringfence/ringfence/pkg/usertrap"
 )
-
-var _ usertrap.Comparer = (*MemoryManager)(nil)
 
 var oldCode, newCode = []byte("ABCDE"), []byte("vwxyz")
 
@@ -58,11 +55,11 @@ func TestPatchText(t *testing.T) {
 				f = e.newFile(3)
 			}
 			mm, codeAt := e.text(f)
-			expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), nil)
+			expect(t, "PatchText", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), nil)
 			if got := bytesAt(t, mm, codeAt); got != string(newCode) {
 				t.Errorf("patched: %q", got)
 			}
-			expect(t, "again", mm.PatchText(ctx, codeAt, oldCode, newCode), platform.TextChanged)
+			expect(t, "again", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), platform.TextChanged)
 			child, err := mm.Fork(ctx)
 			if err != nil {
 				t.Fatal(err)
@@ -82,7 +79,7 @@ func TestPatchText(t *testing.T) {
 			if got := bytesAt(t, child, codeAt); got != string(oldCode) {
 				t.Errorf("restored in the child: %q", got)
 			}
-			expect(t, "once more", mm.PatchText(ctx, codeAt, oldCode, newCode), nil)
+			expect(t, "once more", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), nil)
 		})
 	}
 }
@@ -105,15 +102,15 @@ func TestPatchTextRefuses(t *testing.T) {
 		{"shared", sharedAt, platform.TextShared},
 		{"nothing", 0x10000, unix.EFAULT},
 	} {
-		expect(t, test.name, mm.PatchText(ctx, test.addr, oldCode, newCode), test.want)
+		expect(t, test.name, mm.PatchText(ctx, test.addr, newCode, test.addr, oldCode), test.want)
 	}
-	expect(t, "sizes", mm.PatchText(ctx, codeAt, oldCode, newCode[1:]), unix.EINVAL)
-	expect(t, "none", mm.PatchText(ctx, codeAt, nil, nil), unix.EINVAL)
+	expect(t, "sizes", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode[1:]), unix.EINVAL)
+	expect(t, "none", mm.PatchText(ctx, codeAt, nil, codeAt, nil), unix.EINVAL)
 	for perms, want := range map[hostarch.AccessType]error{
 		hostarch.AnyAccess: platform.TextWritable, hostarch.ReadWrite: platform.TextWritable, hostarch.Read: platform.TextNotExecutable,
 	} {
 		expect(t, "MProtect", mm.MProtect(ctx, start, 3*page, perms, false), nil)
-		expect(t, perms.String(), mm.PatchText(ctx, codeAt, oldCode, newCode), want)
+		expect(t, perms.String(), mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), want)
 	}
 }
 
@@ -129,7 +126,7 @@ func TestPatchTextOfFile(t *testing.T) {
 		o := of(anon(3), f, true)
 		o.Perms = hostarch.ReadExec
 		codeAt := mmap(t, mm, o) + page + 10
-		expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), want)
+		expect(t, "PatchText", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), want)
 		if want == nil {
 			continue
 		}
@@ -138,7 +135,7 @@ func TestPatchTextOfFile(t *testing.T) {
 			t.Errorf("the file has changed, and there is %q", got)
 		}
 		f.truncate(page)
-		if bus := (*memmap.BusError)(nil); !errors.As(mm.PatchText(ctx, codeAt, oldCode, newCode), &bus) {
+		if bus := (*memmap.BusError)(nil); !errors.As(mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), &bus) {
 			t.Error("a page behind the end of the file is patched")
 		}
 	}
@@ -159,13 +156,13 @@ func TestPatchesGoBeforeWrites(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
 			mm, codeAt := e.text(e.newFile(3))
-			expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), nil)
+			expect(t, "PatchText", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), nil)
 			write(t, mm, codeAt)
 			if got := bytesAt(t, mm, codeAt); got != string(oldCode) {
 				t.Errorf("after a write: %q", got)
 			}
 			expect(t, "MProtect", mm.MProtect(ctx, codeAt.RoundDown(), page, hostarch.ReadExec, false), nil)
-			expect(t, "again", mm.PatchText(ctx, codeAt, oldCode, newCode), platform.TextRestored)
+			expect(t, "again", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), platform.TextRestored)
 		})
 	}
 }
@@ -174,7 +171,7 @@ func TestPatchesGoBeforeWrites(t *testing.T) {
 func TestPatchesMove(t *testing.T) {
 	e := newEnv(t)
 	mm, codeAt := e.text(e.newFile(3))
-	expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), nil)
+	expect(t, "PatchText", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), nil)
 	to, err := mm.MRemap(ctx, codeAt.RoundDown(), page, page, MRemapOpts{Move: MRemapFixed, NewAddr: 0x30000000})
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +179,7 @@ func TestPatchesMove(t *testing.T) {
 	if got := bytesAt(t, mm, to+10); got != string(oldCode) {
 		t.Errorf("moved: %q", got)
 	}
-	expect(t, "PatchText", mm.PatchText(ctx, to+10, oldCode, newCode), nil)
+	expect(t, "PatchText", mm.PatchText(ctx, to+10, newCode, to+10, oldCode), nil)
 	expect(t, "Madvise", mm.Madvise(ctx, to, page, linux.MADV_DONTNEED), nil)
 	if got := bytesAt(t, mm, to+10); got == string(newCode) || got == string(oldCode) {
 		t.Errorf("thrown away: %q", got)
@@ -195,7 +192,7 @@ func TestPatchesMove(t *testing.T) {
 
 // A patch is made if all of what is around it is as it was, patches included, and
 // undone whatever happens to those.
-func TestPatchTextIn(t *testing.T) {
+func TestPatchTextAround(t *testing.T) {
 	const was = "..ABCDE.FGHIJ.."
 	for _, first := range []hostarch.Addr{2, 8} { // is undone first
 		mm, codeAt := newEnv(t).text(nil)
@@ -203,7 +200,7 @@ func TestPatchTextIn(t *testing.T) {
 		_, err := mm.CopyOut(ctx, start, []byte(was), usermem.IOOpts{IgnorePermissions: true})
 		expect(t, "CopyOut", err, nil)
 		in := func(off hostarch.Addr, new, code string) error {
-			return mm.PatchTextIn(ctx, start+off, []byte(new), start, []byte(code))
+			return mm.PatchText(ctx, start+off, []byte(new), start, []byte(code))
 		}
 		has := func(want string) {
 			t.Helper()
@@ -216,7 +213,7 @@ func TestPatchTextIn(t *testing.T) {
 		expect(t, "start differs", in(2, "vwxyz", ",.ABCDE.FGHIJ.."), platform.TextChanged)
 		expect(t, "end differs", in(2, "vwxyz", "..ABCDE.FGHIJ.,"), platform.TextChanged)
 		expect(t, "not in it", in(11, "vwxyz", was), unix.EINVAL)
-		expect(t, "before it", mm.PatchTextIn(ctx, start-1, newCode, start, []byte(was)), unix.EINVAL)
+		expect(t, "before it", mm.PatchText(ctx, start-1, newCode, start, []byte(was)), unix.EINVAL)
 		has(was)
 		expect(t, "one", in(2, "vwxyz", was), nil)
 		expect(t, "the other, without the one", in(8, "12345", was), platform.TextChanged)
@@ -281,18 +278,18 @@ func TestTooManyPatches(t *testing.T) {
 	old := make([]byte, len(oldCode))
 	at := func(i int) hostarch.Addr { return addr + hostarch.Addr(i/each*page+i%each*10) }
 	for i := range maxPatches {
-		if err := mm.PatchText(ctx, at(i), old, newCode); err != nil {
+		if err := mm.PatchText(ctx, at(i), newCode, at(i), old); err != nil {
 			t.Fatal(err)
 		}
 	}
-	expect(t, "one more", mm.PatchText(ctx, at(maxPatches), old, newCode), platform.TextTooMany)
+	expect(t, "one more", mm.PatchText(ctx, at(maxPatches), newCode, at(maxPatches), old), platform.TextTooMany)
 	expect(t, "MUnmap", mm.MUnmap(ctx, addr, page), nil)
 	for i := range each {
-		if err := mm.PatchText(ctx, at(maxPatches+i), old, newCode); err != nil {
+		if err := mm.PatchText(ctx, at(maxPatches+i), newCode, at(maxPatches+i), old); err != nil {
 			t.Fatalf("instead: %v", err)
 		}
 	}
-	expect(t, "again one more", mm.PatchText(ctx, at(maxPatches+each), old, newCode), platform.TextTooMany)
+	expect(t, "again one more", mm.PatchText(ctx, at(maxPatches+each), newCode, at(maxPatches+each), old), platform.TextTooMany)
 	expect(t, "RestoreText", mm.RestoreText(ctx), nil)
 	for i := each; i < maxPatches+each; i++ {
 		if got := bytesAt(t, mm, at(i)); got != string(old) {
@@ -349,7 +346,7 @@ func TestPatchesLoseMemory(t *testing.T) {
 			if got := mm.TextState(func() platform.TextState { return s }); got != platform.TextState(s) {
 				t.Fatal("TextState returns something else")
 			}
-			expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), nil)
+			expect(t, "PatchText", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), nil)
 			child, err := mm.Fork(ctx)
 			if err != nil {
 				t.Fatal(err)
@@ -359,7 +356,7 @@ func TestPatchesLoseMemory(t *testing.T) {
 			if got := bytesAt(t, mm, codeAt); got != string(oldCode) || s.lost != 1 {
 				t.Errorf("%q, lost %d times", got, s.lost)
 			}
-			expect(t, "PatchText", mm.PatchText(ctx, codeAt, oldCode, newCode), platform.TextRestored)
+			expect(t, "PatchText", mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode), platform.TextRestored)
 			c := child.TextState(nil).(*textState)
 			if got := bytesAt(t, child, codeAt); got != string(newCode) || c.lost != 0 || c == s {
 				t.Errorf("in the child %q, lost %d times", got, c.lost)
@@ -377,7 +374,7 @@ func TestPatchTextAtOnce(t *testing.T) {
 	go func() {
 		defer close(done)
 		for range 300 {
-			if err := mm.PatchText(ctx, codeAt, oldCode, newCode); err != nil {
+			if err := mm.PatchText(ctx, codeAt, newCode, codeAt, oldCode); err != nil {
 				t.Errorf("PatchText: %v", err)
 			}
 			if err := mm.RestoreText(ctx); err != nil {
