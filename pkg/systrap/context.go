@@ -48,6 +48,8 @@ type threadContext struct {
 	known   arch.Registers
 	partial bool
 	changed bool
+	// changes is Table.Changes when the thread made its call.
+	changes uint32
 	// saves is how many more calls are to come with all of the thread's state.
 	saves int
 
@@ -219,6 +221,7 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 		}
 		if t.takeCall(&ac.Regs, &c.known) {
 			c.partial = true
+			c.changes = t.as.table.Load().Changes()
 			ac.Fault = arch.FaultInfo{}
 			return nil, hostarch.NoAccess, nil
 		}
@@ -274,7 +277,7 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 
 // answer answers a call, if that is all that there is to do.
 func (c *threadContext) answer(ac *arch.Context64) bool {
-	if c.changed || c.ac != ac || !c.thread.answer(&c.known, &ac.Regs) {
+	if c.changed || c.ac != ac || c.changes != c.thread.as.table.Load().Changes() || !c.thread.answer(&c.known, &ac.Regs) {
 		return false
 	}
 	c.saves = max(c.saves-1, 0)

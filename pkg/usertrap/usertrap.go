@@ -178,6 +178,8 @@ type Table struct {
 	call  uint64
 	stats *Stats
 	off   atomic.Bool
+	// changes counts when code with patches has changed, or may have.
+	changes atomic.Uint32
 
 	// patchMu is held while something is patched, mu for what follows.
 	patchMu sync.Mutex
@@ -244,6 +246,16 @@ func (t *Table) Fork() platform.TextState {
 	return n
 }
 
+// Changes returns a number that is another one once code with patches has changed, or
+// its permissions: a thread that is in a system call from there must not go on in a
+// trampoline, but behind the system call instruction.
+func (t *Table) Changes() uint32 {
+	if t == nil {
+		return 0
+	}
+	return t.changes.Load()
+}
+
 // On reports whether code may be patched, or is.
 func (t *Table) On() bool { return t != nil && !t.off.Load() }
 
@@ -268,6 +280,9 @@ func (t *Table) Lose(ar hostarch.AddrRange) func() {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if slices.ContainsFunc(t.sites, func(s *site) bool { return ar.Contains(hostarch.Addr(s.addr)) }) {
+		t.changes.Add(1)
+	}
 	for _, a := range t.areas {
 		if ar.Start < hostarch.Addr(a.start+areaSize) && ar.End > hostarch.Addr(a.start) {
 			return func() { t.stop(AreaGone) }

@@ -655,6 +655,27 @@ func TestJumpsAtOnce(t *testing.T) {
 }
 
 // Something else that came to lie where trampolines were is not overwritten.
+// Whoever is in a system call is told when the code around it changes.
+func TestChanges(t *testing.T) {
+	code := []byte{0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}
+	_, table, _ := patchedAt(t, testText, code, testText+2, 39)
+	for _, test := range []struct {
+		start, end hostarch.Addr
+		want       bool
+	}{
+		{testText - hostarch.PageSize, testText, false},
+		{testText + hostarch.PageSize, testText + 2*hostarch.PageSize, false},
+		{testText, testText + hostarch.PageSize, true},
+		{0, 1 << 47, true},
+	} {
+		before := table.Changes()
+		table.Lose(hostarch.AddrRange{Start: test.start, End: test.end})
+		if got := table.Changes() != before; got != test.want {
+			t.Errorf("from %v to %v: %v", test.start, test.end, got)
+		}
+	}
+}
+
 func TestAreaIsGone(t *testing.T) {
 	ctx := context.Background()
 	code := []byte{0xb8, 39, 0, 0, 0, 0x0f, 0x05}
