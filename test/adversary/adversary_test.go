@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -43,8 +44,9 @@ func start(t *testing.T, p string, opts []string, argv ...string) *sandbox.Sandb
 }
 
 // attack runs a program that does its work between the barriers start and end.
-// Nothing may have grown in between: everything that the program made is gone.
-func attack(t *testing.T, p string, opts []string, argv ...string) {
+// Nothing may have grown in between: everything that the program made is gone. It
+// returns the sandbox, which has ended, and what was printed at the end.
+func attack(t *testing.T, p string, opts []string, argv ...string) (*sandbox.Sandbox, string) {
 	t.Helper()
 	s := start(t, p, opts, argv...)
 	s.Await("start", nil)
@@ -58,9 +60,11 @@ func attack(t *testing.T, p string, opts []string, argv ...string) {
 		t.Errorf("the sandbox does not give back what a program took: %s", over)
 	}
 	s.Proceed()
-	if status, out := s.Finish(); status != survived {
+	status, out := s.Finish()
+	if status != survived {
 		t.Errorf("status %d, want %d; stdout %q, stderr %q", status, survived, sandbox.Tail(out), sandbox.Tail(s.Stderr()))
 	}
+	return s, out
 }
 
 // Random system calls, and arguments that a program would not think of.
@@ -87,10 +91,36 @@ func TestText(t *testing.T) {
 	prog := sandbox.Build(t, "text")
 	t.Logf("seed %d", *seedFlag)
 	sandbox.ForEachPlatform(t, func(t *testing.T, p string) {
-		for _, opts := range [][]string{{"--usertrap=false"}, {"--usertrap"}} { // changed by some, or by none
-			attack(t, p, opts, prog, strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag))
+		for _, opt := range []string{"--usertrap=false", "--usertrap"} {
+			s, out := attack(t, p, []string{"--verbose", opt}, prog, strconv.FormatUint(*seedFlag, 10), strconv.Itoa(*effortFlag))
+			if runtime.GOARCH == "amd64" {
+				checkText(t, p == "systrap" && opt == "--usertrap", s, out)
+			}
 		}
 	})
+}
+
+// checkText checks that the program text was changed, by a platform that can, or not.
+func checkText(t *testing.T, changed bool, s *sandbox.Sandbox, out string) {
+	t.Helper()
+	// As the program sees it: the command says nothing when it has not allowed it.
+	want := "hot code is as it was\n"
+	if changed {
+		want = "hot code is a jump\n"
+	}
+	if out != want {
+		t.Errorf("the program says %q, want %q", out, want)
+	}
+	replaced, stopped := s.Patches()
+	if (replaced > 0) != changed {
+		t.Errorf("the command says that %d instructions were replaced; stderr %q", replaced, sandbox.Tail(s.Stderr()))
+	}
+	// Who does what in the program: trampolines, in three ways; usesGS; singleSteps; setsGS.
+	for why, n := range map[string]int{"memory of trampolines is gone": 3, "use of GS": 1, "single steps": 1, "trap in a trampoline": 1} {
+		if changed && stopped[why] < n {
+			t.Errorf("%d processes were left alone because of %s, want %d or more", stopped[why], why, n)
+		}
+	}
 }
 
 // Processes that signal each other without end, frames that are forged, stacks

@@ -64,13 +64,20 @@ func TestWatched(t *testing.T) {
 		prog := sandbox.Build(t, name)
 		for _, opts := range [][]string{{"--usertrap=false"}, {"--usertrap"}} {
 			t.Run(strings.Join(append([]string{name}, opts...), ""), func(t *testing.T) {
-				watched(t, opts, append([]string{prog}, argv[1:]...))
+				s, out := watched(t, append([]string{"--verbose"}, opts...), append([]string{prog}, argv[1:]...))
+				on := opts[0] == "--usertrap"
+				if name == "text" {
+					checkText(t, on, s, out)
+				} else if n, _ := s.Patches(); (n > 0) != on {
+					t.Errorf("the command says that %d instructions were replaced", n)
+				}
 			})
 		}
 	}
 }
 
-func watched(t *testing.T, opts, argv []string) {
+// watched returns the sandbox, which has ended, and what was printed at the end.
+func watched(t *testing.T, opts, argv []string) (*sandbox.Sandbox, string) {
 	// The thread that watches is there before the sandbox, which must not be its
 	// child.
 	stubs, attached, done := make(chan []int), make(chan error), make(chan error, 1)
@@ -122,7 +129,8 @@ func watched(t *testing.T, opts, argv []string) {
 	s.Proceed()
 	s.Await("end", nil)
 	s.Proceed()
-	if status, out := s.Finish(); status != survived {
+	status, out := s.Finish()
+	if status != survived {
 		t.Errorf("status %d, want %d; stdout %q, stderr %q", status, survived, sandbox.Tail(out), sandbox.Tail(s.Stderr()))
 	}
 	if err := <-done; err != nil {
@@ -139,4 +147,5 @@ func watched(t *testing.T, opts, argv []string) {
 			t.Errorf("%s was never made: the watcher does not see what it should", must)
 		}
 	}
+	return s, out
 }

@@ -166,6 +166,26 @@ func (s *Sandbox) Pid() int { return s.cmd.Process.Pid }
 // Stderr returns what the command has printed on standard error, once it has ended.
 func (s *Sandbox) Stderr() string { return s.stderr.String() }
 
+// Patches returns what a command with --verbose that has ended says of system call
+// instructions: how many were replaced, and in how many processes none is to be any
+// more, by reason.
+func (s *Sandbox) Patches() (replaced int, stopped map[string]int) {
+	stopped = map[string]int{}
+	for line := range strings.Lines(s.stderr.String()) {
+		n, what, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "ringfence: "), " ")
+		count, err := strconv.Atoi(n)
+		if err != nil {
+			continue
+		}
+		if why, ok := strings.CutPrefix(what, "processes were to stay as they are: "); ok {
+			stopped[why] = count
+		} else if what == "system call instructions were replaced" {
+			replaced = count
+		}
+	}
+	return replaced, stopped
+}
+
 // Await waits until the program is at the barrier name, with other lines before:
 // each is given to line unless that is nil, and to the test's log otherwise.
 func (s *Sandbox) Await(name string, line func(string)) {

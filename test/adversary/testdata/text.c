@@ -192,12 +192,21 @@ static void registers(struct rng *r) {
 	}
 }
 
-// Code that is written, hot, and written again.
+// heat calls code until it may have been changed.
+static void heat(unsigned char *p, int nr) {
+	long result = expected(nr);
+	for (int i = 0; i < 2 * hot; i++)
+		want("hot code", asFunction(p)(0, 0, 0), result);
+}
+
+// Code that is hot, and written.
 static void selfModifying(struct rng *r) {
 	unsigned char code[16];
-	stub(code, SYS_getpid);
-	unsigned char *p = place(writable, code, 8);
 	for (int round = 0; round < 40; round++) {
+		// Elsewhere each time: what was written is not changed again soon.
+		stub(code, SYS_getpid);
+		unsigned char *p = place(anonymous, code, 8);
+		heat(p, SYS_getpid);
 		int nr = numbers[below(r, 6)];
 		long result = expected(nr);
 		switch (round % 4) {
@@ -255,19 +264,23 @@ static void selfModifying(struct rng *r) {
 		for (int i = 0; i < 2 * hot; i++)
 			want("code in shared memory", asFunction(x)(0, 0, 0), result);
 	}
-	// A private mapping of a file that is written until it has a copy of its own: what
-	// was not changed must be as in the file.
-	unsigned char *q = place(file, code, 8);
+	// A private mapping of a file, thrown away or written when it is hot: what was not
+	// written is as in the file.
 	stub(code, SYS_getppid);
-	if (madvise(start(q), page, MADV_DONTNEED) != 0)
-		die("madvise of code");
-}
-
-// heat calls code until it may have been changed.
-static void heat(unsigned char *p, int nr) {
-	long result = expected(nr);
-	for (int i = 0; i < 2 * hot; i++)
-		want("hot code", asFunction(p)(0, 0, 0), result);
+	for (int written = 0; written < 2; written++) {
+		unsigned char *q = place(file, code, 8), want[page] = {0};
+		memset(want, 0x90, lead);
+		memcpy(want + lead, code, 8);
+		heat(q, SYS_getppid);
+		if (written) {
+			if (mprotect(start(q), page, PROT_READ | PROT_WRITE) != 0)
+				die("mprotect of code");
+			q[100] = want[lead + 100] = 0xcc;
+		} else if (madvise(start(q), page, MADV_DONTNEED) != 0)
+			die("madvise of code");
+		if (memcmp(start(q), want, page) != 0)
+			die("code of a file has changed");
+	}
 }
 
 // Code that has become hot is thrown away, moved, split, forked.
@@ -321,36 +334,44 @@ static void moved(struct rng *r) {
 }
 
 // A jump that a sandbox has put in place of code leads somewhere. An application may
-// map something there: it was free, as far as it knows.
+// map something there, which was free, as far as it knows, or take it away. Each is done
+// in a process of its own, since nothing may be changed any more in one that has.
 static void trampolines(struct rng *r) {
 	(void)r;
-	unsigned char code[16];
-	stub(code, SYS_getppid);
-	unsigned char *p = place(anonymous, code, 8);
-	heat(p, SYS_getppid);
-	if (p[0] != 0xe9)
-		return; // nobody has
-	int distance;
-	memcpy(&distance, p + 1, 4);
-	unsigned char *to = (unsigned char *)(((u64)p + 5 + distance) & -(u64)page);
-	unsigned char *was = mmap(to, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-	if (was != to)
-		die("mmap where a trampoline is");
-	memset(to, 0xcc, page);
-	heat(p, SYS_getppid);
-	want("memory where a trampoline was", to[100], 0xcc);
-	munmap(to, page);
-	heat(p, SYS_getppid);
-	// Another one, which is only taken away.
-	p = place(anonymous, code, 8);
-	heat(p, SYS_getppid);
-	if (p[0] == 0xe9) {
-		memcpy(&distance, p + 1, 4);
-		to = (unsigned char *)(((u64)p + 5 + distance) & -(u64)page);
-		munmap(to, page);
-		heat(p, SYS_getppid);
-		mprotect(to, page, PROT_NONE);
-		heat(p, SYS_getppid);
+	enum { over, away, forbidden, ways };
+	for (int way = 0; way < ways; way++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			unsigned char code[16];
+			stub(code, SYS_getppid);
+			unsigned char *p = place(anonymous, code, 8);
+			heat(p, SYS_getppid);
+			if (p[0] != 0xe9)
+				_exit(0); // nobody has
+			int distance;
+			memcpy(&distance, p + 1, 4);
+			unsigned char *to = start(p + 5 + distance);
+			switch (way) {
+			case over:
+				if (mmap(to, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != to)
+					die("mmap where a trampoline is");
+				memset(to, 0xcc, page);
+				heat(p, SYS_getppid);
+				want("memory where a trampoline was", to[100], 0xcc);
+				break;
+			case forbidden:
+				if (mprotect(to, page, PROT_NONE) != 0)
+					die("mprotect where a trampoline is");
+				heat(p, SYS_getppid);
+			}
+			if (munmap(to, page) != 0)
+				die("munmap where a trampoline is");
+			heat(p, SYS_getppid);
+			_exit(0);
+		}
+		int status;
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+			die("status %#x of a child without trampolines", status);
 	}
 }
 
@@ -664,7 +685,12 @@ int main(int argc, char **argv) {
 				failed = 1;
 			}
 		}
+	unsigned char code[16];
+	stub(code, SYS_getppid);
+	unsigned char *p = place(anonymous, code, 8);
+	heat(p, SYS_getppid);
 	barrier("end");
+	printf("hot code is %s\n", p[0] == 0xe9 ? "a jump" : "as it was");
 	return failed ? 1 : survived;
 }
 
