@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -67,7 +69,7 @@ func TestSoak(t *testing.T) {
 	prog := sandbox.Build(t, "soak")
 	t.Logf("seed %d", *seedFlag)
 	forEachVariant(t, func(t *testing.T, p string, opts []string) {
-		s := sandbox.Start(t, p, *durationFlag+5*silence, silence, opts,
+		s := sandbox.Start(t, p, *durationFlag+5*silence, silence, append(opts, "--verbose"),
 			prog, strconv.FormatUint(*seedFlag, 10), strconv.FormatFloat(durationFlag.Seconds(), 'f', -1, 64))
 		last := ""
 		line := func(text string) {
@@ -92,6 +94,10 @@ func TestSoak(t *testing.T) {
 		s.Proceed()
 		if status, out := s.Finish(); status != survived {
 			t.Errorf("status %d, want %d; stdout %q, stderr %q", status, survived, sandbox.Tail(out), sandbox.Tail(s.Stderr()))
+		}
+		// It would take the program to see that nothing was, and test/adversary does that.
+		if n, _ := s.Patches(); n == 0 && runtime.GOARCH == "amd64" && slices.Contains(opts, "--usertrap") {
+			t.Error("no system call instruction was replaced")
 		}
 	})
 }
