@@ -2,6 +2,7 @@ package sentry
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,14 @@ type fakePlatform struct {
 
 func (p fakePlatform) RoundTrip() time.Duration { return p.roundTrip }
 func (p fakePlatform) Close() error             { *p.closed = true; return nil }
+
+// Whatever works here, the best is tried first.
+func TestCandidates(t *testing.T) {
+	want := slices.DeleteFunc([]string{"systrap", "kvm", "ptrace"}, func(n string) bool { return !slices.Contains(platform.List(), n) })
+	if got := candidates(); len(want) < 2 || !slices.Equal(got, want) {
+		t.Errorf("candidates are %q, want %q", got, want)
+	}
+}
 
 // A platform that is slow is taken only if no other works, and freed otherwise.
 func TestChoose(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -265,6 +267,17 @@ sys.exit(5)
 			{"stat-dev", "", []string{"/bin/sh", "-c", "echo x > /dev/null; head -c 4 /dev/zero | od -c; test -c /dev/null && echo char; head -c 8 /dev/urandom | wc -c"}},
 		} {
 			t.Run(test.name, func(t *testing.T) { compare(t, p, test.stdin, nil, test.argv...) })
+		}
+	})
+}
+
+// System call instructions of programs as they are get replaced, where the platform can.
+func TestReplaced(t *testing.T) {
+	some := regexp.MustCompile(`(?m)^ringfence: [1-9]\d* system call instructions were replaced$`)
+	forEachPlatform(t, func(t *testing.T, p string) {
+		got := compare(t, p, "", []string{"--verbose"}, "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=1000", "status=none")
+		if want := p == "systrap" && runtime.GOARCH == "amd64"; some.MatchString(got.stderr) != want {
+			t.Errorf("instructions were replaced: %t, want %t; stderr %q", !want, want, got.stderr)
 		}
 	})
 }
