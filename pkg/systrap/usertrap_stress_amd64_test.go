@@ -20,7 +20,10 @@ import (
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/cpuid"
 	"github.com/ringfence/ringfence/pkg/hostarch"
+	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
+	"github.com/ringfence/ringfence/pkg/platform/platformtest"
+	"github.com/ringfence/ringfence/pkg/usermem"
 	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
@@ -586,4 +589,218 @@ func TestUnansweredCall(t *testing.T) {
 		t.Error("PullFullState of a thread that is gone")
 	}
 	c.Release()
+}
+
+// textManager is a MemoryManager whose code can be patched. It has one file for code and
+// trampolines.
+type textManager struct {
+	platform.MemoryManager
+	as      *addressSpace
+	f       platformtest.MemFile
+	size    uint64 // of what is used of the file
+	maps    []platform.FileMapping
+	patches map[hostarch.Addr][]byte // what was there
+	state   platform.TextState
+}
+
+// newTextManager returns one of a new AddressSpace of p, with code at codeAddr.
+func newTextManager(t *testing.T, p platform.Platform, code []byte) *textManager {
+	t.Helper()
+	as, _, err := p.NewAddressSpace(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(as.Release)
+	m := &textManager{as: as.(*addressSpace), f: platformtest.NewMemFile(t, 1<<20), patches: map[hostarch.Addr][]byte{}}
+	if _, err := m.MMap(t.Context(), memmap.MMapOpts{Addr: codeAddr, Length: hostarch.PageSize, Perms: hostarch.ReadExec}); err != nil {
+		t.Fatal(err)
+	}
+	m.CopyOut(t.Context(), codeAddr, code, usermem.IOOpts{})
+	return m
+}
+
+func (m *textManager) AddressSpace() platform.AddressSpace { return m.as }
+
+func (m *textManager) MMap(_ context.Context, o memmap.MMapOpts) (hostarch.Addr, error) {
+	fm := platform.FileMapping{Addr: o.Addr, File: m.f, Range: memmap.FileRange{Start: m.size, End: m.size + o.Length}, Access: o.Perms}
+	m.size += o.Length
+	m.maps = append(m.maps, fm)
+	return o.Addr, m.as.MapFiles([]platform.FileMapping{fm})
+}
+
+// access calls f with the file, if all of b is in one mapping.
+func (m *textManager) access(addr hostarch.Addr, b []byte, f func(fd int, b []byte, off int64) (int, error)) (int, error) {
+	for _, fm := range m.maps {
+		if addr >= fm.Addr && addr+hostarch.Addr(len(b)) <= fm.Addr+hostarch.Addr(fm.Range.Length()) {
+			return f(m.f.FD(), b, int64(fm.Range.Start)+int64(addr-fm.Addr))
+		}
+	}
+	return 0, unix.EFAULT
+}
+
+func (m *textManager) CopyIn(_ context.Context, addr hostarch.Addr, dst []byte, _ usermem.IOOpts) (int, error) {
+	return m.access(addr, dst, unix.Pread)
+}
+
+func (m *textManager) CopyOut(_ context.Context, addr hostarch.Addr, src []byte, _ usermem.IOOpts) (int, error) {
+	return m.access(addr, src, unix.Pwrite)
+}
+
+// PatchText implements platform.TextPatcher.PatchText: nothing runs meanwhile.
+func (m *textManager) PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error {
+	m.patches[addr] = old
+	_, err := m.CopyOut(ctx, addr, new, usermem.IOOpts{})
+	return err
+}
+
+func (m *textManager) UnpatchText(ctx context.Context, addr hostarch.Addr) error {
+	_, err := m.CopyOut(ctx, addr, m.patches[addr], usermem.IOOpts{})
+	return err
+}
+
+func (m *textManager) RestoreText(ctx context.Context) error {
+	for addr := range m.patches {
+		if err := m.UnpatchText(ctx, addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *textManager) TextState(create func() platform.TextState) platform.TextState {
+	if m.state == nil {
+		m.state = create()
+	}
+	return m.state
+}
+
+// hotCode makes system calls for ever; at hotGS, with the GS base RBX. What is before mov
+// must be in the same page.
+var hotCode = []byte{
+	0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+	0xb8, 0x27, 0, 0, 0, // mov $39, %eax
+	0x0f, 0x05, // syscall
+	0xeb, 0xf7, // jmp
+	0xf3, 0x48, 0x0f, 0xae, 0xdb, // wrgsbase %rbx
+	0xeb, 0xf0, // jmp
+}
+
+const (
+	hotNext = codeAddr + 23 // behind syscall
+	hotGS   = codeAddr + 25
+)
+
+// heat lets c make calls until their instruction would have been patched, and reports
+// whether the last one was made by a patch. Single steps do not count.
+func (m *textManager) heat(t *testing.T, c *threadContext, ac *arch.Context64) bool {
+	t.Helper()
+	for call := 0; call < 200; {
+		info, _, err := c.Switch(t.Context(), m, ac, -1)
+		switch {
+		case err == platform.ErrContextSignal && info.Signo == int32(linux.SIGTRAP):
+			ac.ClearSingleStep()
+			continue
+		case err != nil || ac.SyscallNo() != 39 || ac.IP() != hotNext:
+			t.Fatalf("call %d: %v, %+v, number %d at %#x", call, err, info, ac.SyscallNo(), ac.IP())
+		}
+		ac.SetReturn(uintptr(call))
+		call++
+	}
+	return c.thread.called
+}
+
+// check checks what the code is like, and what was counted.
+func (m *textManager) check(t *testing.T, p platform.Platform, patched bool, want platform.TextPatches) {
+	t.Helper()
+	code := make([]byte, len(hotCode))
+	if _, err := m.CopyIn(t.Context(), codeAddr, code, usermem.IOOpts{}); err != nil || bytes.Equal(code, hotCode) == patched {
+		t.Errorf("the code is % x, %v; patched: want %t", code, err, patched)
+	}
+	if diff := cmp.Diff(want, p.(platform.TextPatching).TextPatches()); diff != "" {
+		t.Errorf("what was patched (-want +got):\n%s", diff)
+	}
+}
+
+// Code is patched if that is allowed, and not otherwise.
+func TestTextPatching(t *testing.T) {
+	for name, allow := range map[string][]bool{"at first": nil, "allowed": {true}, "forbidden": {false}, "forbidden again": {true, false}} {
+		t.Run(name, func(t *testing.T) {
+			p, err := constructor{}.New(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want platform.TextPatches
+			on := false
+			for _, on = range allow {
+				p.(platform.TextPatching).SetTextPatching(on)
+			}
+			if on {
+				want.Patched = 1
+			}
+			m, c, ac := newTextManager(t, p, hotCode), &threadContext{}, arch.New()
+			defer c.Release()
+			ac.SetIP(codeAddr)
+			if got := m.heat(t, c, ac); got != on {
+				t.Errorf("a call is made by a patch: %t", got)
+			}
+			m.check(t, p, on, want)
+		})
+	}
+}
+
+// Whatever makes patches impossible undoes those that there are, for all threads, is
+// counted by its reason, and there are none any more.
+func TestPatchesStop(t *testing.T) {
+	for name, test := range map[string]struct {
+		why  platform.TextRefusal
+		stop func(m *textManager, c *threadContext, ac *arch.Context64)
+	}{
+		"asked for": {usertrap.Asked, func(_ *textManager, c *threadContext, _ *arch.Context64) { c.StopTextPatches() }},
+		"GS set by the Sentry": {usertrap.SegmentGS, func(_ *textManager, _ *threadContext, ac *arch.Context64) {
+			ac.Regs.Gs_base = codeAddr
+		}},
+		// It leads to memory that cannot be written.
+		"GS set by the program": {usertrap.Trapped, func(_ *textManager, _ *threadContext, ac *arch.Context64) {
+			ac.SetIP(hotGS)
+			ac.Regs.Rbx = codeAddr
+		}},
+		"single step": {usertrap.SingleStep, func(_ *textManager, _ *threadContext, ac *arch.Context64) { ac.SetSingleStep() }},
+		// As after fork, in a stub of a new zygote.
+		"another stub": {usertrap.Moved, func(m *textManager, _ *threadContext, _ *arch.Context64) {
+			m.state = usertrap.NewTable(uint64(m.as.at.call)+8, m.as.stats)
+			m.as.table.Store(nil)
+		}},
+	} {
+		for _, hot := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/hot=%t", name, hot), func(t *testing.T) {
+				p, err := constructor{}.New(nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.(platform.TextPatching).SetTextPatching(true)
+				m, c, ac := newTextManager(t, p, hotCode), &threadContext{}, arch.New()
+				defer c.Release()
+				ac.SetIP(codeAddr)
+				var want platform.TextPatches
+				if hot || test.why == usertrap.Trapped { // by a patch
+					if !m.heat(t, c, ac) {
+						t.Fatal("nothing is patched")
+					}
+					want.Patched = 1
+					if err := c.PullFullState(m.as, ac); err != nil {
+						t.Fatal(err)
+					}
+				}
+				test.stop(m, c, ac)
+				want.Stopped = map[platform.TextRefusal]uint64{test.why: 1}
+				other, otherAC := &threadContext{}, arch.New()
+				defer other.Release()
+				otherAC.SetIP(codeAddr)
+				if m.heat(t, c, ac) || m.heat(t, other, otherAC) {
+					t.Error("afterwards calls are made by patches")
+				}
+				m.check(t, p, false, want)
+			})
+		}
+	}
 }
