@@ -338,7 +338,7 @@ static void moved(struct rng *r) {
 // in a process of its own, since nothing may be changed any more in one that has.
 static void trampolines(struct rng *r) {
 	(void)r;
-	enum { over, away, forbidden, ways };
+	enum { over, away, forbidden, emptied, elsewhere, ways };
 	for (int way = 0; way < ways; way++) {
 		pid_t pid = fork();
 		if (pid == 0) {
@@ -359,13 +359,23 @@ static void trampolines(struct rng *r) {
 				heat(p, SYS_getppid);
 				want("memory where a trampoline was", to[100], 0xcc);
 				break;
+			case away:
+				if (munmap(to, page) != 0)
+					die("munmap where a trampoline is");
+				break;
 			case forbidden:
 				if (mprotect(to, page, PROT_NONE) != 0)
 					die("mprotect where a trampoline is");
-				heat(p, SYS_getppid);
+				break;
+			case emptied:
+				if (madvise(to, page, MADV_DONTNEED) != 0)
+					die("madvise where a trampoline is");
+				break;
+			case elsewhere:
+				if (mremap(to, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, mmap(0, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) == MAP_FAILED)
+					die("mremap where a trampoline is");
+				break;
 			}
-			if (munmap(to, page) != 0)
-				die("munmap where a trampoline is");
 			heat(p, SYS_getppid);
 			_exit(0);
 		}
