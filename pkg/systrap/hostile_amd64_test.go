@@ -5,7 +5,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -390,5 +393,114 @@ func TestSIGSYSWithoutCause(t *testing.T) {
 	_, _, err := c.Switch(context.Background(), m, ac, -1)
 	if !isContextError(err) || !errors.Is(err, unix.ENOMEM) {
 		t.Errorf("Switch: %v", err)
+	}
+}
+
+// sentryCPU fails the test if this process, the Sentry, takes more than a part of the CPU
+// time there is while attackers run, who give it nothing to do, and meanwhile does.
+func sentryCPU(t *testing.T, attackers []*attacker, meanwhile func(until time.Time)) {
+	t.Helper()
+	cpu := func() time.Duration {
+		var ru unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+	}
+	var wg sync.WaitGroup
+	for _, a := range attackers {
+		wg.Go(func() { a.c.Switch(context.Background(), a.m, a.ac, -1) })
+	}
+	const period = time.Second
+	start, end := cpu(), time.Now().Add(period)
+	meanwhile(end)
+	time.Sleep(time.Until(end))
+	used := cpu() - start
+	t.Logf("%v of CPU time in %v", used, period)
+	if used > period/4 {
+		t.Errorf("the Sentry takes %v of CPU time in %v while it only waits", used, period)
+	}
+	for _, a := range attackers {
+		a.c.Interrupt()
+	}
+	wg.Wait()
+}
+
+// undo writes to the hint word, at RDI, what it was before the request under way, whose
+// number is at RSI: as if none were ever done.
+var undo = []byte{
+	0x8b, 0x06, // mov (%rsi), %eax
+	0xff, 0xc8, // dec %eax
+	0x89, 0x07, // mov %eax, (%rdi)
+	0xeb, 0xf8, // jmp
+}
+
+// While the application forges the hint word, requests take long or fail, and the Sentry
+// takes next to no CPU time.
+func TestSentryDoesNotSpinForRequests(t *testing.T) {
+	for name, value := range map[string]uint64{"as before": 0, "0": 0, "the last number": maxSeq} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, slices.Concat(undo, poke))
+			a := newAttacker(m)
+			defer a.c.Release()
+			a.ac.Regs.Rdi, a.ac.Regs.Rsi, a.ac.Regs.Rax = uint64(m.as.at.hint), m.as.ro(requestSeq), value
+			if name != "as before" {
+				a.ac.SetIP(codeAddr + uintptr(len(undo)))
+			}
+			f := platformtest.NewMemFile(t, hostarch.PageSize)
+			sentryCPU(t, []*attacker{a}, func(until time.Time) {
+				n := 0
+				var err error
+				for ; err == nil && time.Now().Before(until); n++ {
+					time.Sleep(5 * time.Millisecond) // real requests take CPU time, too
+					err = m.as.MapFile(0x10000000, f, memmap.FileRange{End: hostarch.PageSize}, hostarch.ReadWrite, false)
+				}
+				t.Logf("%d requests: %v", n, err)
+			})
+		})
+	}
+}
+
+// poke2 writes EAX to (RDI), and EDX, again and again.
+var poke2 = []byte{0x89, 0x07, 0x89, 0x17, 0xeb, 0xfa}
+
+// While the application says that the slot of a thread in a patched call is the stub's,
+// the Sentry, which asks for the thread's state or answers it, takes next to no CPU time.
+func TestSentryDoesNotSpinForCalls(t *testing.T) {
+	shorten(t)
+	for _, values := range [][2]uint64{{sysmsg.Stub, sysmsg.Stub}, {sysmsg.StubSentryWaits, sysmsg.StubSentryWaits}, {sysmsg.Stub, sysmsg.StubSentryWaits}} {
+		for _, pull := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%v/pull=%t", values, pull), func(t *testing.T) {
+				var forge int
+				m := patchedManager(t, func(as *addressSpace) []byte {
+					b := callChecker(as)
+					copy(b[checkerNext-checkerStart:], []byte{0xeb, 0xfe}) // jmp .
+					forge = len(b)
+					return append(b, poke2...)
+				})
+				victim, forger := newAttacker(m), newAttacker(m)
+				defer victim.c.Release()
+				defer forger.c.Release()
+				if victim.step(t); !victim.c.thread.called {
+					t.Fatal("no call")
+				}
+				forger.ac.SetIP(codeAddr + uintptr(forge))
+				forger.ac.Regs.Rdi, forger.ac.Regs.Rax, forger.ac.Regs.Rdx = victim.c.thread.headerAddr()+headerState, values[0], values[1]
+				attackers := []*attacker{forger}
+				if !pull {
+					attackers = append(attackers, victim)
+				}
+				sentryCPU(t, attackers, func(until time.Time) {
+					n := 0
+					var err error
+					for ; pull && err == nil && time.Now().Before(until); n++ {
+						time.Sleep(5 * time.Millisecond) // each takes CPU time, too
+						victim.c.partial, victim.c.thread.saved = true, false
+						err = victim.c.PullFullState(m.as, victim.ac)
+					}
+					t.Logf("asked %d times: %v", n, err)
+				})
+			})
+		}
 	}
 }
