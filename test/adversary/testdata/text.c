@@ -385,6 +385,25 @@ static void trampolines(struct rng *r) {
 	}
 }
 
+// Code makes a system call that puts other code in its place, where it returns to.
+static void overItself(struct rng *r) {
+	(void)r;
+	static const unsigned char call[] = {
+		0x49, 0x89, 0xca, // mov %rcx, %r10
+		0x6a, SYS_mremap, 0x58, // push; pop %rax
+		0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, // syscall; cmp $-4095, %rax
+		0xc3, // ret
+	};
+	unsigned char other[sizeof call];
+	memset(other, 0xcc, sizeof other); // int3
+	other[8] = 0xc3; // where the cmp is
+	unsigned char *p = place(anonymous, call, sizeof call), *q = place(anonymous, other, sizeof other);
+	long (*f)(u64, u64, u64, u64, u64) = (long (*)(u64, u64, u64, u64, u64))(void *)p;
+	for (int i = 0; i < hot; i++)
+		want("mremap of an odd address", f(1, page, page, 0, 0), -EINVAL);
+	want("mremap over the code that calls it", f((u64)start(q), page, page, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)start(p)), (long)start(p));
+}
+
 // Threads meet in fresh code: one changes it while others are in it.
 struct race {
 	unsigned char *p;
@@ -659,8 +678,8 @@ static void stacks(struct rng *r) {
 	}
 }
 
-static void (*const all[])(struct rng *) = {looksLikeMov, middle, registers, selfModifying, moved, trampolines, racing, usesGS, setsGS, singleSteps, kinds32, filters, stacks};
-static const char *const names[] = {"looksLikeMov", "middle", "registers", "selfModifying", "moved", "trampolines", "racing", "usesGS", "setsGS", "singleSteps", "kinds32", "filters", "stacks"};
+static void (*const all[])(struct rng *) = {looksLikeMov, middle, registers, selfModifying, moved, trampolines, overItself, racing, usesGS, setsGS, singleSteps, kinds32, filters, stacks};
+static const char *const names[] = {"looksLikeMov", "middle", "registers", "selfModifying", "moved", "trampolines", "overItself", "racing", "usesGS", "setsGS", "singleSteps", "kinds32", "filters", "stacks"};
 
 int main(int argc, char **argv) {
 	if (argc < 3)
