@@ -5,13 +5,17 @@ import (
 	"github.com/ringfence/ringfence/pkg/memmap"
 )
 
-// FileMapping is what AddressSpace.MapFile is called with.
+// FileMapping is what AddressSpace.MapFile is called with, and more.
 type FileMapping struct {
 	Addr      hostarch.Addr
 	File      memmap.File
 	Range     memmap.FileRange
 	Access    hostarch.AccessType
 	Precommit bool
+
+	// Mapped says that Range of File is what is mapped at Addr, all of it, with another
+	// access: to change that may cost less, and leaves what is present.
+	Mapped bool
 }
 
 // BatchMapper is implemented by AddressSpaces in which several mappings cost much

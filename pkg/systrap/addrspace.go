@@ -498,7 +498,7 @@ func (as *addressSpace) MapFiles(ms []platform.FileMapping) error {
 	for batch := range slices.Chunk(ms, maxCalls) {
 		err := as.mapFiles(batch, nil)
 		if c := (*callError)(nil); errors.As(err, &c) {
-			return fmt.Errorf("MapFile: mmap of %#x bytes at %v with protection %#x in stub process %d: %w%s", c.args[1], hostarch.Addr(c.args[0]), c.args[2], as.pid, err, hint(err))
+			return fmt.Errorf("MapFile: %s of %#x bytes at %v with protection %#x in stub process %d: %w%s", sysno.Native.Name(uintptr(c.nr)), c.args[1], hostarch.Addr(c.args[0]), c.args[2], as.pid, err, hint(err))
 		}
 		if err != nil {
 			return fmt.Errorf("MapFile in stub process %d: %w%s", as.pid, err, hint(err))
@@ -510,13 +510,18 @@ func (as *addressSpace) MapFiles(ms []platform.FileMapping) error {
 // mapFiles makes calls and maps ms, no more than maxCalls in all, in one request.
 // Every file is held until that is done.
 func (as *addressSpace) mapFiles(ms []platform.FileMapping, calls []call) error {
+	for len(ms) > 0 && ms[0].Mapped && !ms[0].Precommit {
+		m := &ms[0]
+		calls = append(calls, call{unix.SYS_MPROTECT, [6]uint64{uint64(m.Addr), m.Range.Length(), uint64(m.Access.Prot())}})
+		ms = ms[1:]
+	}
 	if len(ms) == 0 {
 		_, err := as.do(calls...)
 		return err
 	}
 	return as.zygote.WithFile(ms[0].File, func(num int) error {
 		n := 0
-		for n < len(ms) && ms[n].File == ms[0].File {
+		for n < len(ms) && ms[n].File == ms[0].File && (!ms[n].Mapped || ms[n].Precommit) {
 			m := &ms[n]
 			flags := uint64(unix.MAP_SHARED | unix.MAP_FIXED)
 			if m.Precommit {

@@ -34,7 +34,7 @@ func applicationRules() []rule {
 func syscallThreadRules() []rule {
 	flags, dispatch := uint64(cloneThread), uint64(unix.PR_SET_SYSCALL_USER_DISPATCH)
 	return append(applicationRules(),
-		rule{nr: unix.SYS_MMAP}, rule{nr: unix.SYS_MUNMAP}, rule{nr: unix.SYS_LSEEK},
+		rule{nr: unix.SYS_MMAP}, rule{nr: unix.SYS_MPROTECT}, rule{nr: unix.SYS_MUNMAP}, rule{nr: unix.SYS_LSEEK},
 		rule{nr: unix.SYS_CLONE, first: &flags}, rule{nr: unix.SYS_SIGALTSTACK}, rule{nr: unix.SYS_SECCOMP},
 		rule{nr: unix.SYS_PRCTL, first: &dispatch},
 		rule{nr: unix.SYS_EXIT_GROUP})

@@ -355,7 +355,7 @@ func TestFilters(t *testing.T) {
 					wantApp := inside && (nr == unix.SYS_RT_SIGRETURN || nr == unix.SYS_FUTEX && args[1] <= 1)
 					wantCaller := wantApp
 					switch nr {
-					case unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_LSEEK, unix.SYS_SIGALTSTACK, unix.SYS_SECCOMP, unix.SYS_EXIT_GROUP:
+					case unix.SYS_MMAP, unix.SYS_MPROTECT, unix.SYS_MUNMAP, unix.SYS_LSEEK, unix.SYS_SIGALTSTACK, unix.SYS_SECCOMP, unix.SYS_EXIT_GROUP:
 						wantCaller = inside
 					case unix.SYS_CLONE:
 						wantCaller = inside && args[0] == cloneThread

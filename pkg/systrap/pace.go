@@ -25,7 +25,7 @@ const (
 	followTime = 2 * time.Millisecond
 
 	// maxPace is how far a pace remembers.
-	maxPace = 64
+	maxPace = 128
 )
 
 // switches is the number of Switches under way in this process.

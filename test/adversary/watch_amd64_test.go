@@ -45,7 +45,7 @@ func image(zygote int) (parts [][2]uint64, err error) {
 // Sentry's to say; that nobody else can make it do so is checked in pkg/systrap.
 var calls = map[stubtest.Role][]uint64{
 	stubtest.Zygote: {unix.SYS_RECVMSG, unix.SYS_CLOSE, unix.SYS_SENDTO, unix.SYS_CLONE, unix.SYS_RESTART_SYSCALL},
-	stubtest.Caller: {unix.SYS_PRCTL, unix.SYS_GETPPID, unix.SYS_GETPID, unix.SYS_RT_SIGPROCMASK, unix.SYS_GETTID, unix.SYS_SENDTO, unix.SYS_LSEEK, unix.SYS_FUTEX, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_CLONE, unix.SYS_RT_SIGACTION, unix.SYS_SECCOMP},
+	stubtest.Caller: {unix.SYS_PRCTL, unix.SYS_GETPPID, unix.SYS_GETPID, unix.SYS_RT_SIGPROCMASK, unix.SYS_GETTID, unix.SYS_SENDTO, unix.SYS_LSEEK, unix.SYS_FUTEX, unix.SYS_MMAP, unix.SYS_MPROTECT, unix.SYS_MUNMAP, unix.SYS_CLONE, unix.SYS_RT_SIGACTION, unix.SYS_SECCOMP},
 	stubtest.App:    {unix.SYS_RT_SIGRETURN, unix.SYS_FUTEX},
 }
 

@@ -11,6 +11,7 @@ import (
 // batchSubjects are run where AddressSpaces are BatchMappers.
 var batchSubjects = []subject{
 	{"MapFiles", testMapFiles},
+	{"Mapped", testMapFilesMapped},
 	{"StopsOtherContext", testMapFilesStopsOtherContext},
 	{"Error", testMapFilesError},
 }
@@ -82,6 +83,39 @@ func testMapFiles(t *T) {
 	}
 	sp.unbatch(ms)
 	th.fault(fault{addr: addr(1), at: hostarch.Read}, progLoad, uint64(addr(1)))
+}
+
+// What is mapped gets another access, along with what is mapped anew.
+func testMapFilesMapped(t *T) {
+	sp := t.newSpace()
+	sp.data.number(0)
+	const n = 12
+	access := []hostarch.AccessType{hostarch.Read, hostarch.ReadWrite, hostarch.ReadExec}
+	mapping := func(i, round int) platform.FileMapping {
+		return platform.FileMapping{
+			Addr: dataBase + hostarch.Addr(i)*2*pageSize, File: sp.data, Range: fileRange(uint64(i)*pageSize, pageSize),
+			Access: access[(i+round)%3], Mapped: round > 0 && i%4 != round%4, Precommit: i%5 == 0,
+		}
+	}
+	th := sp.newThread(progLoad)
+	for round := range 4 {
+		var ms []platform.FileMapping
+		for i := range n {
+			ms = append(ms, mapping(i, round))
+		}
+		if err := sp.batch(ms); err != nil {
+			t.Fatalf("MapFiles, round %d: %v", round, err)
+		}
+		for i, m := range ms {
+			th.mustLoad(m.Addr, uint64(i))
+			if m.Access.Write {
+				th.mustStore(m.Addr+8, uint64(round))
+			} else {
+				th.fault(fault{addr: m.Addr + 8, at: hostarch.Write, code: linux.SEGV_ACCERR}, progStore, uint64(m.Addr+8), 1)
+			}
+		}
+		defer sp.unbatch(ms)
+	}
 }
 
 // A batch that takes access away has done so when it returns.

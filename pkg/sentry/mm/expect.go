@@ -207,7 +207,7 @@ type remapping struct {
 
 // add has seg mapped with at, which must be something.
 func (r *remapping) add(seg *segment[pma], at hostarch.AccessType, precommit bool) {
-	req := platform.FileMapping{Addr: seg.Start, File: seg.v.file, Range: fileRange(seg, seg.AddrRange), Access: at, Precommit: precommit}
+	req := platform.FileMapping{Addr: seg.Start, File: seg.v.file, Range: fileRange(seg, seg.AddrRange), Access: at, Precommit: precommit, Mapped: seg.v.mapped.Any()}
 	seg.v.mapped, seg.v.revoked = at, false
 	r.segs = append(r.segs, seg)
 	if n := len(r.reqs); n > 0 {
@@ -215,7 +215,7 @@ func (r *remapping) add(seg *segment[pma], at hostarch.AccessType, precommit boo
 		last := r.reqs[n-1]
 		last.Range.End += req.Range.Length()
 		if last.Addr+hostarch.Addr(last.Range.Length()) == seg.End && last.Range.End == req.Range.End &&
-			last.File == req.File && last.Access == at && last.Precommit == precommit {
+			last.File == req.File && last.Access == at && last.Precommit == precommit && last.Mapped == req.Mapped {
 			r.reqs[n-1] = last
 			return
 		}
@@ -236,7 +236,7 @@ func (mm *MemoryManager) remapAllLocked(r *remapping) error {
 			seg.v.mapped = hostarch.NoAccess
 		}
 		return nil
-	case ok && len(r.reqs) > 1:
+	case ok && len(r.reqs) > 0:
 		err = b.MapFiles(r.reqs)
 	default:
 		for _, q := range r.reqs {

@@ -76,11 +76,29 @@ func (as batchAS) MapFiles(ms []platform.FileMapping) error {
 		as.mu.Unlock()
 	}()
 	for _, m := range ms {
+		if m.Mapped {
+			as.checkMapped(m)
+		}
 		if err := as.MapFile(m.Addr, m.File, m.Range, m.Access, m.Precommit); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// checkMapped checks that what m says to be mapped is.
+func (as *fakeAS) checkMapped(m platform.FileMapping) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.p.forget {
+		return
+	}
+	for off := uint64(0); off < m.Range.Length(); off += hostarch.PageSize {
+		p, ok := as.pages[m.Addr+hostarch.Addr(off)]
+		if !ok || p.file != m.File || p.off != m.Range.Start+off || p.at == m.Access {
+			as.bad = fmt.Errorf("MapFiles(%+v) of what is mapped, but there is %+v", m, p)
+		}
+	}
 }
 
 // fake returns the AddressSpace of mm.
