@@ -11,7 +11,7 @@
 // signals, too.
 //
 // One more thread of the stub, under another filter, makes the few system calls
-// that change it: mmap, munmap, clone. Its requests are in memory that the stub
+// that change it: mmap, mprotect, munmap, clone. Its requests are in memory that the stub
 // cannot write, and it tells what came of them by the position of a file that only
 // it can set, so that the application can neither make it do anything nor speak
 // for it.
