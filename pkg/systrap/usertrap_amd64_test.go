@@ -32,6 +32,8 @@ func BenchmarkCall(b *testing.B) {
 	benchCalls(b, patchedManager(b, callLoop))
 }
 
+var _ platform.TextPatcher = (*forked)(nil)
+
 // forked is a MemoryManager whose code was patched before fork.
 type forked struct {
 	*manager

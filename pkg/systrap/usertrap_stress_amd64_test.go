@@ -646,9 +646,11 @@ func (m *textManager) CopyOut(_ context.Context, addr hostarch.Addr, src []byte,
 	return m.access(addr, src, unix.Pwrite)
 }
 
+var _ platform.TextPatcher = (*textManager)(nil)
+
 // PatchText implements platform.TextPatcher.PatchText: nothing runs meanwhile.
-func (m *textManager) PatchText(ctx context.Context, addr hostarch.Addr, old, new []byte) error {
-	m.patches[addr] = old
+func (m *textManager) PatchText(ctx context.Context, addr hostarch.Addr, new []byte, start hostarch.Addr, code []byte) error {
+	m.patches[addr] = code[addr-start:][:len(new)]
 	_, err := m.CopyOut(ctx, addr, new, usermem.IOOpts{})
 	return err
 }
