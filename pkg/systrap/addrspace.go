@@ -307,7 +307,13 @@ func (as *addressSpace) errand() bool {
 		as.looker.CompareAndSwap(t, nil)
 		return false
 	}
-	return sysmsg.SpinWhile(as.hintWord(), as.lastSeq, maxSpins()) != as.lastSeq
+	if sysmsg.SpinWhile(as.hintWord(), as.lastSeq, maxSpins()) != as.lastSeq {
+		return true
+	}
+	// It takes long, or that CPU has something else to do.
+	as.looker.CompareAndSwap(t, nil)
+	t.follower.Free()
+	return false
 }
 
 // post makes a request of calls, which the system call thread sees when it looks.

@@ -247,8 +247,8 @@ func (t *Table) Fork() platform.TextState {
 }
 
 // Changes returns a number that is another one once code with patches has changed, or
-// its permissions: a thread that is in a system call from there must not go on in a
-// trampoline, but behind the system call instruction.
+// its permissions, or there are no patches any more: a thread that is in a system call
+// from there must not go on in a trampoline, but behind the system call instruction.
 func (t *Table) Changes() uint32 {
 	if t == nil {
 		return 0
@@ -294,6 +294,7 @@ func (t *Table) Lose(ar hostarch.AddrRange) func() {
 // stop notes that there are no patches any more. It reports whether that was not so
 // before.
 func (t *Table) stop(why platform.TextRefusal) bool {
+	t.changes.Add(1) // the trampolines may be about to go
 	if t.off.Swap(true) {
 		return false
 	}

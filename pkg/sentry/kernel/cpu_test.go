@@ -128,7 +128,12 @@ func (c *fakeContext) Switch(_ context.Context, mm platform.MemoryManager, ac *a
 
 func (c *fakeContext) PullFullState(platform.AddressSpace, *arch.Context64) error { return nil }
 func (c *fakeContext) FullStateChanged()                                          {}
-func (c *fakeContext) PrepareSleep()                                              {}
+
+func (c *fakeContext) PrepareSleep() {
+	if c.app.deaf {
+		<-c.app.task.MM().AddressSpace().(*fakeAddressSpace).killed
+	}
+}
 
 func (c *fakeContext) Interrupt() {
 	select {
@@ -151,6 +156,8 @@ type app struct {
 	ac     *arch.Context64
 	resume chan bool
 	event  chan event
+	// deaf says that the thread does not give its state away.
+	deaf bool
 }
 
 // yield hands an event to the Sentry, and runs on when the Sentry says so: not

@@ -481,6 +481,7 @@ func TestKillDeaf(t *testing.T) {
 			(*app).block,
 			func(a *app) { a.thread((*app).block); a.thread((*app).block); a.block() },
 			func(a *app) { a.thread((*app).block); a.sleep(time.Hour) },
+			func(a *app) { a.deaf = true; a.sleep(time.Hour) },
 		} {
 			pid := a.fork(f)
 			a.sleep(10 * time.Millisecond)

@@ -597,14 +597,11 @@ func (k *Kernel) exitGroupLocked(tg *ThreadGroup, status uint32) {
 		tg.stopSignal = 0
 		close(tg.resume)
 	}
-	inApp := false
 	for _, t := range tg.tasks {
 		t.interrupt()
-		inApp = inApp || t.inApp.Load()
 	}
-	if inApp {
-		tg.killer = time.AfterFunc(killDelay, func() { k.killMemory(tg) })
-	}
+	// Whoever is not in Switch may wait for the application, too: for its state.
+	tg.killer = time.AfterFunc(killDelay, func() { k.killMemory(tg) })
 }
 
 // killDelay is how long a process that is to end may take to react to interrupts.
@@ -614,6 +611,9 @@ var killDelay = time.Second
 func (k *Kernel) killMemory(tg *ThreadGroup) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if tg.zombie {
+		return // it came too late to be stopped
+	}
 	users := make(map[*mm.MemoryManager]int)
 	k.eachProcessLocked(func(other *ThreadGroup) {
 		if other.exiting {

@@ -385,10 +385,11 @@ static void trampolines(struct rng *r) {
 	}
 }
 
-// Code makes a system call that puts other code in its place, where it returns to.
+// Code makes a system call that puts other code in its place, where it returns to; or in
+// the place of what a sandbox has put there to return to.
 static void overItself(struct rng *r) {
 	(void)r;
-	static const unsigned char call[] = {
+	unsigned char call[] = {
 		0x49, 0x89, 0xca, // mov %rcx, %r10
 		0x6a, SYS_mremap, 0x58, // push; pop %rax
 		0x0f, 0x05, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, // syscall; cmp $-4095, %rax
@@ -398,10 +399,23 @@ static void overItself(struct rng *r) {
 	memset(other, 0xcc, sizeof other); // int3
 	other[8] = 0xc3; // where the cmp is
 	unsigned char *p = place(anonymous, call, sizeof call), *q = place(anonymous, other, sizeof other);
-	long (*f)(u64, u64, u64, u64, u64) = (long (*)(u64, u64, u64, u64, u64))(void *)p;
+	typedef long caller(u64, u64, u64, u64, u64, u64);
+	caller *f = (caller *)(void *)p;
 	for (int i = 0; i < hot; i++)
-		want("mremap of an odd address", f(1, page, page, 0, 0), -EINVAL);
-	want("mremap over the code that calls it", f((u64)start(q), page, page, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)start(p)), (long)start(p));
+		want("mremap of an odd address", f(1, page, page, 0, 0, 0), -EINVAL);
+	want("mremap over the code that calls it", f((u64)start(q), page, page, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)start(p), 0), (long)start(p));
+
+	call[4] = SYS_mmap;
+	p = place(anonymous, call, sizeof call);
+	f = (caller *)(void *)p;
+	for (int i = 0; i < hot; i++)
+		want("mmap of nothing", f(0, 0, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), -EINVAL);
+	if (p[6] != 0xe9)
+		return; // nothing is there
+	int distance;
+	memcpy(&distance, p + 7, 4);
+	u64 to = (u64)start(p + 11 + distance);
+	want("mmap over what leads back", f(to, page, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), (long)to);
 }
 
 // Threads meet in fresh code: one changes it while others are in it.
