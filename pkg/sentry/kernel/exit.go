@@ -14,7 +14,7 @@ import (
 // gives it.
 func (t *Task) ExitGroup(status uint32) {
 	t.k.mu.Lock()
-	t.k.exitGroupLocked(t.tg, status)
+	t.k.exitGroupLocked(t.tg, t, status)
 	t.k.mu.Unlock()
 }
 
@@ -230,7 +230,7 @@ func (k *Kernel) endGroupLocked(tg *ThreadGroup) {
 
 	if tg == k.init {
 		k.eachProcessLocked(func(other *ThreadGroup) {
-			k.exitGroupLocked(other, linux.WaitStatusKilled(linux.SIGKILL, false))
+			k.exitGroupLocked(other, nil, linux.WaitStatusKilled(linux.SIGKILL, false))
 		})
 	}
 	k.reparentLocked(tg)

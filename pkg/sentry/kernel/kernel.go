@@ -207,7 +207,7 @@ func (k *Kernel) KillAll() {
 	defer k.mu.Unlock()
 	for _, t := range k.tasks {
 		if t.tg.leader == t && !t.tg.exiting {
-			k.exitGroupLocked(t.tg, linux.WaitStatusKilled(linux.SIGKILL, false))
+			k.exitGroupLocked(t.tg, nil, linux.WaitStatusKilled(linux.SIGKILL, false))
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (t *Task) hostFailed(err error) {
 	k := t.k
 	k.mu.Lock()
 	first := !t.tg.exiting // the other threads fail for the same reason, or none
-	k.exitGroupLocked(t.tg, linux.WaitStatusKilled(linux.SIGKILL, false))
+	k.exitGroupLocked(t.tg, t, linux.WaitStatusKilled(linux.SIGKILL, false))
 	k.mu.Unlock()
 	if first {
 		k.cfg.Log.Printf("process %d (%s) ended: %v", t.TGID(), t.Name(), err)
@@ -272,7 +272,7 @@ func (t *Task) takeSignal(info *linux.SignalInfo) {
 			tg.stopLocked(sig)
 		}
 	default:
-		k.exitGroupLocked(tg, linux.WaitStatusKilled(sig, false)) // no core is dumped
+		k.exitGroupLocked(tg, t, linux.WaitStatusKilled(sig, false)) // no core is dumped
 	}
 }
 

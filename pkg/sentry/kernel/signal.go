@@ -139,7 +139,7 @@ func (k *Kernel) sendLocked(tg *ThreadGroup, to *Task, info *linux.SignalInfo, t
 	}
 
 	if sig == linux.SIGKILL { // nothing stands in its way, not even a stop
-		k.exitGroupLocked(tg, linux.WaitStatusKilled(sig, false))
+		k.exitGroupLocked(tg, nil, linux.WaitStatusKilled(sig, false))
 		return nil
 	}
 

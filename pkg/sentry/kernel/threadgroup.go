@@ -587,8 +587,9 @@ func (t *Task) KillThread(tgid, tid int32, info *linux.SignalInfo) error {
 	return k.sendLocked(other.tg, other, info, nil)
 }
 
-// exitGroupLocked makes all threads of tg end, with status.
-func (k *Kernel) exitGroupLocked(tg *ThreadGroup, status uint32) {
+// exitGroupLocked makes all threads of tg end, with status. by is one of them, if it is
+// the caller, or nil.
+func (k *Kernel) exitGroupLocked(tg *ThreadGroup, by *Task, status uint32) {
 	if tg.exiting || tg.zombie {
 		return
 	}
@@ -597,11 +598,15 @@ func (k *Kernel) exitGroupLocked(tg *ThreadGroup, status uint32) {
 		tg.stopSignal = 0
 		close(tg.resume)
 	}
+	others := false
 	for _, t := range tg.tasks {
 		t.interrupt()
+		others = others || t != by
 	}
-	// Whoever is not in Switch may wait for the application, too: for its state.
-	tg.killer = time.AfterFunc(killDelay, func() { k.killMemory(tg) })
+	if others {
+		// Those that are not in Switch may wait for the application, too: for its state.
+		tg.killer = time.AfterFunc(killDelay, func() { k.killMemory(tg) })
+	}
 }
 
 // killDelay is how long a process that is to end may take to react to interrupts.
