@@ -297,7 +297,7 @@ func TestRequestAwake(t *testing.T) {
 	as := m.as
 	as.reqMu.Lock()
 	defer as.reqMu.Unlock()
-	as.post([]call{{unix.SYS_MUNMAP, [6]uint64{codeAddr, hostarch.PageSize}}}) // and nobody tells the thread
+	as.lastSeq, as.seq = as.seq, as.seq+1 // the one before again, but the thread cannot see that
 	given, woken := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(woken)
@@ -315,7 +315,9 @@ func TestRequestAwake(t *testing.T) {
 	}
 	close(given)
 	<-woken
-	sysmsg.FutexWake(word32(as.mem.region, requestSeq))
+	seq := word32(as.mem.region, requestSeq)
+	seq.Store(as.seq)
+	sysmsg.FutexWake(seq)
 	if _, err := as.finish(0); err != nil {
 		t.Errorf("finish, after the thread was told: %v", err)
 	}
