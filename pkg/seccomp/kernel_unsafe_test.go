@@ -200,14 +200,22 @@ func notified(c sysno.Call, val int64) (n notification, result int64, err error)
 		}
 		go func() {
 			defer unix.Close(fd)
-			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {
-				fmt.Fprintln(os.Stderr, "SECCOMP_IOCTL_NOTIF_RECV:", errno)
-				os.Exit(1)
-			}
-			r := response{id: n.id, val: val}
-			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r))); errno != 0 {
-				fmt.Fprintln(os.Stderr, "SECCOMP_IOCTL_NOTIF_SEND:", errno)
-				os.Exit(1)
+			for {
+				n = notification{} // the kernel wants it so
+				_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n)))
+				if errno == 0 {
+					r := response{id: n.id, val: val}
+					_, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
+				}
+				// A signal, such as the Go runtime sends, has the call made again.
+				if errno == unix.ENOENT || errno == unix.EINTR {
+					continue
+				}
+				if errno != 0 {
+					fmt.Fprintln(os.Stderr, "a notification of seccomp:", errno)
+					os.Exit(1)
+				}
+				break
 			}
 			results <- 0
 		}()
