@@ -300,8 +300,8 @@ func (as *addressSpace) errand() bool {
 		return false
 	}
 	as.caller.Join(t.follower)
-	binary.LittleEndian.PutUint64(t.slot[stackSize+headerWake:], as.ro(requestSeq))
-	binary.LittleEndian.PutUint64(t.slot[stackSize+headerUntil:], uint64(as.at.hint))
+	t.setHeader(headerWake, as.ro(requestSeq))
+	t.setHeader(headerUntil, uint64(as.at.hint))
 	t.setHeader32(headerWhile, as.lastSeq)
 	if !t.word.Errand() {
 		as.looker.CompareAndSwap(t, nil)
@@ -513,10 +513,13 @@ func (as *addressSpace) MapFiles(ms []platform.FileMapping) error {
 	return nil
 }
 
+// changesAccess reports whether all that m asks for is another access to what is mapped.
+func changesAccess(m *platform.FileMapping) bool { return m.Mapped && !m.Precommit }
+
 // mapFiles makes calls and maps ms, no more than maxCalls in all, in one request.
 // Every file is held until that is done.
 func (as *addressSpace) mapFiles(ms []platform.FileMapping, calls []call) error {
-	for len(ms) > 0 && ms[0].Mapped && !ms[0].Precommit {
+	for len(ms) > 0 && changesAccess(&ms[0]) {
 		m := &ms[0]
 		calls = append(calls, call{unix.SYS_MPROTECT, [6]uint64{uint64(m.Addr), m.Range.Length(), uint64(m.Access.Prot())}})
 		ms = ms[1:]
@@ -527,7 +530,7 @@ func (as *addressSpace) mapFiles(ms []platform.FileMapping, calls []call) error 
 	}
 	return as.zygote.WithFile(ms[0].File, func(num int) error {
 		n := 0
-		for n < len(ms) && ms[n].File == ms[0].File && (!ms[n].Mapped || ms[n].Precommit) {
+		for n < len(ms) && ms[n].File == ms[0].File && !changesAccess(&ms[n]) {
 			m := &ms[n]
 			flags := uint64(unix.MAP_SHARED | unix.MAP_FIXED)
 			if m.Precommit {

@@ -140,11 +140,6 @@ func checkCPU() error {
 // header returns a word of the header.
 func (t *thread) header(off int) uint64 { return binary.LittleEndian.Uint64(t.slot[stackSize+off:]) }
 
-// setHeader writes a word of the header.
-func (t *thread) setHeader(off int, v uint64) {
-	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
-}
-
 // frameAddr is the stack pointer at the handler's entry.
 func (t *thread) frameAddr() uint64 { return t.addr + uint64(theFrame.sp) }
 

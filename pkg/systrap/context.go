@@ -238,11 +238,11 @@ func (c *threadContext) run(ac *arch.Context64) (*linux.SignalInfo, hostarch.Acc
 		}
 		// A thread that was going on with another state may not have it yet.
 		c.partial, c.changed = !e.loading, e.loading
-		if e.code <= 0 && unix.Signal(e.signo) == unix.SIGSYS {
-			// A system call, of which nothing is known but that it was not made.
-			return nil, hostarch.NoAccess, contextError(fmt.Errorf("stub process %d: SIGSYS without its cause, or sent by somebody: give the host more memory: %w", t.as.pid, unix.ENOMEM))
-		}
 		if e.code <= 0 {
+			if unix.Signal(e.signo) == unix.SIGSYS {
+				// A system call, of which nothing is known but that it was not made.
+				return nil, hostarch.NoAccess, contextError(fmt.Errorf("stub process %d: SIGSYS without its cause, or sent by somebody: give the host more memory: %w", t.as.pid, unix.ENOMEM))
+			}
 			// Somebody sent it, if only to interrupt; SIGSYS and the others come from
 			// the kernel.
 			if c.sent.Swap(false) {

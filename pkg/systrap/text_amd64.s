@@ -53,6 +53,25 @@
 	XSAVE64 -const_stackSize(GS) \
 	MOVL $const_kindState, const_headerKind(GS)
 
+// Goes on the errand that the header at R says, with the state, in AX, that says so, and
+// is to look again. Changes RAX, RCX, RDX, RSI, RDI, R10 and R11.
+#define ERRAND(R) \
+	MOVL $const_stateSentry, DX \
+	LOCK \
+	CMPXCHGL DX, const_headerState(R) \
+	MOVQ const_headerWake(R), DI \
+	MOVL $FUTEX_WAKE, SI \
+	MOVL $ALL, DX \
+	MOVL $SYS_futex, AX \
+	SYSCALL \
+	MOVQ const_headerUntil(R), DI \
+	MOVL $FUTEX_WAIT, SI \
+	MOVL const_headerWhile(R), DX \
+	XORL R10, R10 \
+	MOVL $SYS_futex, AX \
+	SYSCALL \
+	MOVL const_headerSpin(R), CX
+
 // The thread that makes system calls for the Sentry. Registers: R13 is the
 // read-only region, R14 the last request; RDI and R12 as Zygote.ForkAt has them.
 TEXT ·syscallThread(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
@@ -282,21 +301,7 @@ changed:
 	JEQ errand
 	JMP R12
 errand:
-	MOVL $const_stateSentry, DX
-	LOCK
-	CMPXCHGL DX, const_headerState(BX)
-	MOVQ const_headerWake(BX), DI
-	MOVL $FUTEX_WAKE, SI
-	MOVL $ALL, DX
-	MOVL $SYS_futex, AX
-	SYSCALL
-	MOVQ const_headerUntil(BX), DI
-	MOVL $FUTEX_WAIT, SI
-	MOVL const_headerWhile(BX), DX
-	XORL R10, R10
-	MOVL $SYS_futex, AX
-	SYSCALL
-	MOVL const_headerSpin(BX), CX
+	ERRAND(BX)
 	JMP look
 
 // Runs the application after an exception. By rt_sigreturn(2) a system call by signal
@@ -476,21 +481,7 @@ changed:
 	JMP R11
 
 errand:
-	MOVL $const_stateSentry, DX
-	LOCK
-	CMPXCHGL DX, const_headerState(GS)
-	MOVQ const_headerWake(GS), DI
-	MOVL $FUTEX_WAKE, SI
-	MOVL $ALL, DX
-	MOVL $SYS_futex, AX
-	SYSCALL
-	MOVQ const_headerUntil(GS), DI
-	MOVL $FUTEX_WAIT, SI
-	MOVL const_headerWhile(GS), DX
-	XORL R10, R10
-	MOVL $SYS_futex, AX
-	SYSCALL
-	MOVL const_headerSpin(GS), CX
+	ERRAND(GS)
 	JMP look
 
 all:

@@ -135,6 +135,11 @@ func (t *thread) await(c *threadContext) error {
 	}
 }
 
+// setHeader writes a word of the header.
+func (t *thread) setHeader(off int, v uint64) {
+	binary.LittleEndian.PutUint64(t.slot[stackSize+off:], v)
+}
+
 // setHeader32 writes half a word of the header.
 func (t *thread) setHeader32(off int, v uint32) {
 	binary.LittleEndian.PutUint32(t.slot[stackSize+off:], v)

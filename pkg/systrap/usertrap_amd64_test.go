@@ -6,13 +6,12 @@ import (
 	"encoding/binary"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ringfence/ringfence/pkg/arch"
 	"github.com/ringfence/ringfence/pkg/hostarch"
 	"github.com/ringfence/ringfence/pkg/memmap"
 	"github.com/ringfence/ringfence/pkg/platform"
 	"github.com/ringfence/ringfence/pkg/platform/platformtest"
+	"github.com/ringfence/ringfence/pkg/usermem"
 	"github.com/ringfence/ringfence/pkg/usertrap"
 )
 
@@ -32,67 +31,38 @@ func BenchmarkCall(b *testing.B) {
 	benchCalls(b, patchedManager(b, callLoop))
 }
 
-var _ platform.TextPatcher = (*forked)(nil)
-
-// forked is a MemoryManager whose code was patched before fork.
-type forked struct {
-	*manager
-	tb    testing.TB
-	state platform.TextState
-}
-
-func (*forked) PatchText(context.Context, hostarch.Addr, []byte, hostarch.Addr, []byte) error {
-	return platform.TextRestored
-}
-func (*forked) UnpatchText(context.Context, hostarch.Addr) error { return nil }
-
-// RestoreText puts system call instructions where the patches were.
-func (f *forked) RestoreText(context.Context) error {
-	code := platformtest.NewMemFile(f.tb, hostarch.PageSize)
-	if _, err := unix.Pwrite(code.FD(), syscallLoop, 0); err != nil {
-		return err
-	}
-	return f.as.MapFile(codeAddr, code, memmap.FileRange{End: hostarch.PageSize}, hostarch.AccessType{Read: true, Execute: true}, false)
-}
-
-func (f *forked) TextState(create func() platform.TextState) platform.TextState {
-	if f.state == nil {
-		f.state = create()
-	}
-	return f.state
-}
-
 // An AddressSpace that must have no patches, since that was said after its parent got
 // some, has none.
 func TestForkWithoutPatching(t *testing.T) {
-	m := newManager(t, nil)
-	m = newManager(t, callLoop(m.as))
-	var stats usertrap.Stats
-	m.as.patching, m.as.stats = false, &stats
-	f := &forked{m, t, usertrap.NewTable(uint64(m.as.at.call), &stats)}
+	p, err := constructor{}.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newTextManager(t, p, nil)
+	m.CopyOut(t.Context(), codeAddr, callLoop(m.as), usermem.IOOpts{})
+	m.patches[codeAddr] = syscallLoop
+	m.state = usertrap.NewTable(uint64(m.as.at.call), m.as.stats)
 	c, ac := &threadContext{}, arch.New()
 	defer c.Release()
 	ac.SetIP(codeAddr)
 	for range 100 {
-		if _, _, err := c.Switch(context.Background(), f, ac, -1); err != nil {
+		if _, _, err := c.Switch(t.Context(), m, ac, -1); err != nil {
 			t.Fatal(err)
 		}
 		if c.thread.called {
 			t.Fatal("a patched call")
 		}
 	}
-	if got := stats.Get().Stopped; got[usertrap.Asked] != 1 || len(got) != 1 {
+	if got := p.(platform.TextPatching).TextPatches().Stopped; got[usertrap.Asked] != 1 || len(got) != 1 {
 		t.Errorf("patches were undone because of %v", got)
 	}
 
 	// Without patches before there is nothing to undo.
-	m = newManager(t, syscallLoop)
-	m.as.patching = false
-	f = &forked{m, t, nil}
-	if _, _, err := c.Switch(context.Background(), f, ac, -1); err != nil {
+	m = newTextManager(t, p, syscallLoop)
+	if _, _, err := c.Switch(t.Context(), m, ac, -1); err != nil {
 		t.Fatal(err)
 	}
-	if f.state != nil {
+	if m.state != nil {
 		t.Error("there are trampolines")
 	}
 }

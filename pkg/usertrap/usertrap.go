@@ -69,8 +69,6 @@ const (
 	Sigreturn platform.TextRefusal = "rt_sigreturn"
 	// NoRoom: no space for trampolines is free near it.
 	NoRoom platform.TextRefusal = "no free space near the code"
-	// Full: there are too many already.
-	Full = platform.TextTooMany
 	// Jumped: too many threads go on behind it, each of which costs a signal.
 	Jumped platform.TextRefusal = "jumps behind the system call"
 	// Failed: the memory manager or the host failed.
@@ -459,7 +457,7 @@ func (t *Table) patch(ctx context.Context, mm platform.MemoryManager, text platf
 		s = was // its trampoline is there
 	} else {
 		if full {
-			return Full
+			return platform.TextTooMany
 		}
 		if err := t.trampoline(ctx, mm, s); err != nil {
 			return err
@@ -552,7 +550,7 @@ func (t *Table) allocate(ctx context.Context, mm platform.MemoryManager, s *site
 	full := len(t.areas) >= maxAreas
 	t.mu.Unlock()
 	if full {
-		return nil, 0, Full
+		return nil, 0, platform.TextTooMany
 	}
 	a, err := t.newArea(ctx, mm, s.addr)
 	if err != nil {

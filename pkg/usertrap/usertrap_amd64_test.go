@@ -705,7 +705,7 @@ func TestManySites(t *testing.T) {
 		table.Patch(ctx, m, uint64(addr)+2, 1, false)
 	}
 	s := stats.Get()
-	if s.Patched < maxSites/2 || s.Refused[Full] == 0 {
+	if s.Patched < maxSites/2 || s.Refused[platform.TextTooMany] == 0 {
 		t.Errorf("%+v", s)
 	}
 	for i, s := range table.sites {

@@ -620,15 +620,11 @@ func (k *Kernel) killMemory(tg *ThreadGroup) {
 		return // it came too late to be stopped
 	}
 	users := make(map[*mm.MemoryManager]int)
-	k.eachProcessLocked(func(other *ThreadGroup) {
-		if other.exiting {
-			for _, t := range other.tasks {
-				if m := t.memory(); m != nil {
-					users[m]++
-				}
-			}
+	for _, t := range k.tasks {
+		if m := t.memory(); m != nil && t.tg.exiting {
+			users[m]++
 		}
-	})
+	}
 	for _, t := range tg.tasks {
 		if m := t.memory(); m != nil {
 			m.Kill(users[m])
